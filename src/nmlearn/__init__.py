@@ -1,0 +1,62 @@
+"""nmlearn: N:M fine-grained sparsity, learned during ordinary PyTorch training.
+
+    import nmlearn as nm
+    sparsifier = nm.Sparsifier(model, nm.LBC("2:4"))
+    sparsifier.attach(optimizer, total_steps)
+    ...                                  # the training loop, unchanged
+    sparsifier.finalize()
+
+Names are loaded when they are first used, so that the command line answers without importing torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "errors": ("NMLearnError",),
+    "pattern": ("Pattern",),
+    "groups": ("Grouping",),
+    "methods": ("METHODS",),
+    "methods.dense": ("Dense",),
+    "methods.gradual": ("Gradual",),
+    "methods.keep": ("Keep",),
+    "methods.lbc": ("LBC",),
+    "methods.method": ("Method",),
+    "methods.oneshot": ("OneShot",),
+    "methods.srste": ("SRSTE",),
+    "sparsifier": ("Sparsifier", "WeightStatus"),
+    "targets": ("Plan", "PlanRow"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = sorted(_HOME)
+
+if TYPE_CHECKING:
+    from nmlearn.errors import NMLearnError as NMLearnError
+    from nmlearn.groups import Grouping as Grouping
+    from nmlearn.methods import METHODS as METHODS
+    from nmlearn.methods.dense import Dense as Dense
+    from nmlearn.methods.gradual import Gradual as Gradual
+    from nmlearn.methods.keep import Keep as Keep
+    from nmlearn.methods.lbc import LBC as LBC
+    from nmlearn.methods.method import Method as Method
+    from nmlearn.methods.oneshot import OneShot as OneShot
+    from nmlearn.methods.srste import SRSTE as SRSTE
+    from nmlearn.pattern import Pattern as Pattern
+    from nmlearn.sparsifier import Sparsifier as Sparsifier
+    from nmlearn.sparsifier import WeightStatus as WeightStatus
+    from nmlearn.targets import Plan as Plan
+    from nmlearn.targets import PlanRow as PlanRow
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"nmlearn.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'nmlearn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

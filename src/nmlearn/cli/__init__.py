@@ -1,0 +1,88 @@
+"""The command line: ``nmlearn COMMAND``. One file per command, imported only when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import nmlearn
+from nmlearn.errors import ConfigError, NMLearnError
+
+COMMANDS = {
+    "train": "train a model, learning N:M sparsity on the way",
+    "compare": "methods x patterns x seeds under one protocol",
+    "plan": "which weights of a model would be taken, and why the others not",
+    "inspect": "which pattern the weights of a file have",
+    "report": "one HTML page about a run or a comparison",
+    "doctor": "what is installed, what is missing, what to do about it",
+}
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: the words after ``nmlearn``; those of this process when None.
+
+    Returns:
+        The exit code: 0 for success, 1 for a check that failed, 2 for an error, 130 when interrupted.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _run(words)
+    except NMLearnError as error:
+        if debug:
+            raise
+        from nmlearn.cli import console
+
+        console.show_error(error)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted. The same command goes on from the last checkpoint.\n")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        sys.stderr.close()
+        return 0
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_help())
+        return 0
+    if words[0] in ("-V", "--version"):
+        sys.stdout.write(f"nmlearn {nmlearn.__version__}\n")
+        return 0
+    command = words[0]
+    if command not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean nmlearn {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"
+        raise ConfigError(where="nmlearn", given=command, wrong="there is no such command", fix=hint)
+    return int(importlib.import_module(f"nmlearn.cli.{command}").run(words[1:]))
+
+
+def _help() -> str:
+    lines = [f"  {name:10} {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: nmlearn COMMAND [OPTIONS]",
+            "",
+            "Learn N:M fine-grained sparsity during ordinary PyTorch training.",
+            "",
+            *lines,
+            "",
+            "  nmlearn COMMAND --help   the options of a command",
+            "  --debug                  show Python's traceback of an error",
+            "  --version                the version",
+            "",
+            "Start with: nmlearn train",
+            "",
+        ]
+    )

@@ -1,0 +1,134 @@
+"""Progress bars: listeners of a training and of a comparison."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from nmlearn.cli import console
+from nmlearn.train.config import TrainConfig
+
+
+class TrainBar:
+    """A bar over the steps of one training, and a line for every evaluation.
+
+    Attributes:
+        started: whether the training began; it does not when the run is finished already.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        pattern = "" if config.method.name == "dense" else f" {config.method.pattern}"
+        self._title = f"{config.model.name} on {config.data.name}, {config.method.name}{pattern}"
+        self._epochs = config.epochs
+        self._bar = _bar(MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+        self._task: TaskID | None = None
+        self._density: float | None = None
+        self.started = False
+
+    def __enter__(self) -> TrainBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Show an event."""
+        match event["event"]:
+            case "start":
+                self._start(event)
+            case "step":
+                self._update(completed=event["step"])
+            case "train":
+                self._update(note=f"loss {event['loss']:.3f}, {event['examples_per_second']:.0f} examples/s")
+            case "sparsity":
+                self._density = event["density"]
+            case "eval":
+                self._bar.console.print(self._line(event))
+
+    def _start(self, event: dict[str, Any]) -> None:
+        self.started = True
+        start = f", going on from step {event['step']}" if event["resumed"] else ""
+        sizes = f"{event['train_size']} training and {event['eval_size']} test examples"
+        self._bar.console.print(f"[bold]{self._title}[/]: {sizes}{start}")
+        self._task = self._bar.add_task("training", total=event["total_steps"], completed=event["step"], note="")
+
+    def _update(self, **values: Any) -> None:
+        if self._task is not None:
+            self._bar.update(self._task, **values)
+
+    def _line(self, event: dict[str, Any]) -> str:
+        parts = [f"epoch {event['epoch']:g}/{self._epochs}", f"loss {console.number(event['loss'], 4)}"]
+        if event["accuracy"] is not None:
+            parts.append(f"accuracy {console.percent(event['accuracy'])}")
+        if event["bits_per_byte"] is not None:
+            parts.append(f"{event['bits_per_byte']:.4f} bits per byte")
+        if event["ema_accuracy"] is not None:
+            parts.append(f"average {console.percent(event['ema_accuracy'])}")
+        if self._density is not None:
+            parts.append(f"density {console.percent(self._density, 1)}")
+        return "  ".join(f"{part:18}" for part in parts).rstrip()
+
+
+class CompareBar:
+    """A bar over all runs, one for each run that goes on, and a line for every run that ends.
+
+    Args:
+        total: how many runs there are.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._bar = _bar(TextColumn("{task.fields[note]}"))
+        self._all = self._bar.add_task("all runs", total=total, note="")
+        self._runs: dict[str, TaskID] = {}
+
+    def __enter__(self) -> CompareBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Show an event."""
+        name = event["run"]
+        if event["event"] == "progress":
+            self._progress(name, event)
+        elif event["state"] == "started":
+            self._runs[name] = self._bar.add_task(name, total=None, note="")
+        else:
+            self._end(name, event)
+
+    def _progress(self, name: str, event: dict[str, Any]) -> None:
+        task = self._runs[name]
+        if "total_steps" in event:
+            self._bar.update(task, total=event["total_steps"])
+        self._bar.update(task, completed=event["step"])
+        if event.get("accuracy") is not None:
+            self._bar.update(task, note=f"accuracy {console.percent(event['accuracy'])}")
+
+    def _end(self, name: str, event: dict[str, Any]) -> None:
+        if name in self._runs:
+            self._bar.remove_task(self._runs.pop(name))
+        self._bar.advance(self._all)
+        if event["state"] == "failed":
+            self._bar.console.print(f"[red]failed[/]   {name:22}", event["error"], markup=True)
+            return
+        result = (
+            console.percent(event["accuracy"])
+            if event["accuracy"] is not None
+            else f"loss {console.number(event['loss'], 4)}"
+        )
+        state = "[green]finished[/]" if event["state"] == "finished" else "kept    "
+        self._bar.console.print(f"{state} {name:22} {result:>9}  {console.duration(event['seconds']):>12}")
+
+
+def _bar(*columns: Any) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        *columns,
+        TimeRemainingColumn(compact=True),
+        console=console.out,
+    )

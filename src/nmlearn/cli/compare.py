@@ -1,0 +1,75 @@
+"""``nmlearn compare``: methods x patterns x seeds, the table and its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nmlearn.cli import console, parsing
+from nmlearn.cli.bars import CompareBar
+from nmlearn.train.config import CompareConfig
+
+DESCRIPTION = """Train methods x patterns x seeds under one protocol, and compare them with dense training.
+
+Runs of one seed share initial weights and batches. Finished runs are kept: the same command goes on where it was."""
+
+
+def run(words: list[str]) -> int:
+    """Compare as the words say; 1 when a run failed."""
+    config = parsing.parse(CompareConfig, "compare", words, DESCRIPTION)
+    from nmlearn.train.compare import compare, plan_runs, results_path
+
+    runs = list(plan_runs(config))
+    console.out.print(f"[bold]{config.name}[/]: {len(runs)} runs, {config.jobs} at a time")
+    with CompareBar(len(runs)) as bar:
+        results = compare(config, bar)
+    console.out.print()
+    console.out.print(_table(results["table"]))
+    _notes(results)
+    import nmlearn.report
+
+    console.out.print(f"results  {results_path(config)}", soft_wrap=True)
+    console.out.print(f"report   {nmlearn.report.write(Path(config.folder))}", soft_wrap=True)
+    return 1 if results["failures"] else 0
+
+
+def _table(rows: list[dict[str, Any]]) -> Any:
+    accuracy = any(row["accuracy_mean"] is not None for row in rows)
+    value = "accuracy" if accuracy else "loss"
+    numbers = (value, "gap to dense", "time", "state", "arithmetic")
+    table = console.table("method", "pattern", *numbers, right=",".join(numbers))
+    for row in rows:
+        table.add_row(
+            row["method"],
+            row["pattern"] or console.DASH,
+            _value(row, value),
+            _gap(row) if accuracy else console.number(row["loss_gap_mean"], 4),
+            console.duration(row["seconds_median"]),
+            f"{row['state_bytes_per_weight']:.1f}",
+            console.number(row["training_flops_ratio"]),
+        )
+    return table
+
+
+def _value(row: dict[str, Any], key: str) -> str:
+    mean, spread = row[f"{key}_mean"], row[f"{key}_std"]
+    if key == "loss":
+        return console.number(mean, 4)
+    return console.percent(mean) + (f" ± {100 * spread:.2f}" if spread is not None else "")
+
+
+def _gap(row: dict[str, Any]) -> str:
+    return console.points(row["gap_mean"], row["gap_low"], row["gap_high"])
+
+
+def _notes(results: dict[str, Any]) -> None:
+    seeds = len(results["seeds"])
+    paired = f"with its 95 % t-interval over {seeds} paired seeds" if seeds > 1 else "of the one seed"
+    console.out.print(
+        f"\n[dim]gap: percentage points to the dense run {paired}. time: training, median. state: bytes beside the "
+        "model per weight taken, at most. arithmetic: training FLOPs of the layers taken relative to dense; fewer "
+        "FLOPs are fewer seconds only where a kernel makes use of them.[/]\n"
+    )
+    for failure in results["failures"]:
+        console.out.print(f"[red]failed[/] {failure['run']}: ", end="")
+        console.out.print(failure["error"], markup=False)

@@ -1,0 +1,72 @@
+"""How things look in a terminal: one console, one way to show errors, tables and numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from nmlearn.errors import NMLearnError
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+DASH = "–"
+
+
+def show_error(error: NMLearnError) -> None:
+    """An error's four parts, in a panel on standard error."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    rows = (("where", error.where), ("given", error.given), ("wrong", error.wrong), ("to do", error.fix))
+    for name, text in rows:
+        grid.add_row(name, Text(str(text)))
+    err.print(Panel(grid, title=type(error).__name__, title_align="left", border_style="red", expand=False))
+
+
+def table(*columns: str, right: str = "", title: str | None = None) -> Table:
+    """An empty table.
+
+    Args:
+        columns: headings.
+        right: those of them, separated by commas, whose cells are numbers: aligned to the right.
+        title: above the table.
+    """
+    numbers = {name for name in right.split(",") if name}
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in columns:
+        made.add_column(
+            name, justify="right" if name in numbers else "left", header_style="bold underline", overflow="fold"
+        )
+    return made
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """A share as a percentage."""
+    return DASH if value is None else f"{100 * value:.{digits}f} %"
+
+
+def points(mean: float | None, low: float | None, high: float | None) -> str:
+    """A gap in percentage points with its interval."""
+    if mean is None:
+        return DASH
+    ends = f" [{100 * low:+.2f}, {100 * high:+.2f}]" if low is not None and high is not None else ""
+    return f"{100 * mean:+.2f}{ends}"
+
+
+def number(value: Any, digits: int = 2) -> str:
+    """A number, or a dash for None."""
+    return DASH if value is None else f"{value:.{digits}f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as 8.2 s, 4 min 32 s or 1 h 12 min."""
+    if seconds is None:
+        return DASH
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,105 @@
+"""``nmlearn doctor``: what is installed, what is missing, what to do about it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from nmlearn.cli import console
+from nmlearn.errors import NMLearnError
+
+CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "sve")
+PACKAGES = {
+    "torchvision": "models torchvision:NAME",
+    "timm": "models timm:NAME",
+    "transformers": "models transformers:FOLDER",
+    "PIL": "image folders",
+    "tensorboard": "--tensorboard true",
+}
+INSTALL_NAMES = {"PIL": "pillow"}
+
+
+def run(words: list[str]) -> int:
+    """Print what there is. Nothing that is missing is an error: all of it is optional."""
+    argparse.ArgumentParser(prog="nmlearn doctor", description=(__doc__ or "").split(": ", 1)[1]).parse_args(words)
+    for title, rows in (("This machine", _machine()), ("Optional packages", _packages()), ("Data", _data())):
+        table = console.table("", "", "", title=title)
+        table.show_header = False
+        for state, name, text in rows:
+            table.add_row(_mark(state), name, text)
+        console.out.print(table)
+        console.out.print()
+    return 0
+
+
+def _mark(state: bool | None) -> str:
+    return {True: "[green]yes[/]", False: "[yellow]no[/]", None: "   "}[state]
+
+
+Row = tuple[bool | None, str, str]
+
+
+def _machine() -> Iterator[Row]:
+    import torch
+
+    import nmlearn
+    from nmlearn.train.environment import cpu_name
+
+    yield None, "nmlearn", nmlearn.__version__
+    yield None, "Python", f"{platform.python_version()}, {sys.executable}"
+    yield None, "torch", torch.__version__
+    yield None, "processor", f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used by torch"
+    yield None, "instructions", _instructions()
+    cuda = torch.cuda.is_available()
+    yield cuda, "CUDA", torch.cuda.get_device_name() if cuda else "not available: training runs on the processor"
+
+
+def _instructions() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            lines = [line for line in file if line.startswith(("flags", "Features"))]
+    except OSError:
+        lines = []
+    flags = set(lines[0].split(":", 1)[1].split()) if lines else set()
+    return ", ".join(name for name in CPU_FEATURES if name in flags) or f"unknown ({platform.machine()})"
+
+
+def _packages() -> Iterator[Row]:
+    for name, purpose in PACKAGES.items():
+        found, text = _imported(name)
+        install = f"; pip install {INSTALL_NAMES.get(name, name)}" if not found else ""
+        yield found, INSTALL_NAMES.get(name, name), f"{text}, for {purpose}{install}"
+
+
+def _imported(name: str) -> tuple[bool, str]:
+    """Whether a package can be imported, and its version or what went wrong. A broken one may raise anything."""
+    silence = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
+            warnings.simplefilter("ignore")
+            module: Any = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        return False, "not installed" if error.name == name else f"broken: {error}"
+    except Exception as error:
+        return False, f"broken: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+    return True, str(getattr(module, "__version__", "installed"))
+
+
+def _data() -> Iterator[Row]:
+    from nmlearn import data
+
+    for name in data.DATASETS:
+        try:
+            task = data.load(name)
+        except NMLearnError as error:
+            yield False, name, error.fix
+        else:
+            yield True, name, f"{task.train_size:,} + {task.eval_size:,} examples, {task.source}"

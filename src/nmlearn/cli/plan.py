@@ -1,0 +1,74 @@
+"""``nmlearn plan``: what a training would take, without training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from nmlearn.cli import console, parsing
+from nmlearn.errors import ConfigError
+from nmlearn.train.config import TrainConfig
+
+DESCRIPTION = """Show which weights of a model would be taken, with which pattern, and why the others stay dense.
+
+Takes the options and recipes of `nmlearn train`. The data decides the model's inputs and outputs; --input_shape and
+--classes replace it."""
+
+
+@dataclass(frozen=True)
+class PlanConfig(TrainConfig):
+    """A training that is only planned."""
+
+    input_shape: tuple[int, ...] | None = None
+    """Shape of one input, e.g. [3,224,224]; with classes, no data is read."""
+    classes: int | None = None
+    """Number of outputs."""
+
+
+def run(words: list[str]) -> int:
+    """Plan as the words say."""
+    config = parsing.parse(PlanConfig, "plan", words, DESCRIPTION)
+    import nmlearn
+    from nmlearn import methods
+
+    method = methods.build(config.method.name, config.method.pattern, **config.method.options)
+    plan = nmlearn.Sparsifier(_model(config), method, rules=dict(config.method.rules)).plan
+    console.out.print(_table(plan))
+    console.out.print(f"\n{plan.summary()}")
+    return 0
+
+
+def _model(config: PlanConfig) -> Any:
+    from nmlearn import models
+    from nmlearn.train.setting import build_model, load_task
+
+    if config.input_shape is None and config.classes is None:
+        return build_model(config.model, load_task(config.data))
+    if config.input_shape is None or config.classes is None:
+        raise ConfigError(
+            where="plan",
+            given="one of --input_shape and --classes",
+            wrong="a model needs both",
+            fix="give both, or none: then the data says",
+        )
+    kind = "image" if len(config.input_shape) == 3 else "language" if config.model.name == "gpt" else "text"
+    return models.build(
+        config.model.name, classes=config.classes, input_shape=config.input_shape, kind=kind, **config.model.options
+    )
+
+
+def _table(plan: Any) -> Any:
+    table = console.table("weight", "layer", "shape", "pattern", "how, or why not")
+    table.columns[0].overflow = "fold"
+    for row in plan.rows:
+        taken = row.pattern is not None
+        how = f"{row.combinations:,} combinations, removed by {row.elimination}" if row.elimination else row.reason
+        table.add_row(
+            row.name,
+            row.kind,
+            "×".join(map(str, row.shape)),
+            str(row.pattern) if taken else "dense",
+            how,
+            style=None if taken else "dim",
+        )
+    return table

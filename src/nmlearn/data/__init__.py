@@ -1,0 +1,54 @@
+"""The data that the command line trains with: real sources, read deterministically.
+
+    task = nmlearn.data.load("cifar10", path="/data", augment="crop-flip")
+    for inputs, targets in task.train_batches(128, epoch=0, seed=0): ...
+
+Bring-your-own training loops need none of this. `DATASETS` is the whole registry: a name and the function that loads
+it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+from nmlearn.data.cifar import cifar10, cifar100
+from nmlearn.data.fashion import fashion_mnist, fashion_mnist_full
+from nmlearn.data.folder import image_folder
+from nmlearn.data.task import Batch, Task
+from nmlearn.data.text import plain_text
+from nmlearn.data.wordnet import wordnet_nouns
+from nmlearn.errors import ConfigError
+
+__all__ = ["DATASETS", "Batch", "Task", "load"]
+
+DATASETS: dict[str, Callable[..., Task]] = {
+    "fashion-mnist": fashion_mnist,
+    "fashion-mnist-full": fashion_mnist_full,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "image-folder": image_folder,
+    "wordnet": wordnet_nouns,
+    "text": plain_text,
+}
+
+
+def load(name: str, path: str | Path | None = None, **options: object) -> Task:
+    """The task called `name`, read from `path` (None: the source's usual place).
+
+    Options are those of the source's options dataclass; one that is None means its default.
+
+    Raises:
+        ConfigError: an unknown name or option, or a value that makes no sense.
+        DataError: files that are missing or are not what they should be; it says what to put where.
+    """
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name, DATASETS, n=1)
+        raise ConfigError(
+            where="data.name",
+            given=repr(name),
+            wrong="no data set has this name",
+            fix=(f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(DATASETS)}",
+        )
+    return DATASETS[name](None if path is None else Path(path).expanduser(), **options)

@@ -1,0 +1,67 @@
+"""Removing the lowest-scored combinations of every group, for good.
+
+What is alive is a bool tensor of its own and never inferred from scores, so no optimizer can bring a removed
+combination back. A weight is on while at least one surviving combination holds it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from nmlearn import masks
+from nmlearn.combinations import table
+from nmlearn.errors import StateError
+from nmlearn.pattern import Pattern
+
+# Bounds the memory of one elimination: this many scores of combinations are looked at in one go.
+_SCORES_AT_ONCE = 1 << 22
+
+
+def weights_left(survivors: int, pattern: Pattern) -> int:
+    """Elimination by weight: the smallest r, N <= r <= M, with C(r, N) >= survivors."""
+    return next(r for r in range(pattern.n, pattern.m + 1) if math.comb(r, pattern.n) >= survivors)
+
+
+def combinations_(alive_gc: Tensor, scores_g: Tensor, pattern: Pattern, survivors: int) -> Tensor:
+    """Leave the ``survivors`` best-scored of the combinations alive; the lowest number wins ties.
+
+    Args:
+        alive_gc: bool ``[..., C]``, contiguous, changed in place.
+        scores_g: float ``[..., M]`` scores of weights, whose sums score the combinations, or ``[..., C]`` their scores.
+        survivors: how many stay in each group, at most as many as are alive.
+
+    Returns:
+        bool ``[..., M]``: the weights that a surviving combination holds.
+    """
+    t_cm = table(pattern, alive_gc.device)
+    kept = torch.empty(*alive_gc.shape[:-1], pattern.m, dtype=torch.bool, device=alive_gc.device)
+    alive, flat = alive_gc.view(-1, len(t_cm)), scores_g.reshape(-1, scores_g.shape[-1])
+    step = max(1, _SCORES_AT_ONCE // len(t_cm))
+    for some, s, out in zip(alive.split(step), flat.split(step), kept.view(-1, pattern.m).split(step), strict=True):
+        a_gc = s if s.shape[-1] == len(t_cm) else s @ t_cm.to(s.dtype).t()
+        some.copy_(masks.top(a_gc.masked_fill(~some, -math.inf), survivors))
+        out.copy_((some.to(s.dtype) @ t_cm.to(s.dtype)) > 0)
+    return kept
+
+
+def weights(kept_gm: Tensor, s_gm: Tensor, left: int) -> Tensor:
+    """Leave the ``left`` best-scored weights of those each group keeps: bool ``[..., M]``; the first wins ties."""
+    return masks.top(s_gm.masked_fill(~kept_gm, -math.inf), left)
+
+
+def check_finite(name: str, scores: Tensor) -> None:
+    """Refuse to choose by scores that are not numbers.
+
+    Raises:
+        StateError: a score is NaN or infinite: some gradient was.
+    """
+    if not bool(torch.isfinite(scores).all()):
+        raise StateError(
+            where=name,
+            given=f"{int((~torch.isfinite(scores)).sum())} of {scores.numel()} scores that are not finite",
+            wrong="a gradient was NaN or infinite in an earlier step, so no combination can be chosen by these scores",
+            fix="resume from a checkpoint before it; lower the learning rate, clip gradients, or skip such steps",
+        )

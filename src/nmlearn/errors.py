@@ -1,0 +1,82 @@
+"""Everything nmlearn raises on purpose.
+
+    NMLearnError
+    ├── PatternError      a pattern, or a weight that a pattern does not fit
+    ├── ScheduleError     a start, end or exponent that makes no schedule
+    ├── PlanError         rules that match nothing, weights that cannot be taken
+    ├── AttachError       an optimizer or a model that a sparsifier cannot work with
+    ├── StateError        a state that belongs to another model, pattern or method; scores that are not finite
+    ├── ViolationError    a weight that breaks its pattern
+    ├── ConfigError       a configuration value, a command-line argument, a missing optional package
+    ├── DataError         data that is missing or is not what it should be
+    └── FormatError       a file that is not what it says
+
+Each says four things: where, what was given, what is wrong, what to do.
+"""
+
+from __future__ import annotations
+
+
+class NMLearnError(Exception):
+    """Base of all errors raised by nmlearn.
+
+    Args:
+        where: the place, in the user's words: a weight's qualified name, a configuration key, a file.
+        given: what was found there; any object, shown with ``str``.
+        wrong: what is wrong with it.
+        fix: what the user can do.
+    """
+
+    def __init__(self, *, where: str, given: object, wrong: str, fix: str) -> None:
+        self.where = where
+        self.given = str(given)
+        self.wrong = wrong
+        self.fix = fix
+        super().__init__(where, given, wrong, fix)
+
+    def __str__(self) -> str:
+        return f"{self.where}: given {self.given}: {self.wrong}; {self.fix}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only arguments do not survive Exception's own pickling, and errors cross process borders in `compare`.
+        return (_rebuild, (type(self), self.where, self.given, self.wrong, self.fix))
+
+
+def _rebuild(kind: type[NMLearnError], where: str, given: str, wrong: str, fix: str) -> NMLearnError:
+    return kind(where=where, given=given, wrong=wrong, fix=fix)
+
+
+class PatternError(NMLearnError):
+    """A pattern, or a weight that a pattern does not fit."""
+
+
+class ScheduleError(NMLearnError):
+    """A start, end or exponent that makes no schedule."""
+
+
+class PlanError(NMLearnError):
+    """Rules that match nothing, or weights that cannot be taken."""
+
+
+class AttachError(NMLearnError):
+    """An optimizer or a model that a sparsifier cannot work with."""
+
+
+class StateError(NMLearnError):
+    """A state of another model, pattern or method, or scores that are not finite."""
+
+
+class ViolationError(NMLearnError):
+    """A weight that breaks its pattern."""
+
+
+class ConfigError(NMLearnError):
+    """A configuration value, a command-line argument or a missing optional package."""
+
+
+class DataError(NMLearnError):
+    """Data that is missing, or is not what it should be."""
+
+
+class FormatError(NMLearnError):
+    """A file that is not what it says."""

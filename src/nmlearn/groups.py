@@ -1,0 +1,53 @@
+"""Weight <-> group view: the only reshape in the library.
+
+A group is M consecutive weights along the input dimension of one output row, one kernel position and one convolution
+group. The view puts the place in the group last and copies nothing:
+
+    Linear        [out, in]            axis 1   ->  [out, in/M, M]
+    Conv2d        [out, in, kh, kw]    axis 1   ->  [out, in/M, kh, kw, M]
+    experts       [e, out, in]         axis 2   ->  [e, out, in/M, M]
+
+Shape suffixes used in this library: ``_w`` the weight's shape, ``_gm`` groups by place, ``_gc`` groups by combination
+(the leading dimensions of the view stand for g).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from nmlearn.errors import PatternError
+from nmlearn.pattern import Pattern
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """How one weight is cut into groups: a pattern, and the axis that runs along the inputs."""
+
+    pattern: Pattern
+    axis: int
+
+    def view(self, x_w: Tensor) -> Tensor:
+        """The group view ``[..., M]`` of a tensor of the weight's shape, sharing its memory.
+
+        Raises:
+            PatternError: M does not divide the length of the axis.
+        """
+        why = misfit(tuple(x_w.shape), self.axis, self.pattern)
+        if why:
+            raise PatternError(where="weight", given=tuple(x_w.shape), wrong=why, fix="leave this weight dense")
+        x_gm: Tensor = x_w.unflatten(self.axis, (-1, self.pattern.m)).movedim(self.axis + 1, -1)
+        return x_gm
+
+    def groups_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The leading dimensions of the view of a weight of this shape."""
+        return (*shape[: self.axis], shape[self.axis] // self.pattern.m, *shape[self.axis + 1 :])
+
+
+def misfit(shape: tuple[int, ...], axis: int, pattern: Pattern) -> str:
+    """Why a weight of this shape cannot be cut into groups of M along the axis; empty when it can."""
+    length = shape[axis]
+    if length % pattern.m:
+        return f"{length} input channels, not a multiple of {pattern.m}"
+    return ""

@@ -1,0 +1,68 @@
+"""Masks: which weights are kept.
+
+A mask is bool, of the weight's shape. Beside the model it is stored as *bits*: int8, 0 for a removed weight and -1 (all
+bits set) for a kept one. An integer AND with the sign-extended bits clears a removed weight whatever stands there (NaN,
+infinity, a negative zero) to exactly +0.0 and leaves a kept one as it is, at the speed of a copy; multiplying by a mask
+would keep NaN and make negative zeros, and masked_fill is ten times slower on a CPU.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+# Sorting needs about 20 bytes a value; this bounds the extra memory of one call to about 80 MB.
+_VALUES_AT_ONCE = 1 << 22
+
+
+def top(scores: Tensor, count: int) -> Tensor:
+    """Exactly ``count`` true per row: the highest scores; among equal scores the lowest index wins.
+
+    The choice is the same on every rank, device and run, which torch.topk does not promise for ties.
+
+    Args:
+        scores: ``[..., K]``, any real dtype. NaN counts as the highest.
+        count: how many to choose, 0 <= count <= K.
+
+    Returns:
+        bool ``[..., K]``.
+    """
+    rows = scores.reshape(-1, scores.shape[-1])
+    chosen = torch.zeros(rows.shape, dtype=torch.bool, device=scores.device)
+    step = max(1, _VALUES_AT_ONCE // max(1, rows.shape[-1]))
+    for some, out in zip(rows.split(step), chosen.split(step), strict=True):
+        order = some.argsort(dim=-1, descending=True, stable=True)
+        out.scatter_(-1, order[:, :count], True)
+    return chosen.view(scores.shape)
+
+
+def bits(mask_w: Tensor) -> Tensor:
+    """A bool mask as int8 bits: -1 kept, 0 removed; the mask's memory layout is kept."""
+    return mask_w.to(torch.int8).neg_()
+
+
+def full_bits(weight: Tensor) -> Tensor:
+    """The bits that keep everything, with the shape, device and memory layout of the weight."""
+    return torch.full_like(weight, -1, dtype=torch.int8)
+
+
+def from_bits(keep_w: Tensor) -> Tensor:
+    """The bool mask that bits stand for."""
+    return keep_w != 0
+
+
+def clear_(x_w: Tensor, keep_w: Tensor) -> Tensor:
+    """Set what is removed to +0.0, in place; kept values keep every bit.
+
+    Args:
+        x_w: float tensor of any width.
+        keep_w: int8 bits of the same shape.
+    """
+    x_w.view(_SAME_SIZE[x_w.element_size()]).bitwise_and_(keep_w)
+    return x_w
+
+
+def changed(before: Tensor, after: Tensor) -> int:
+    """How many entries of a mask differ."""
+    return int((before != after).sum())

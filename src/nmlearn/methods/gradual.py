@@ -1,0 +1,45 @@
+"""Gradual magnitude pruning, per group.
+
+Zhu and Gupta, *To prune, or not to prune*, arXiv 1710.01878, equation 1: the density falls along a cubic. Here each
+group's number of kept weights falls from M to N, the smallest magnitudes first, and what is removed stays removed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from nmlearn.groups import Grouping
+from nmlearn.methods.method import Method, State, keep_top_
+from nmlearn.pattern import Pattern
+from nmlearn.schedules import Falling
+
+
+@dataclass(frozen=True)
+class Gradual(Method):
+    """Gradual magnitude pruning from M to N weights a group.
+
+    Attributes:
+        start, end, power: the schedule, see :class:`nmlearn.schedules.Falling`.
+    """
+
+    start: float = 0.0
+    end: float = 0.5
+    power: float = 3.0
+
+    name: ClassVar[str] = "gradual"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Falling(self.start, self.end, self.power)
+
+    def value(self, pattern: Pattern, progress: float) -> int:
+        return Falling(self.start, self.end, self.power).count(progress, first=pattern.m, last=pattern.n)
+
+    def advance(self, name: str, weight: Tensor, state: State, grouping: Grouping, value: int) -> bool:
+        if value == grouping.pattern.m:
+            return False
+        keep_top_(state, weight.abs(), grouping, value)
+        return True

@@ -1,0 +1,32 @@
+"""Fixed masks: the zeros that are there stay, for fine-tuning a model that is already sparse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from nmlearn import masks
+from nmlearn.errors import ViolationError
+from nmlearn.groups import Grouping
+from nmlearn.methods.method import Method, State
+
+
+@dataclass(frozen=True)
+class Keep(Method):
+    """Takes the zeros that a weight has at attach and protects them; they must already fit the pattern."""
+
+    name: ClassVar[str] = "keep"
+
+    def init(self, name: str, weight: Tensor, grouping: Grouping) -> State:
+        mask = weight != 0
+        most = int(grouping.view(mask).sum(-1).max()) if mask.numel() else 0
+        if most > grouping.pattern.n:
+            raise ViolationError(
+                where=name,
+                given=f"a group with {most} non-zeros",
+                wrong=f"the weight is not {grouping.pattern} sparse, so there is nothing to keep",
+                fix="give it the pattern that it has, or leave it dense with a rule",
+            )
+        return {"keep": masks.bits(mask)}

@@ -1,0 +1,179 @@
+"""LBC, Learning Best Combination: the flagship.
+
+Zhang et al., *Learning Best Combination for Efficient N:M Sparsity*, NeurIPS 2022, arXiv 2206.06662. Every group
+chooses among its C(M, N) combinations; each has a score that receives the gradient sum_{j in k} g_j w_j; the
+lowest-scored ones are removed step by step, for good. A weight is in use while one surviving combination holds it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NoReturn
+
+import torch
+from torch import Tensor
+
+from nmlearn import elimination as eliminate
+from nmlearn import masks
+from nmlearn import scores as scoring
+from nmlearn.errors import ConfigError
+from nmlearn.groups import Grouping
+from nmlearn.methods.method import Batch, Method, State
+from nmlearn.pattern import Pattern
+from nmlearn.schedules import Falling
+
+# Above this many combinations a group (8:16 has 12870) "auto" eliminates weights: the set of survivors would not fit.
+MOST_COMBINATIONS = 200
+Prior = Literal["equal", "magnitude"] | Mapping[str, Tensor] | Callable[[str, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class LBC(Method):
+    """Learning Best Combination.
+
+    Attributes:
+        start, end, power: survivors fall from C to 1 along :class:`nmlearn.schedules.Falling`; the paper's ResNets have
+            0, 0.5, 3, DeiT has power 4.
+        scores: "factored" keeps one score per weight, which is exact for SGD on scores; "explicit" one per combination,
+            the paper to the letter.
+        score_optimizer: "sgd", or "adamw" with explicit scores (the paper's DeiT setting). Its learning rate is the one
+            of the weight's parameter group.
+        momentum: of SGD on the scores.
+        weight_decay: on the scores; decoupled for AdamW.
+        elimination: "combination" as in the paper; "weight" removes weights, keeping the smallest number r of the
+            best-scored with C(r, N) >= survivors; "auto" is "combination" up to 200 combinations a group.
+        prior: "equal" scores at the start as in the paper; "magnitude" starts them at w^2 / 2, for pretrained models; a
+            mapping from qualified names to saliencies of the weights' shapes; or a function (name, weight) -> saliency.
+
+    Raises:
+        PatternError, ScheduleError, ConfigError: settings that make no sense, named.
+    """
+
+    start: float = 0.0
+    end: float = 0.5
+    power: float = 3.0
+    scores: Literal["factored", "explicit"] = "factored"
+    score_optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    elimination: Literal["auto", "combination", "weight"] = "auto"
+    prior: Prior = "equal"
+
+    name: ClassVar[str] = "lbc"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Falling(self.start, self.end, self.power)
+        _check(self.scores, "scores", ("factored", "explicit"))
+        _check(self.score_optimizer, "score_optimizer", ("sgd", "adamw"))
+        _check(self.elimination, "elimination", ("auto", "combination", "weight"))
+        if isinstance(self.prior, str):
+            _check(self.prior, "prior", ("equal", "magnitude"))
+        if self.scores == "factored" and self.score_optimizer != "sgd":
+            _refuse("score_optimizer", self.score_optimizer, "scores factor only under SGD", 'set scores="explicit"')
+        if self.scores == "explicit" and self.elimination == "weight":
+            _refuse("elimination", "weight", "explicit scores belong to combinations", 'set scores="factored"')
+
+    def eliminates(self, pattern: Pattern) -> str:
+        if self.elimination != "auto":
+            return self.elimination
+        explicit = self.scores == "explicit"
+        return "combination" if explicit or pattern.combinations <= MOST_COMBINATIONS else "weight"
+
+    def value(self, pattern: Pattern, progress: float) -> int:
+        survivors = Falling(self.start, self.end, self.power).count(progress, first=pattern.combinations)
+        by_weight = self.eliminates(pattern) == "weight"
+        return eliminate.weights_left(survivors, pattern) if by_weight else survivors
+
+    def init(self, name: str, weight: Tensor, grouping: Grouping) -> State:
+        state = super().init(name, weight, grouping)
+        pattern = grouping.pattern
+        if pattern.combinations == 1:  # M:M, nothing to choose
+            return state
+        start = self._start(name, weight, pattern)
+        if self.scores == "explicit":
+            start = scoring.of_combinations(grouping.view(start), pattern)
+            state |= scoring.explicit_state(start, self.score_optimizer)
+        else:
+            state |= {"score": start, "momentum": torch.zeros_like(start)}
+        if self.eliminates(pattern) == "combination":
+            shape = (*grouping.groups_shape(tuple(weight.shape)), pattern.combinations)
+            state["alive"] = torch.ones(shape, dtype=torch.bool, device=weight.device)
+        return state
+
+    def _start(self, name: str, weight: Tensor, pattern: Pattern) -> Tensor:
+        """The scores of the weights at the start, in the weight's shape and memory layout."""
+        dtype = scoring.dtype_for(weight)
+        if self.prior == "equal":
+            return torch.full_like(weight, scoring.equal_start(pattern), dtype=dtype)
+        if self.prior == "magnitude":
+            return weight.to(dtype).square().div_(2)
+        given = self.prior(name, weight) if callable(self.prior) else self.prior.get(name)
+        if given is None or given.shape != weight.shape:
+            _refuse(
+                "prior",
+                "no entry" if given is None else f"shape {tuple(given.shape)}",
+                f"{name} needs a saliency of shape {tuple(weight.shape)}",
+                "give one for every weight that is taken",
+            )
+        return torch.empty_like(weight, dtype=dtype).copy_(given)
+
+    def learn(self, batch: Batch, lr: float) -> None:
+        learning = [i for i, state in enumerate(batch.states) if "score" in state]
+        if not learning:
+            return
+        w, g = [batch.weights[i] for i in learning], [batch.grads[i] for i in learning]
+        states = [batch.states[i] for i in learning]
+        if self.scores == "factored":
+            s, v = [state["score"] for state in states], [state["momentum"] for state in states]
+            scoring.sgd_(s, v, g, w, lr=lr, momentum=self.momentum, weight_decay=self.weight_decay)
+            return
+        for i, grad, weight, state in zip(learning, g, w, states, strict=True):
+            cut = batch.groupings[i]
+            scoring.explicit_step_(
+                state,
+                cut.view(grad),
+                cut.view(weight),
+                cut.pattern,
+                lr=lr,
+                momentum=self.momentum,
+                weight_decay=self.weight_decay,
+            )
+
+    def advance(self, name: str, weight: Tensor, state: State, grouping: Grouping, value: int) -> bool:
+        if "score" not in state or not weight.numel():
+            return False
+        pattern, by_weight = grouping.pattern, self.eliminates(grouping.pattern) == "weight"
+        if value >= (pattern.m if by_weight else pattern.combinations):
+            return False
+        eliminate.check_finite(name, state["score"])
+        keep_gm = grouping.view(state["keep"])
+        score = state["score"] if self.scores == "explicit" else grouping.view(state["score"])
+        if by_weight:
+            kept = eliminate.weights(keep_gm != 0, score, value)
+        else:
+            kept = eliminate.combinations_(state["alive"], score, pattern, value)
+        keep_gm.copy_(masks.bits(kept))
+        if value == (pattern.n if by_weight else 1):  # the best combination is left: nothing to learn any more
+            for key in [key for key in state if key != "keep"]:
+                del state[key]
+        return True
+
+    def survivors(self, state: State, grouping: Grouping) -> int | None:
+        if "score" not in state:
+            return 1
+        if "alive" in state:
+            return int(state["alive"].flatten(0, -2)[:1].sum()) or None
+        left = int((grouping.view(state["keep"]) != 0).flatten(0, -2)[:1].sum())
+        return math.comb(left, grouping.pattern.n) or None
+
+
+def _check(value: object, option: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        _refuse(option, value, "there is no such choice", f"choose from {', '.join(known)}")
+
+
+def _refuse(option: str, given: Any, wrong: str, fix: str) -> NoReturn:
+    raise ConfigError(where=f"lbc.{option}", given=given, wrong=wrong, fix=fix)

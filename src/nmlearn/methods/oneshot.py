@@ -1,0 +1,59 @@
+"""One-shot magnitude, then fine-tuning under the fixed mask: ASP's recipe.
+
+Mishra et al., *Accelerating Sparse Deep Neural Networks*, arXiv 2104.08378, section 4: the N largest magnitudes of each
+group are kept, the mask is fixed, training goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from nmlearn.errors import ScheduleError
+from nmlearn.groups import Grouping
+from nmlearn.methods.method import Method, State, keep_top_
+from nmlearn.pattern import Pattern
+
+
+@dataclass(frozen=True)
+class OneShot(Method):
+    """One-shot magnitude pruning and fine-tuning (ASP).
+
+    Attributes:
+        at: progress at which the mask is taken. 0, the default, takes it at attach: for a pretrained model. From
+            scratch 0.5 trains dense for the first half.
+
+    Raises:
+        ScheduleError: ``at`` is not in [0, 1].
+    """
+
+    at: float = 0.0
+
+    name: ClassVar[str] = "oneshot"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.at <= 1.0:
+            raise ScheduleError(
+                where="oneshot.at",
+                given=self.at,
+                wrong="progress lies in [0, 1]",
+                fix="write 0 to mask a pretrained model at once, 0.5 to train dense for the first half",
+            )
+
+    def value(self, pattern: Pattern, progress: float) -> int:
+        return int(progress >= self.at)
+
+    def init(self, name: str, weight: Tensor, grouping: Grouping) -> State:
+        state = super().init(name, weight, grouping)
+        if self.at == 0.0:
+            keep_top_(state, weight.abs(), grouping, grouping.pattern.n)
+        return state
+
+    def advance(self, name: str, weight: Tensor, state: State, grouping: Grouping, value: int) -> bool:
+        if not value or self.at == 0.0:
+            return False
+        keep_top_(state, weight.abs(), grouping, grouping.pattern.n)
+        return True

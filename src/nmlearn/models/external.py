@@ -1,0 +1,141 @@
+"""Models of timm, torchvision and transformers, imported only when one is asked for by name."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nmlearn.errors import ConfigError
+
+Options = dict[str, Any]
+Builder = Callable[[str, int, tuple[int, ...], str, Options], nn.Module]
+
+# Schemas that torchvision's Python code refers to at import. Its builds for other accelerators than this torch's cannot
+# load their compiled part, and then the import fails although the classification models need none of it.
+TORCHVISION_SCHEMAS = {
+    "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+}
+HEADS = {
+    "image": "AutoModelForImageClassification",
+    "text": "AutoModelForSequenceClassification",
+    "language": "AutoModelForCausalLM",
+}
+
+
+def from_timm(name: str, classes: int, input_shape: tuple[int, ...], kind: str, options: Options) -> nn.Module:
+    """timm.create_model(name, **options): for instance `pretrained`, `img_size`, `drop_path_rate`."""
+    _images_only("timm", name, kind)
+    timm = imported("timm")
+    return _called("timm", name, timm.create_model, name, num_classes=classes, in_chans=input_shape[0], **options)
+
+
+def from_torchvision(name: str, classes: int, input_shape: tuple[int, ...], kind: str, options: Options) -> nn.Module:
+    """torchvision.models.get_model(name, **options): for instance `weights`. Three input channels."""
+    _images_only("torchvision", name, kind)
+    if input_shape[0] != 3:
+        given, fix = f"torchvision:{name}", "use timm:NAME or one of nmlearn's own models for other images"
+        wrong = f"takes 3 input channels, and the data has {input_shape[0]}"
+        raise ConfigError(where="model.name", given=given, wrong=wrong, fix=fix)
+    models = imported("torchvision").models
+    return _called("torchvision", name, models.get_model, name, num_classes=classes, **options)
+
+
+def from_transformers(name: str, classes: int, input_shape: tuple[int, ...], kind: str, options: Options) -> nn.Module:
+    """The model in the local folder `name` with a head for `kind`, returning logits alone.
+
+    Weights are loaded when the folder has some (`pretrained=False`: only its config.json is used). Nothing is
+    downloaded. The module keeps its own names; hooks turn a plain call with tokens or images into the package's own
+    call and back.
+    """
+    transformers = imported("transformers")
+    folder = Path(name).expanduser()
+    if not (folder / "config.json").is_file():
+        fix = "give a local folder as save_pretrained writes it: transformers:FOLDER"
+        raise ConfigError(where="model.name", given=folder, wrong="no config.json there", fix=fix)
+    auto = getattr(transformers, HEADS[kind])
+    weights = any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+    if options.pop("pretrained", weights):
+        model = _called("transformers", name, auto.from_pretrained, str(folder), **_head(kind, classes), **options)
+    else:
+        read = transformers.AutoConfig.from_pretrained
+        config = _called("transformers", name, read, str(folder), **_head(kind, classes), **options)
+        model = _called("transformers", name, auto.from_config, config)
+    if kind != "image":
+        model.register_forward_pre_hook(_name_tokens, with_kwargs=True)
+    model.register_forward_hook(_logits_only)
+    return model.float()  # files often hold half precision, which no optimizer should learn in
+
+
+SOURCES: dict[str, Builder] = {"timm": from_timm, "torchvision": from_torchvision, "transformers": from_transformers}
+
+
+def imported(package: str) -> Any:
+    """The package.
+
+    Raises:
+        ConfigError: it is not installed, or does not work with this torch.
+    """
+    _load_torchvision()
+    try:
+        return importlib.import_module(package)
+    except Exception as error:  # a build for another torch fails with RuntimeError, OSError or nearly anything
+        reason = f"{type(error).__name__}: {error}"
+        missing = isinstance(error, ModuleNotFoundError) and error.name == package
+        fix = f"pip install {package}" if missing else f"install a {package} that fits torch {torch.__version__}"
+        wrong = f"the package {package} cannot be imported ({reason})"
+        raise ConfigError(where="model.name", given=f"{package}:...", wrong=wrong, fix=fix) from error
+
+
+def _called(package: str, name: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """What the package builds; whatever it raises as a ConfigError."""
+    try:
+        return function(*args, **options)
+    except Exception as error:  # unknown names and options: each package has its own types
+        fix = f"check the name and the options in {package}'s documentation"
+        wrong = f"{type(error).__name__}: {error}"
+        raise ConfigError(where="model.name", given=f"{package}:{name}", wrong=wrong, fix=fix) from error
+
+
+def _images_only(package: str, name: str, kind: str) -> None:
+    if kind != "image":
+        given, fix = f"{package}:{name}", "use gpt, text-transformer or transformers:FOLDER"
+        raise ConfigError(where="model.name", given=given, wrong=f"takes images, and this is {kind} data", fix=fix)
+
+
+def _load_torchvision() -> None:
+    """Import torchvision if it is there, since timm and transformers import it too; a failure is theirs to report."""
+    with contextlib.suppress(Exception):
+        try:
+            importlib.import_module("torchvision")
+        except RuntimeError:
+            # Only now: a build that fits defines these operators itself, and nobody may define one twice.
+            for name, schema in TORCHVISION_SCHEMAS.items():
+                if not hasattr(torch.ops.torchvision, name):
+                    torch.library.define(f"torchvision::{name}", schema)
+            importlib.import_module("torchvision")
+
+
+def _head(kind: str, classes: int) -> Options:
+    """A classifier is made to size and may replace one of another size; a language model keeps its vocabulary."""
+    return {} if kind == "language" else {"num_labels": classes, "ignore_mismatched_sizes": True}
+
+
+def _name_tokens(module: nn.Module, args: tuple[Any, ...], named: Options) -> tuple[tuple[Any, ...], Options]:
+    """model(tokens) -> model(input_ids=tokens, attention_mask=...); other calls pass as they are."""
+    if len(args) != 1:
+        return args, named
+    tokens: Tensor = args[0]
+    padding = getattr(module.config, "pad_token_id", None)
+    mask = torch.ones_like(tokens) if padding is None else (tokens != padding).long()
+    return (), {"input_ids": tokens, "attention_mask": mask, **named}
+
+
+def _logits_only(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+    return getattr(output, "logits", output)

@@ -1,0 +1,93 @@
+"""Scores of combinations, factored into one score per weight, and the optimizers that move them.
+
+Fact (LBC, implementers' note 1): SGD with momentum and weight decay is linear, all scores a_k of a group start as the
+same sum and receive the gradient sum_{j in k} g_j w_j. So a_k = sum_{j in k} s_j at every step, where s_j is one score
+per weight that receives g_j w_j. C(M, N) numbers a group become M.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from nmlearn.combinations import table
+from nmlearn.pattern import Pattern
+
+
+def dtype_for(weight: Tensor) -> torch.dtype:
+    """Scores are float32, but float64 for a float64 weight (double precision is used to check, never to train)."""
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+def equal_start(pattern: Pattern) -> float:
+    """The score of every weight at the start, 1 / (N C(M-1, N-1)), so that each combination scores 1 / C(M-1, N-1)."""
+    return 1.0 / (pattern.n * math.comb(pattern.m - 1, pattern.n - 1))
+
+
+def of_combinations(s_gm: Tensor, pattern: Pattern) -> Tensor:
+    """Scores of all combinations ``[..., C]``, the sums of their members' scores ``[..., M]``."""
+    return s_gm @ table(pattern, s_gm.device).to(s_gm.dtype).t()
+
+
+def sgd_(
+    scores: list[Tensor],
+    momenta: list[Tensor],
+    grads: list[Tensor],
+    weights: list[Tensor],
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+) -> None:
+    """One SGD step on per-weight scores, whose gradient is ``grad * weight``; in place, a pass an operation.
+
+    As torch.optim.SGD without dampening: v <- momentum v + (g w + weight_decay s); s <- s - lr v. The momenta start at
+    zero, which makes the first step torch's first step too. Lists of tensors of the weights' shapes; scores and momenta
+    have the dtype of :func:`dtype_for`, weights and grads any float dtype.
+    """
+    torch._foreach_mul_(momenta, momentum)
+    torch._foreach_addcmul_(momenta, grads, weights)
+    if weight_decay:
+        torch._foreach_add_(momenta, scores, alpha=weight_decay)
+    torch._foreach_add_(scores, momenta, alpha=-lr)
+
+
+def explicit_state(a_gc: Tensor, optimizer: str) -> dict[str, Tensor]:
+    """The state of explicit scores ``[..., C]`` that start at ``a_gc``, for "sgd" or "adamw"."""
+    if optimizer == "sgd":
+        return {"score": a_gc, "momentum": torch.zeros_like(a_gc)}
+    count = torch.zeros((), dtype=torch.int64)
+    return {"score": a_gc, "mean": torch.zeros_like(a_gc), "square": torch.zeros_like(a_gc), "count": count}
+
+
+def explicit_step_(
+    state: dict[str, Tensor],
+    grad_gm: Tensor,
+    weight_gm: Tensor,
+    pattern: Pattern,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+) -> None:
+    """One step on explicit scores, whose gradient is the sum of ``grad * weight`` over a combination's members.
+
+    SGD or AdamW (Loshchilov and Hutter, arXiv 1711.05101, betas 0.9 and 0.999, eps 1e-8) by what the state holds. A
+    removed combination has no gradient.
+
+    Args:
+        state: as :func:`explicit_state` made it, with the survivors in ``state["alive"]``; changed in place.
+        grad_gm, weight_gm: ``[..., M]``.
+    """
+    score = state["score"]
+    d = of_combinations(grad_gm.to(score.dtype) * weight_gm.to(score.dtype), pattern).mul_(state["alive"])
+    if "momentum" in state:
+        v = state["momentum"].mul_(momentum).add_(d).add_(score, alpha=weight_decay)
+        score.sub_(v, alpha=lr)
+        return
+    t = int(state["count"].add_(1))
+    mean = state["mean"].lerp_(d, 1 - 0.9)
+    root = state["square"].mul_(0.999).addcmul_(d, d, value=1 - 0.999).div(1 - 0.999**t).sqrt_()
+    score.mul_(1 - lr * weight_decay).addcdiv_(mean, root.add_(1e-8), value=-lr / (1 - 0.9**t))

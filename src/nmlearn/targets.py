@@ -1,0 +1,299 @@
+"""Which weights are taken, with which pattern, and why the others stay dense."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from nmlearn.errors import PlanError
+from nmlearn.groups import Grouping, misfit
+from nmlearn.methods.method import Method
+from nmlearn.pattern import Pattern
+
+Rule = str | Pattern | Grouping | None
+
+# Layer -> the axis of its weights that runs along the inputs, or why they are never taken.
+_LAYERS: list[tuple[Any, str, int | str]] = [
+    (nn.Linear, "weight", 1),
+    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), "weight", 1),
+    ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "weight", 0),
+    (nn.MultiheadAttention, "*_proj_weight", 1),
+    ((nn.RNNBase, nn.RNNCellBase), "weight_*", 1),
+    ((nn.Embedding, nn.EmbeddingBag), "weight", "an embedding: its rows are looked up, not multiplied"),
+]
+# Layers of libraries that are not imported here, by their qualified type name.
+_FOREIGN_LAYERS = {"transformers.pytorch_utils.Conv1D": 0}
+_WRAPPERS = ("DistributedDataParallel", "DataParallel", "AveragedModel")
+_WRAPPING = re.compile(r"(^|\.)(_orig_mod|_checkpoint_wrapped_module)(?=\.|$)")
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One weight of the model: taken with a pattern, or left dense (``pattern is None``) for a reason."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    pattern: Pattern | None
+    reason: str
+    elimination: str = ""
+    combinations: int | None = None
+    weights: int = 0
+    grouping: Grouping = field(default=Grouping(Pattern(1, 1), 0), repr=False)
+    parameter: nn.Parameter = field(default_factory=lambda: nn.Parameter(), repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sparsifier will do to each weight of two or more dimensions; ``str(plan)`` is a table."""
+
+    rows: tuple[PlanRow, ...]
+
+    @property
+    def taken(self) -> tuple[PlanRow, ...]:
+        """The rows with a pattern."""
+        return tuple(row for row in self.rows if row.pattern is not None)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The rows as plain values, for files."""
+        keys = ("name", "kind", "reason", "elimination", "combinations", "weights")
+        return [
+            {key: getattr(row, key) for key in keys}
+            | {"shape": list(row.shape), "pattern": str(row.pattern) if row.pattern else None}
+            for row in self.rows
+        ]
+
+    def __str__(self) -> str:
+        head = ("weight", "layer", "shape", "pattern", "elimination", "reason")
+        lines = [
+            (r.name, r.kind, "x".join(map(str, r.shape)), str(r.pattern or "dense"), r.elimination, r.reason)
+            for r in self.rows
+        ]
+        widths = [max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
+        table = [" ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in (head, *lines)]
+        table.insert(1, " ".join("-" * w for w in widths))
+        return "\n".join([*(line.rstrip() for line in table), self.summary()])
+
+    def summary(self) -> str:
+        """One sentence: how much of the model is taken."""
+        taken, all_weights = sum(r.weights for r in self.taken), sum(r.weights for r in self.rows)
+        share = 100 * taken / all_weights if all_weights else 0.0
+        return (
+            f"{len(self.taken)} of {len(self.rows)} weights taken, {taken:,} of {all_weights:,} values ({share:.1f} %)"
+        )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A parameter of two or more dimensions and where it was found first."""
+
+    names: tuple[str, ...]
+    kinds: tuple[str, ...]
+    axes: tuple[int | str, ...]
+    parameter: nn.Parameter
+    owner: nn.Module
+
+
+def plan(model: nn.Module, method: Method, rules: Mapping[str, Rule] | None = None) -> Plan:
+    """Decide for every weight of two or more dimensions.
+
+    Args:
+        model: any module; DDP, DataParallel, AveragedModel and torch.compile wrappers are looked through.
+        method: gives the pattern where no rule does.
+        rules: a glob on a module's qualified name (then all in it) or on a weight's, to a pattern, None for dense, or a
+            :class:`Grouping` where the input axis must be said. The last match wins, over the defaults too: the first
+            convolution and the output layer stay dense, as in the paper.
+
+    Raises:
+        PlanError: a rule matches nothing, or gives a pattern to nothing that can take one.
+    """
+    found = list(_find(model))
+    rules = dict(rules or {})
+    defaults = _dense_by_default(found)
+    rows, used = [], {glob: False for glob in rules}
+    for item in found:
+        matched = [glob for glob in rules if any(_matches(glob, name) for name in item.names)]
+        used |= dict.fromkeys(matched, True)
+        rows.append(_decide(item, method, rules, matched, defaults))
+    _check_rules(rules, used, rows)
+    return Plan(tuple(rows))
+
+
+def _decide(
+    item: _Found, method: Method, rules: dict[str, Rule], matched: list[str], defaults: dict[str, str]
+) -> PlanRow:
+    row = PlanRow(
+        name=item.names[0],
+        kind=item.kinds[0],
+        shape=tuple(item.parameter.shape),
+        pattern=None,
+        reason="",
+        weights=item.parameter.numel(),
+        parameter=item.parameter,
+    )
+    rule: Rule = rules[matched[-1]] if matched else method.pattern
+    if rule is None:
+        return replace(row, reason=f"rule {matched[-1]!r}")
+    if not matched and row.name in defaults:
+        return replace(row, reason=defaults[row.name])
+    axis = rule.axis if isinstance(rule, Grouping) else _axis(item, bool(matched))
+    grouping = rule if isinstance(rule, Grouping) else None
+    if isinstance(axis, str):
+        return replace(row, reason=axis)
+    grouping = grouping or Grouping(Pattern(rule), axis)  # type: ignore[arg-type]
+    why = _refusal(item, grouping)
+    if why:
+        return replace(row, reason=why)
+    return replace(
+        row,
+        pattern=grouping.pattern,
+        grouping=grouping,
+        elimination=method.eliminates(grouping.pattern),
+        combinations=grouping.pattern.combinations,
+        reason=f"tied: {', '.join(item.names)}" if len(item.names) > 1 else "",
+    )
+
+
+def _axis(item: _Found, named: bool) -> int | str:
+    """The input axis that all uses of a parameter agree on, or why it stays dense."""
+    said = [axis for axis in item.axes if isinstance(axis, str)]
+    if said:
+        tied = f"tied with {', '.join(item.names[1:])}, " if len(item.names) > 1 else ""
+        return tied + said[0]
+    if len(set(item.axes)) > 1:
+        return f"tied: {', '.join(item.names)} run along different axes"
+    axis = item.axes[0]
+    assert isinstance(axis, int)
+    if axis < 0 and not named:
+        return "3-D weight of a layer nmlearn does not know: name it in a rule to group its last dimension"
+    return axis % item.parameter.dim()
+
+
+def _refusal(item: _Found, grouping: Grouping) -> str:
+    if not item.parameter.is_floating_point():
+        return f"{item.parameter.dtype} is not a floating-point type"
+    if not item.parameter.requires_grad:
+        return "frozen: requires_grad is False"
+    return misfit(tuple(item.parameter.shape), grouping.axis, grouping.pattern)
+
+
+def _find(model: nn.Module) -> Iterator[_Found]:
+    """Every parameter of two or more dimensions once, in the model's order, with all its names."""
+    by_id: dict[int, _Found] = {}
+    for path, module in unwrap(model).named_modules(remove_duplicate=False):
+        for own, parameter in module._parameters.items():
+            if isinstance(parameter, nn.parameter.UninitializedParameter):
+                raise PlanError(
+                    where=f"{path}.{own}",
+                    given="an uninitialized lazy parameter",
+                    wrong="its shape is not known yet",
+                    fix="run the model once before planning",
+                )
+            if parameter is None or parameter.dim() < 2:
+                continue
+            name, axis = plain_name(f"{path}.{own}" if path else own), _layer_axis(module, own, parameter)
+            seen = by_id.get(id(parameter))
+            if seen is None:
+                by_id[id(parameter)] = _Found((name,), (type(module).__name__,), (axis,), parameter, module)
+            else:
+                kinds = (*seen.kinds, type(module).__name__)
+                by_id[id(parameter)] = replace(seen, names=(*seen.names, name), kinds=kinds, axes=(*seen.axes, axis))
+    yield from by_id.values()
+
+
+def _layer_axis(module: nn.Module, own: str, parameter: nn.Parameter) -> int | str:
+    for layer, weight, axis in _LAYERS:
+        if isinstance(module, layer) and fnmatch.fnmatchcase(own, weight):
+            return axis
+    kind = f"{type(module).__module__}.{type(module).__name__}"
+    if kind in _FOREIGN_LAYERS and own == "weight":
+        return _FOREIGN_LAYERS[kind]
+    if parameter.dim() == 3:
+        return -1
+    return "a parameter of a layer nmlearn does not know"
+
+
+def _dense_by_default(found: list[_Found]) -> dict[str, str]:
+    """The first convolution and the output layer, as in the paper (LBC keeps both dense)."""
+    reasons = {}
+    for item in found:
+        if isinstance(item.owner, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            reasons[item.names[0]] = "first convolution: dense by default, as in the paper"
+            break
+    linear = [item for item in found if isinstance(item.owner, nn.Linear)]
+    if linear and not any(_same_place(linear[-1], other) for other in linear[:-1]):
+        reasons[linear[-1].names[0]] = "output layer: dense by default, as in the paper"
+    return reasons
+
+
+def _same_place(a: _Found, b: _Found) -> bool:
+    """Whether two layers stand at the same place of repeated blocks; an output layer has no such twin."""
+    numbers = re.compile(r"\d+")
+    return a.parameter.shape == b.parameter.shape and (
+        numbers.sub("#", a.names[0]) == numbers.sub("#", b.names[0]) and "." in a.names[0].rpartition(".")[0]
+    )
+
+
+def _matches(glob: str, weight: str) -> bool:
+    """Whether a glob matches a weight's name or the name of a module that it is in; "" is the model."""
+    parts = weight.split(".")
+    return any(fnmatch.fnmatchcase(".".join(parts[:i]), glob) for i in range(len(parts) + 1))
+
+
+def _check_rules(rules: dict[str, Rule], used: dict[str, bool], rows: list[PlanRow]) -> None:
+    for glob, rule in rules.items():
+        if not used[glob]:
+            known = ", ".join(row.name for row in rows[:6])
+            raise PlanError(
+                where=f"rules[{glob!r}]",
+                given=rule,
+                wrong="it matches no module and no weight of two or more dimensions",
+                fix=f"names look like {known}{' ...' if len(rows) > 6 else ''}",
+            )
+        hits = [row for row in rows if _matches(glob, row.name)]
+        if rule is not None and hits and all(row.pattern is None for row in hits):
+            raise PlanError(
+                where=f"rules[{glob!r}]",
+                given=rule,
+                wrong="; ".join(f"{row.name}: {row.reason}" for row in hits[:6]),
+                fix="choose a pattern that fits, or leave these weights dense",
+            )
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's own module inside DDP, DataParallel, AveragedModel and torch.compile wrappers."""
+    while True:
+        if type(model).__name__ in _WRAPPERS:
+            model = model.module  # type: ignore[assignment]
+        elif type(model).__name__ == "OptimizedModule":
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def plain_name(name: str) -> str:
+    """A qualified name without what torch.compile and checkpoint wrappers put into it."""
+    return _WRAPPING.sub("", name).removeprefix(".")
+
+
+def by_name(model: nn.Module, names: list[str]) -> dict[str, nn.Parameter]:
+    """The parameters of these qualified names in another model of the same kind.
+
+    Raises:
+        PlanError: one is missing.
+    """
+    named = {plain_name(name): p for name, p in unwrap(model).named_parameters(remove_duplicate=False)}
+    for name in names:
+        if name not in named:
+            raise PlanError(
+                where=name,
+                given=type(model).__name__,
+                wrong="this model has no such weight",
+                fix="give an averaged copy of the model that the sparsifier was made for",
+            )
+    return {name: named[name] for name in names}

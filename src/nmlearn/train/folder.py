@@ -1,0 +1,111 @@
+"""The run folder: where a training writes everything, and what a report reads.
+
+config.yaml  env.json  plan.json  metrics.jsonl  summary.json  checkpoints/last.pt  model/model.safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nmlearn.train import files, recipe
+from nmlearn.train.config import TrainConfig
+
+# Settings that do not change what is learned: a run may go on with others of these.
+FREE = {"out", "resume", "device", "threads", "compile", "log_every", "eval_every", "eval_batch_size"}
+FREE |= {"checkpoint_every", "tensorboard"}
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: the folder; made when something is written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoint = self.path / "checkpoints" / "last.pt"
+        self.model = self.path / "model" / "model.safetensors"
+        self.average = self.path / "model" / "average.safetensors"
+        self._metrics_path = self.path / "metrics.jsonl"
+
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of a finished run, None for a run that is not."""
+        path = self.path / "summary.json"
+        return files.read_json(path) if path.exists() else None
+
+    def holds_work(self) -> bool:
+        """Whether something is here that a run with other settings would destroy."""
+        return self.checkpoint.exists() or (self.path / "summary.json").exists()
+
+    def config(self) -> dict[str, Any] | None:
+        """The resolved configuration of the run that was here before, None if there was none."""
+        path = self.path / "config.yaml"
+        return recipe.load(path) if path.exists() else None
+
+    def begin(self, config: TrainConfig, environment: dict[str, Any], plan: list[dict[str, Any]]) -> None:
+        """Write what is known before the first step."""
+        files.write_text(self.path / "config.yaml", recipe.dumps(config))
+        files.write_json(self.path / "env.json", environment)
+        files.write_json(self.path / "plan.json", {"rows": plan})
+
+    def clear(self) -> None:
+        """Remove what an earlier run left that a new one would not overwrite before it ends."""
+        for path in (self.checkpoint, self.model, self.average, self._metrics_path, self.path / "summary.json"):
+            path.unlink(missing_ok=True)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write the summary: from here on the run counts as finished."""
+        files.write_json(self.path / "summary.json", summary)
+
+    def cut_metrics(self, size: int) -> None:
+        """Cut the metrics to their first ``size`` bytes: what was written after a checkpoint is written anew."""
+        if self._metrics_path.exists():
+            os.truncate(self._metrics_path, min(size, self._metrics_path.stat().st_size))
+
+    def append(self, event: dict[str, Any]) -> None:
+        """Append one event to the metrics."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self._metrics_path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def flush_metrics(self) -> int:
+        """Force the metrics onto the disk; returns their size in bytes, for the checkpoint."""
+        with open(self._metrics_path, "ab") as file:
+            os.fsync(file.fileno())
+            return file.tell()
+
+
+def difference(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str | None:
+    """The first key in which two configurations would learn differently, None if they would not.
+
+    Settings about where and how often to write, and with how many threads, do not count.
+    """
+    for key in sorted(before.keys() | now.keys()):
+        if not prefix and key in FREE:
+            continue
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found = difference(old, new, f"{prefix}{key}.")
+            if found:
+                return found
+        elif old != new:
+            return f"{prefix}{key}"
+    return None
+
+
+def save_model(path: Path, model: torch.nn.Module) -> None:
+    """Save a model's state as safetensors, dense with its zeros, under its own keys.
+
+    Tied weights are written under each of their names: every key a loader asks for is there.
+    """
+    from safetensors.torch import save
+
+    # safetensors wants each tensor to own plain memory: no channels_last, no two names for one storage.
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    files.write_atomic(path, lambda file: file.write(save(state, metadata={"format": "pt"})))

@@ -1,0 +1,281 @@
+"""The training loop.
+
+A run can be killed at any moment: with ``resume="auto"`` it goes on from its last checkpoint and ends, on a CPU, with
+the very bits it would have ended with. That needs the model, the optimizer, the sparsifier, the average, the random
+generators, the counts, and data that can be started in the middle of an epoch; metrics written after the checkpoint
+are cut off and written anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nmlearn.errors import StateError
+from nmlearn.train import evaluation, optim, recipe
+from nmlearn.train.accounting import Accounting, dense_flops
+from nmlearn.train.checkpoints import Checkpoints, refuse_other
+from nmlearn.train.config import TrainConfig
+from nmlearn.train.environment import environment
+from nmlearn.train.evaluation import evaluate
+from nmlearn.train.folder import RunFolder, save_model
+from nmlearn.train.journal import Journal, Listener, MaskWatch, Stopwatch
+from nmlearn.train.ranks import Ranks, joined
+from nmlearn.train.setting import Setting, setting
+
+
+def train(config: TrainConfig, listener: Listener | None = None) -> dict[str, Any]:
+    """Train as the configuration says and write the run folder.
+
+    A run that was interrupted is resumed, one that is finished is not run again (``config.resume``).
+
+    Args:
+        config: everything; ``config.folder`` is where the run is written.
+        listener: called with every event, see :data:`~nmlearn.train.journal.Listener`.
+
+    Returns:
+        The summary, as in summary.json.
+
+    Raises:
+        ConfigError: the folder holds a run with other settings, or a setting is wrong.
+        DataError, PlanError, AttachError: what data, plan or optimizer refuse.
+        StateError: a checkpoint that cannot be resumed, or a loss that is not finite.
+        ViolationError: a weight breaks its pattern at the end.
+    """
+    run = RunFolder(config.folder)
+    before, now = run.config(), recipe.to_dict(config)
+    if config.resume == "auto" and before is not None and run.holds_work():
+        refuse_other(str(run.path), before, now)
+        summary = run.summary()
+        if summary is not None:
+            return summary
+    with joined(config.device) as ranks:
+        return _Training(config, run, ranks, listener).run()
+
+
+class _Training:
+    """One run from start or checkpoint to end."""
+
+    def __init__(self, config: TrainConfig, run: RunFolder, ranks: Ranks, listener: Listener | None) -> None:
+        self.config, self.folder, self.ranks = config, run, ranks
+        self.setting: Setting = setting(config, ranks)
+        self.accounting = Accounting(self.setting.sparsifier, self._dense_flops())
+        self.masks = MaskWatch(self.setting.sparsifier)
+        self.watch = Stopwatch()
+        self.losses: list[Tensor] = []
+        self.checkpoints = Checkpoints(config, run, ranks, self.setting, self.accounting, self.masks, self.watch)
+        step = self.checkpoints.resume()
+        self.step = step or 0
+        self._logged_seconds = self.watch.seconds
+        self.journal = Journal(run if ranks.first else None, listener, config.tensorboard, self.step)
+        self._begin(resumed=step is not None)
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end; the summary."""
+        try:
+            while self.step < self.setting.total_steps:
+                self._epoch()
+            return self._finish()
+        finally:
+            self.journal.close()
+
+    def _epoch(self) -> None:
+        """The rest of the epoch that ``step`` stands in."""
+        parts = self._parts()
+        self.setting.forward.train()
+        self.watch.start()
+        for _ in range(self.setting.steps_per_epoch - self.step % self.setting.steps_per_epoch):
+            self._learn(parts)
+            self.step += 1
+            if self.setting.average is not None:
+                self.setting.average.follow(self.setting.model, self.step)
+            self.journal.tell(
+                {"event": "step", "step": self.step, "epoch": self.epoch, "total_steps": self.setting.total_steps}
+            )
+            self._report()
+
+    def _learn(self, parts: Iterator[tuple[Tensor, Tensor]]) -> None:
+        """One optimizer step, over ``accumulate`` parts of a batch."""
+        config, optimizer = self.config, self.setting.optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr
+        optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=self.ranks.device)
+        for part in range(config.accumulate):
+            # DDP adds up gradients of all processes once a step, with the last part.
+            last = part == config.accumulate - 1
+            with contextlib.nullcontext() if last else self._unshared():
+                loss += self._backward(*next(parts))
+        if config.optim.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.setting.model.parameters(), config.optim.clip_norm)
+        self.accounting.count()
+        optimizer.step()
+        self.losses.append(loss)
+
+    def _backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Gradients of one part; its share of the batch's loss."""
+        inputs = evaluation.to_device(inputs, self.ranks.device, self.config)
+        with evaluation.autocast(self.ranks.device, self.config):
+            logits = self.setting.forward(inputs)
+            targets = targets.to(self.ranks.device, non_blocking=True)
+            loss = evaluation.loss_of(logits, targets, self.config.optim.label_smoothing)
+            loss = loss / self.config.accumulate
+        loss.backward()
+        return loss.detach()
+
+    def _unshared(self) -> AbstractContextManager[object]:
+        """Within it DDP leaves gradients in their process."""
+        forward = self.setting.forward
+        return forward.no_sync() if self.ranks.size > 1 else contextlib.nullcontext()  # type: ignore[operator]
+
+    def _report(self) -> None:
+        """Write what is due after a step. A checkpoint comes last: all metrics up to it are in the file."""
+        epoch_ends = self.step % self.setting.steps_per_epoch == 0
+        ends = self.step == self.setting.total_steps
+        every = self.config.checkpoint_every
+        saves = ends or (self.step % every == 0 if every else epoch_ends)
+        evaluates = epoch_ends and not ends and round(self.epoch) % self.config.eval_every == 0
+        if not (saves or epoch_ends or self.step % self.config.log_every == 0):
+            return
+        self._log()
+        if evaluates:
+            self.journal.write("eval", self.step, **self._evaluate())
+        if saves:
+            self.checkpoints.save(self.step)
+        self.watch.start()
+
+    def _log(self) -> None:
+        """Read the losses since the last time, which waits for the device, and write them and the masks."""
+        losses = self.ranks.sum(torch.stack(self.losses)) / self.ranks.size
+        values = losses.tolist()
+        self.watch.stop()
+        if not math.isfinite(sum(values)):
+            raise self._not_finite(values)
+        seconds = self.watch.seconds - self._logged_seconds
+        self.journal.write(
+            "train",
+            self.step,
+            epoch=self.epoch,
+            loss=sum(values) / len(values),
+            lr=self.setting.optimizer.param_groups[0]["lr"],
+            examples_per_second=len(values) * self.config.batch_size / max(seconds, 1e-9),
+            seconds=self.watch.seconds,
+        )
+        self.losses, self._logged_seconds = [], self.watch.seconds
+        self.journal.write("sparsity", self.step, **self.masks.look())
+
+    def _evaluate(self) -> dict[str, Any]:
+        """The values of an eval event."""
+        values = evaluate(self.setting.model, self.setting.task, self.config, self.ranks)
+        average = self.setting.average
+        averaged = evaluate(average.model, self.setting.task, self.config, self.ranks) if average else None
+        return {"epoch": self.epoch, **values, "ema_accuracy": averaged["accuracy"] if averaged else None}
+
+    def _finish(self) -> dict[str, Any]:
+        """Finalize, evaluate what is saved, write the model and the summary."""
+        setting, accounting = self.setting, self.accounting
+        taken = {row.name: row.weights for row in setting.sparsifier.plan.taken}
+        setting.sparsifier.finalize()
+        if setting.average is not None:
+            setting.sparsifier.finalize(setting.average.model)
+        evaluated = self.journal.write("eval", self.step, **self._evaluate())
+        final = self.journal.write(
+            "final",
+            self.step,
+            **{key: evaluated[key] for key in ("loss", "accuracy", "bits_per_byte", "ema_accuracy")},
+            seconds=self.watch.seconds,
+            state_bytes_per_weight=accounting.state_bytes / max(1, sum(taken.values())),
+            training_flops_ratio=accounting.training_flops_ratio,
+            density=_density(setting.model, list(taken)),
+            violations=0,
+        )
+        summary = {**final, **_labels(self.config)}
+        if self.ranks.first:
+            save_model(self.folder.model, setting.model)
+            if setting.average is not None:
+                save_model(self.folder.average, setting.average.model)
+            self.folder.finish(summary)
+        return summary
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, with fraction."""
+        return self.step / self.setting.steps_per_epoch
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return optim.learning_rate(self.config.optim, self.step, self.setting.steps_per_epoch, self.setting.total_steps)
+
+    def _parts(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The parts of batches that this process computes in the rest of the epoch."""
+        epoch, done = divmod(self.step, self.setting.steps_per_epoch)
+        accumulate = self.config.accumulate
+        parts = self.setting.task.train_batches(
+            self.setting.part_size,
+            epoch=epoch,
+            seed=self.config.seed,
+            rank=self.ranks.rank,
+            world=self.ranks.size,
+            skip=done * accumulate,
+        )
+        return islice(parts, (self.setting.steps_per_epoch - done) * accumulate)
+
+    def _dense_flops(self) -> dict[str, float]:
+        inputs, _ = next(iter(self.setting.task.eval_batches(1)))
+        example = evaluation.to_device(inputs[:1], self.ranks.device, self.config)
+        return dense_flops(self.setting.model, example, [row.name for row in self.setting.sparsifier.plan.taken])
+
+    def _begin(self, resumed: bool) -> None:
+        if self.ranks.first:
+            plan = self.setting.sparsifier.plan.to_json()
+            self.folder.begin(self.config, environment(self.ranks.device), plan)
+        self.journal.write(
+            "start",
+            self.step,
+            epoch=self.epoch,
+            total_steps=self.setting.total_steps,
+            resumed=resumed,
+            train_size=self.setting.task.train_size,
+            eval_size=self.setting.task.eval_size,
+            steps_per_epoch=self.setting.steps_per_epoch,
+        )
+        if not resumed:
+            self.journal.write("sparsity", 0, **self.masks.look())
+
+    def _not_finite(self, losses: list[float]) -> StateError:
+        first = next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
+        step = self.step - len(losses) + first + 1
+        broken = [name for name, p in self.setting.model.named_parameters() if not p.isfinite().all()]
+        return StateError(
+            where=f"training step {step} (epoch {step / self.setting.steps_per_epoch:.2f}) of {self.folder.path}",
+            given=f"a loss of {losses[first]} at a learning rate of {self.setting.optimizer.param_groups[0]['lr']:.3g}",
+            wrong="the loss is not finite any more"
+            + (f"; by step {self.step} {len(broken)} weights are not, the first is {broken[0]}" if broken else ""),
+            fix="lower optim.lr, lengthen optim.warmup_epochs or set optim.clip_norm; the last checkpoint is good",
+        )
+
+
+def _labels(config: TrainConfig) -> dict[str, Any]:
+    return {
+        "method": config.method.name,
+        "pattern": config.method.pattern,
+        "seed": config.seed,
+        "data": config.data.name,
+        "model": config.model.name,
+        "epochs": config.epochs,
+    }
+
+
+def _density(model: nn.Module, taken: list[str]) -> float:
+    """The share of the taken weights that is not zero."""
+    weights = [model.get_parameter(name) for name in taken]
+    entries = sum(weight.numel() for weight in weights)
+    return int(sum(weight.count_nonzero() for weight in weights)) / entries if entries else 1.0

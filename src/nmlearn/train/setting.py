@@ -1,0 +1,141 @@
+"""What a configuration stands for: data, model, sparsifier, optimizer, made and joined."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import nmlearn.data
+import nmlearn.methods
+import nmlearn.models
+from nmlearn.data import Task
+from nmlearn.errors import ConfigError, FormatError
+from nmlearn.sparsifier import Sparsifier
+from nmlearn.train import optim
+from nmlearn.train.average import Average
+from nmlearn.train.config import DataConfig, ModelConfig, TrainConfig
+from nmlearn.train.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All parts of one training.
+
+    Attributes:
+        model: the plain module.
+        forward: what training calls: the model, or its DDP or compiled wrapper.
+        steps_per_epoch, total_steps: optimizer steps.
+        part_size: examples a process computes at once: batch_size / (processes * accumulate).
+    """
+
+    task: Task
+    model: nn.Module
+    forward: nn.Module
+    sparsifier: Sparsifier
+    optimizer: torch.optim.Optimizer
+    average: Average | None
+    steps_per_epoch: int
+    total_steps: int
+    part_size: int
+
+
+def setting(config: TrainConfig, ranks: Ranks) -> Setting:
+    """Make everything. Initial weights depend on ``config.seed`` alone; the sparsifier is attached.
+
+    Raises:
+        ConfigError, DataError, PlanError, AttachError: what the parts refuse.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    part_size = _part_size(config, ranks)
+    task = load_task(config.data)
+    steps_per_epoch = _steps(config, task)
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, task)
+    # From here on the generators serve dropout, which must differ between processes.
+    torch.manual_seed(config.seed + ranks.rank)
+    model = model.to(ranks.device)
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = Average(model, config.ema) if config.ema else None
+    optimizer = optim.build(model, config.optim)
+    method = nmlearn.methods.build(config.method.name, config.method.pattern, **config.method.options)
+    sparsifier = Sparsifier(model, method, rules=dict(config.method.rules))
+    total_steps = steps_per_epoch * config.epochs
+    sparsifier.attach(optimizer, total_steps)
+    forward = _wrapped(model, config, ranks)
+    return Setting(task, model, forward, sparsifier, optimizer, average, steps_per_epoch, total_steps, part_size)
+
+
+def load_task(config: DataConfig) -> Task:
+    """The data of a configuration."""
+    return nmlearn.data.load(config.name, config.path, **config.options)
+
+
+def build_model(config: ModelConfig, task: Task) -> nn.Module:
+    """The model of a configuration for a task, with ``config.weights`` when they are given."""
+    options = dict(config.options)
+    if task.kind == "text" and config.name in nmlearn.models.MODELS:
+        options.setdefault("vocabulary", task.vocabulary)
+    model = nmlearn.models.build(
+        config.name, classes=task.classes, input_shape=task.input_shape, kind=task.kind, **options
+    )
+    if config.weights is not None:
+        load_weights(model, Path(config.weights))
+    return model
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a safetensors file into a model, every key exactly.
+
+    Raises:
+        FormatError: the file is missing or no safetensors file, or its keys or shapes are another model's.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise FormatError(
+            where="model.weights",
+            given=path,
+            wrong=f"cannot be loaded into {type(model).__name__}: {error}",
+            fix="give a safetensors file of the same model, built with the same model.options",
+        ) from error
+
+
+def _part_size(config: TrainConfig, ranks: Ranks) -> int:
+    parts = ranks.size * config.accumulate
+    if config.batch_size % parts:
+        raise ConfigError(
+            where="batch_size",
+            given=config.batch_size,
+            wrong=f"cannot be split into {ranks.size} process(es) x {config.accumulate} accumulated part(s)",
+            fix=f"use a multiple of {parts}",
+        )
+    return config.batch_size // parts
+
+
+def _steps(config: TrainConfig, task: Task) -> int:
+    if config.batch_size > task.train_size:
+        raise ConfigError(
+            where="batch_size",
+            given=config.batch_size,
+            wrong=f"{task.name} has {task.train_size} training examples: not one batch",
+            fix="use a smaller batch or more data",
+        )
+    return task.train_size // config.batch_size
+
+
+def _wrapped(model: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
+    forward = model
+    if ranks.size > 1:
+        device_ids = [ranks.device.index] if ranks.device.type == "cuda" else None
+        forward = nn.parallel.DistributedDataParallel(forward, device_ids=device_ids)
+    if config.compile:
+        forward = torch.compile(forward)  # type: ignore[assignment]
+    return forward

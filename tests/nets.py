@@ -1,0 +1,83 @@
+"""Small networks and training loops that several tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import nmlearn as nm
+
+
+class ConvNet(nn.Module):
+    """Convolutions (one grouped), batch norm and linear layers; all taken inputs are multiples of 16."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.conv = nn.Conv2d(width, 2 * width, 3, bias=False)
+        self.norm = nn.BatchNorm2d(2 * width)
+        self.grouped = nn.Conv2d(2 * width, 2 * width, 3, groups=2)
+        self.hidden = nn.Linear(2 * width, 2 * width)
+        self.head = nn.Linear(2 * width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.conv(F.relu(self.stem(x)))))
+        x = F.relu(self.grouped(x)).mean((2, 3))
+        return self.head(F.relu(self.hidden(x)))
+
+
+def batches(steps: int, shape: tuple[int, ...] = (3, 8, 8), size: int = 8, dtype: torch.dtype = torch.float32) -> list:
+    """Random batches with labels in five classes, the same for the same arguments."""
+    g = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(size, *shape, generator=g, dtype=dtype), torch.randint(5, (size,), generator=g))
+        for _ in range(steps)
+    ]
+
+
+def convnet(seed: int = 0, **kwargs: int) -> ConvNet:
+    torch.manual_seed(seed)
+    return ConvNet(**kwargs)
+
+
+def sgd(model: nn.Module, lr: float = 0.05) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=1e-3)
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: list,
+    after: Callable[[int], None] = lambda step: None,
+) -> list[float]:
+    """An ordinary training loop; returns the losses."""
+    losses = []
+    for step, (x, y) in enumerate(data):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x).float() if x.dtype == torch.bfloat16 else model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        after(step)
+    return losses
+
+
+def learn(method: nm.Method, steps: int = 24, model: nn.Module | None = None, **kwargs: object) -> nm.Sparsifier:
+    """Train a network under a method to the end, not finalized."""
+    model = model or convnet()
+    optimizer = sgd(model)
+    sparsifier = nm.Sparsifier(model, method, **kwargs).attach(optimizer, steps)  # type: ignore[arg-type]
+    train(model, optimizer, batches(steps))
+    return sparsifier
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Whether two state dicts are equal bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)

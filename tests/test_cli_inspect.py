@@ -1,0 +1,94 @@
+"""Patterns found in files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import toy
+from nmlearn import cli
+from nmlearn.cli.inspect import bad_group, tightest
+from nmlearn.groups import Grouping
+from nmlearn.pattern import Pattern
+from nmlearn.train import train
+
+
+def sparse(shape: tuple[int, ...], axis: int, pattern: Pattern) -> torch.Tensor:
+    """A weight that keeps random N of every M, never less."""
+    weight = torch.rand(shape) + 0.1
+    view = Grouping(pattern, axis).view(weight)
+    keep = torch.rand(view.shape).argsort(-1) < pattern.n
+    view *= keep
+    return weight
+
+
+@given(st.sampled_from(["1:4", "2:4", "3:4", "2:8", "4:8", "1:16", "8:16", "1:32"]), st.booleans())
+def test_the_tightest_pattern_is_the_one_put_in(text: str, convolution: bool) -> None:
+    pattern = Pattern(text)
+    weight = sparse((40, 64, 3, 3) if convolution else (400, 64), 1, pattern)
+    assert tightest(weight, 1) == pattern
+    assert bad_group(weight, 1, pattern) is None
+
+
+def test_a_bad_group_is_shown_as_a_python_index() -> None:
+    weight = sparse((6, 8, 2, 2), 1, Pattern("2:4"))
+    weight[3, 4:7, 1, 0] = 1.0
+    index, count, number = bad_group(weight, 1, Pattern("2:4")) or ("", 0, 0)
+    assert index == "3, 4:8, 1, 0"
+    assert count == int((weight[3, 4:8, 1, 0] != 0).sum())
+    assert number == 1
+    assert tightest(torch.ones(4, 8), 1) is None
+    assert tightest(torch.ones(4, 6), 1) is None
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    toy.register()
+    folder = tmp_path_factory.mktemp("run")
+    train(toy.config(folder, epochs=1))
+    return folder
+
+
+def test_check_says_good_or_bad_by_its_exit_code(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", str(run), "--check"]) == 0
+    assert cli.main(["inspect", str(run), "--check", "2:4"]) == 0
+    assert "good" in capsys.readouterr().out
+    assert cli.main(["inspect", str(run), "--check", "1:4"]) == 1
+    shown = capsys.readouterr().out
+    assert "bad 3.weight" in shown
+    assert "the first is [0, 0:4, 0, 0] with 2 non-zeros" in shown
+    file = str(run / "model" / "model.safetensors")
+    assert cli.main(["inspect", file, "--check", "2:4"]) == 1  # a file has no plan: the dense head breaks the pattern
+    assert cli.main(["inspect", file, "--check", "2:4", "--only", "3.*"]) == 0
+    tensors = load_file(file)
+    tensors["3.weight"][1, 0:3, 2, 1] = 1.0
+    save_file(tensors, tmp_path / "touched.safetensors")
+    capsys.readouterr()
+    assert cli.main(["inspect", str(tmp_path / "touched.safetensors"), "--check", "2:4", "--only", "3.*"]) == 1
+    assert "[1, 0:4, 2, 1]" in capsys.readouterr().out
+
+
+def test_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", str(run)]) == 0
+    rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert rows["3.weight"][1:5] == ["16×16×3×3", "2:4", "2:4", "50.00"]
+    assert rows["8.weight"][2:4] == ["dense", "dense"]
+
+
+def test_stacked_experts_run_along_the_last_dimension(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file({"experts": sparse((3, 16, 32), 2, Pattern("2:4"))}, tmp_path / "m.safetensors")
+    assert cli.main(["inspect", str(tmp_path / "m.safetensors"), "--check", "2:4"]) == 0
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    "words", [["nothing.safetensors"], ["{run}", "--check", "4:2"], ["{run}", "--check", "--only", "no"]]
+)
+def test_errors(run: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", *(word.format(run=run) for word in words)]) == 2
+    assert "to do" in capsys.readouterr().err

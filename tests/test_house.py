@@ -1,0 +1,103 @@
+"""The habits of the house that no linter knows: short files, our words, a lazy import, documented names."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import nmlearn
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHON_FILES = sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "tests").rglob("*.py")])
+MAX_LINES = 400
+
+# Words that say nothing, or that the field uses for several things.
+FORBIDDEN = {"pruner", "modifier", "updater", "compressor", "handler", "manager", "util", "helper", "core", "common"}
+# Folders that exist on one machine only. A test that needs a folder uses tmp_path.
+MACHINE_PATH = re.compile(r"(?<![\w.~}-])/(?:home|root|Users|tmp|mnt|work|workspace|scratch)/\w[\w./-]*")
+
+# Our own three, and what torch's wheel requires: torch imports some of it late.
+LIGHT = {"nmlearn", "torch", "torchgen", "functorch", "numpy", "safetensors", "filelock", "fsspec", "jinja2"}
+LIGHT |= {"markupsafe", "mpmath", "networkx", "sympy", "setuptools", "typing_extensions"}
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def text_files() -> Iterator[tuple[str, str]]:
+    """Name and text of every file that is tracked or could be; files that are not text are left out."""
+    command = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    for name in sorted(filter(None, listed.split("\0"))):
+        try:
+            yield name, (ROOT / name).read_text(encoding="utf-8")
+        except (UnicodeDecodeError, FileNotFoundError):  # binary, or deleted and not yet committed
+            continue
+
+
+def words(name: str) -> set[str]:
+    """The lower-case words of a snake_case or CamelCase name, singular."""
+    parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+    return {word for part in parts for word in (part.lower(), part.lower().removesuffix("s"))}
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_no_file_is_long() -> None:
+    lengths = {name: len(text.splitlines()) for name, text in text_files() if name.startswith(("src/", "tests/"))}
+    assert {name: count for name, count in lengths.items() if count > MAX_LINES} == {}
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=relative)
+def test_no_forbidden_words(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    definitions = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    names = [path.stem, path.parent.name] + [node.name for node in ast.walk(tree) if isinstance(node, definitions)]
+    assert [name for name in names if words(name) & FORBIDDEN] == []
+
+
+@pytest.mark.parametrize("name", sorted(nmlearn.__all__))
+def test_public_name_exists_and_is_documented(name: str) -> None:
+    thing = getattr(nmlearn, name)
+    assert name in dir(nmlearn)
+    if inspect.isclass(thing) or inspect.isroutine(thing) or inspect.ismodule(thing):
+        text = thing.__doc__ or ""
+        written_by_dataclass = text.startswith(f"{name}(")
+        assert text.strip() and not written_by_dataclass, f"nmlearn.{name} has no docstring"
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = nmlearn.no_such_name
+
+
+def test_import_is_lazy() -> None:
+    assert run_python("import sys, nmlearn; print('torch' in sys.modules, 'numpy' in sys.modules)") == "False False"
+
+
+def test_library_needs_only_its_three_packages() -> None:
+    code = """
+import sys
+import numpy, safetensors, torch
+before = set(sys.modules)
+import nmlearn as nm
+nm.LBC, nm.Sparsifier
+print(*{name.partition(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names))
+"""
+    loaded = {name for name in run_python(code).split() if not name.startswith("_")}
+    assert loaded - LIGHT == set()
+
+
+def test_no_file_names_a_folder_of_one_machine() -> None:
+    found = {name: MACHINE_PATH.findall(text) for name, text in text_files()}
+    assert {name: paths for name, paths in found.items() if paths} == {}
