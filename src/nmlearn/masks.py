@@ -61,8 +61,3 @@ def clear_(x_w: Tensor, keep_w: Tensor) -> Tensor:
     """
     x_w.view(_SAME_SIZE[x_w.element_size()]).bitwise_and_(keep_w)
     return x_w
-
-
-def changed(before: Tensor, after: Tensor) -> int:
-    """How many entries of a mask differ."""
-    return int((before != after).sum())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,9 @@ DESCRIPTION = """Show of each weight the tightest pattern N:M that its zeros ful
 8, 16, 32).
 
 With --check the weights must fulfil a pattern: the exit code is 1 when one does not, and the first bad group is
-named. In a run folder these are the weights that were taken, in a file all that M divides."""
+named. In a run folder or a model of nmlearn's these are the weights that were taken, in another file all that M
+divides."""
+PATTERNS = "nmlearn.patterns"  # in a file's metadata: JSON, weight -> pattern
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,21 @@ class Weight:
     tensor: Tensor
     axis: int
     pattern: str | None
-    """What the run's plan says it has; None without a plan or for a dense weight."""
+    """What the run's plan or the file says it has; None where neither says, or for a dense weight."""
 
 
 def run(words: list[str]) -> int:
     """Inspect as the words say; 1 when a check failed."""
+    given = parser().parse_args(_check_apart(words))
+    weights = [weight for weight in _read(given.path) if fnmatch.fnmatchcase(weight.name, given.only)]
+    if given.check is None:
+        console.out.print(_table(weights))
+        return 0
+    return _check(weights, given)
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command takes."""
     parser = argparse.ArgumentParser(prog="nmlearn inspect", description=DESCRIPTION)
     parser.add_argument("path", type=Path, help="a safetensors file or a run folder")
     parser.add_argument(
@@ -45,15 +58,19 @@ def run(words: list[str]) -> int:
         metavar="N:M",
         nargs="?",
         const="plan",
-        help="fail unless this pattern holds; without N:M, unless each weight has the pattern of the run's plan",
+        help="fail unless this pattern holds; without N:M, unless each weight has the pattern it was trained with",
     )
     parser.add_argument("--only", metavar="GLOB", default="*", help="look only at weights whose name matches")
-    given = parser.parse_args(words)
-    weights = [weight for weight in _read(given.path) if fnmatch.fnmatchcase(weight.name, given.only)]
-    if given.check is None:
-        console.out.print(_table(weights))
-        return 0
-    return _check(weights, given)
+    return parser
+
+
+def _check_apart(words: list[str]) -> list[str]:
+    """--check takes the word after it only when that looks like a pattern, not when it is the path."""
+    following = [*words[1:], ""]
+    return [
+        f"{word}=plan" if word == "--check" and (":" not in after or Path(after).exists()) else word
+        for word, after in zip(words, following, strict=True)
+    ]
 
 
 def tightest(tensor: Tensor, axis: int) -> Pattern | None:
@@ -86,18 +103,21 @@ def bad_group(tensor: Tensor, axis: int, pattern: Pattern) -> tuple[str, int, in
 
 def _read(path: Path) -> list[Weight]:
     """The weights of two or more dimensions, in the plan's order if there is one, else in the file's."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     file = path / "model" / "model.safetensors" if path.is_dir() else path
     try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
+        with safe_open(file, "pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            patterns = json.loads((opened.metadata() or {}).get(PATTERNS, "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
         raise FormatError(
             where=str(file), given="this file", wrong=f"cannot be read: {error}", fix="give a safetensors file or a run"
         ) from error
     plan = path / "plan.json"
-    rows = {row["name"]: row for row in read_json(plan)["rows"]} if path.is_dir() and plan.exists() else {}
+    rows = {name: {"pattern": pattern} for name, pattern in patterns.items()}
+    if path.is_dir() and plan.exists():
+        rows = {row["name"]: row for row in read_json(plan)["rows"]}
     names = [name for name in rows if name in tensors] + [name for name in tensors if name not in rows]
     return [
         Weight(name, tensors[name], _axis(tensors[name], rows.get(name, {})), rows.get(name, {}).get("pattern"))
@@ -110,7 +130,7 @@ def _axis(tensor: Tensor, row: dict[str, Any]) -> int:
     """Inputs run along dimension 1, but along the last one in stacked experts, the only other weights of three."""
     if tensor.ndim != 3 or "Conv" in row.get("kind", ""):
         return 1
-    if row:
+    if "kind" in row:
         return 2
     found = {axis: pattern for axis in (1, 2) if (pattern := tightest(tensor, axis)) is not None}
     return min(found, key=lambda axis: found[axis].density, default=1)
@@ -141,12 +161,10 @@ def _check(weights: list[Weight], given: argparse.Namespace) -> int:
         bad = bad_group(weight.tensor, weight.axis, pattern)
         if bad is not None:
             index, count, number = bad
-            console.out.print(f"[red]bad[/] {weight.name}", soft_wrap=True)
-            console.out.print(
-                f"    {number:,} groups are not {pattern}; the first is [{index}] with {count} non-zeros", markup=False
-            )
+            console.out.print(console.say("red", "bad", f" {weight.name}"), soft_wrap=True)
+            console.out.print(f"    {number:,} groups are not {pattern}; the first is [{index}] with {count} non-zeros")
             return EXIT_BAD
-    console.out.print(f"[green]good[/] every group of {len(wanted)} weights fulfils its pattern")
+    console.out.print(console.say("green", "good", f" every group of {len(wanted)} weights fulfils its pattern"))
     return 0
 
 
@@ -155,7 +173,7 @@ def _wanted(weights: list[Weight], given: argparse.Namespace) -> list[tuple[Weig
     planned = [(weight, Pattern(weight.pattern)) for weight in weights if weight.pattern]
     if given.check == "plan":
         wanted = planned
-    elif given.path.is_dir() and planned:
+    elif planned:
         wanted = [(weight, Pattern(given.check)) for weight, _ in planned]
     else:
         pattern = Pattern(given.check)
