@@ -117,7 +117,7 @@ def plan(model: nn.Module, method: Method, rules: Mapping[str, Rule] | None = No
     defaults = _dense_by_default(found)
     rows, used = [], {glob: False for glob in rules}
     for item in found:
-        matched = [glob for glob in rules if any(_matches(glob, name) for name in item.names)]
+        matched = [glob for glob in rules if any(matches(glob, name) for name in item.names)]
         used |= dict.fromkeys(matched, True)
         rows.append(_decide(item, method, rules, matched, defaults))
     _check_rules(rules, used, rows)
@@ -172,6 +172,12 @@ def _axis(item: _Found, named: bool) -> int | str:
     if axis < 0 and not named:
         return "3-D weight of a layer nmlearn does not know: name it in a rule to group its last dimension"
     return axis % item.parameter.dim()
+
+
+def input_axes(model: nn.Module) -> dict[str, int]:
+    """The axis that runs along the inputs, for every weight, under each of its names, whose layers say it."""
+    axes = {item.names: _axis(item, named=False) for item in _find(model)}
+    return {name: axis for names, axis in axes.items() if isinstance(axis, int) for name in names}
 
 
 def _refusal(item: _Found, grouping: Grouping) -> str:
@@ -239,7 +245,7 @@ def _same_place(a: _Found, b: _Found) -> bool:
     )
 
 
-def _matches(glob: str, weight: str) -> bool:
+def matches(glob: str, weight: str) -> bool:
     """Whether a glob matches a weight's name or the name of a module that it is in; "" is the model."""
     parts = weight.split(".")
     return any(fnmatch.fnmatchcase(".".join(parts[:i]), glob) for i in range(len(parts) + 1))
@@ -255,7 +261,7 @@ def _check_rules(rules: dict[str, Rule], used: dict[str, bool], rows: list[PlanR
                 wrong="it matches no module and no weight of two or more dimensions",
                 fix=f"names look like {known}{' ...' if len(rows) > 6 else ''}",
             )
-        hits = [row for row in rows if _matches(glob, row.name)]
+        hits = [row for row in rows if matches(glob, row.name)]
         if rule is not None and hits and all(row.pattern is None for row in hits):
             raise PlanError(
                 where=f"rules[{glob!r}]",

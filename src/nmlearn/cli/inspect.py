@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nmlearn.cli import console
-from nmlearn.errors import ConfigError, FormatError
+from nmlearn.cli.model_file import locate
+from nmlearn.errors import ConfigError
 from nmlearn.pattern import Pattern
 from nmlearn.train.files import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SIZES = (4, 8, 16, 32)
+    from nmlearn.checkpoint import Stored
+
 EXIT_BAD = 1
-DESCRIPTION = """Show of each weight the tightest pattern N:M that its zeros fulfil along the input dimension (M of 4,
-8, 16, 32).
+DESCRIPTION = """Show of each weight the tightest pattern N:M that its zeros fulfil along the input dimension (M of 2,
+4, 8, 16, 32, 64), and of a packed file also the pattern and the index code with which it is stored.
 
 With --check the weights must fulfil a pattern: the exit code is 1 when one does not, and the first bad group is
 named. In a run folder these are the weights that were taken, in a file all that M divides."""
@@ -34,6 +36,10 @@ class Weight:
     axis: int
     pattern: str | None
     """What the run's plan says it has; None without a plan or for a dense weight."""
+    nbytes: int
+    """How many the file takes for it; a further name of a tied weight takes none."""
+    stored: str
+    """Pattern and index code when it is packed."""
 
 
 def run(words: list[str]) -> int:
@@ -56,89 +62,66 @@ def run(words: list[str]) -> int:
     return _check(weights, given)
 
 
-def tightest(tensor: Tensor, axis: int) -> Pattern | None:
-    """The pattern of lowest density, then smallest M, that the zeros along an axis fulfil; None for a dense weight."""
-    from nmlearn.groups import Grouping
-
-    found = []
-    for size in SIZES:
-        if tensor.shape[axis] % size == 0:
-            most = int(Grouping(Pattern(size, size), axis).view(tensor != 0).sum(-1).max())
-            found.append(Pattern(max(1, most), size))
-    sparse = [pattern for pattern in found if pattern.n < pattern.m]
-    return min(sparse, key=lambda pattern: (pattern.density, pattern.m), default=None)
-
-
-def bad_group(tensor: Tensor, axis: int, pattern: Pattern) -> tuple[str, int, int] | None:
-    """The first group with more than N non-zeros, as a Python index, how many it has, and how many groups are bad."""
-    from nmlearn.groups import Grouping
-
-    counts = Grouping(pattern, axis).view(tensor != 0).sum(-1)
-    bad = (counts > pattern.n).nonzero()
-    if len(bad) == 0:
-        return None
-    place = bad[0].tolist()
-    start = place[axis] * pattern.m
-    index = [str(i) for i in place]
-    index[axis] = f"{start}:{start + pattern.m}"
-    return ", ".join(index), int(counts[tuple(place)]), len(bad)
-
-
 def _read(path: Path) -> list[Weight]:
     """The weights of two or more dimensions, in the plan's order if there is one, else in the file's."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from nmlearn import checkpoint
 
-    file = path / "model" / "model.safetensors" if path.is_dir() else path
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise FormatError(
-            where=str(file), given="this file", wrong=f"cannot be read: {error}", fix="give a safetensors file or a run"
-        ) from error
+    file = locate(path)
+    tensors, stored = checkpoint.load(file), checkpoint.stored(file)
     plan = path / "plan.json"
     rows = {row["name"]: row for row in read_json(plan)["rows"]} if path.is_dir() and plan.exists() else {}
     names = [name for name in rows if name in tensors] + [name for name in tensors if name not in rows]
     return [
-        Weight(name, tensors[name], _axis(tensors[name], rows.get(name, {})), rows.get(name, {}).get("pattern"))
+        _weight(name, tensors[name], stored.get(name), rows.get(name, {}))
         for name in names
         if tensors[name].ndim > 1 and tensors[name].is_floating_point()
     ]
 
 
-def _axis(tensor: Tensor, row: dict[str, Any]) -> int:
-    """Inputs run along dimension 1, but along the last one in stacked experts, the only other weights of three."""
-    if tensor.ndim != 3 or "Conv" in row.get("kind", ""):
-        return 1
-    if row:
-        return 2
-    found = {axis: pattern for axis in (1, 2) if (pattern := tightest(tensor, axis)) is not None}
-    return min(found, key=lambda axis: found[axis].density, default=1)
+def _weight(name: str, tensor: Tensor, stored: Stored | None, row: dict[str, Any]) -> Weight:
+    from nmlearn.zeros import input_axis
+
+    layout = stored.layout if stored else None
+    if layout is not None:
+        axis = layout.grouping.axis
+    elif row and tensor.ndim == 3:
+        axis = 1 if "Conv" in row["kind"] else 2
+    else:
+        axis = input_axis(tensor != 0)
+    how = f"{layout.grouping.pattern} {layout.code}" if layout else ""
+    return Weight(name, tensor, axis, row.get("pattern"), stored.nbytes if stored else 0, how)
 
 
 def _table(weights: list[Weight]) -> Any:
-    planned = any(weight.pattern for weight in weights)
-    columns = ("weight", "shape", "found", *(["planned"] if planned else []), "density", "bytes")
+    from nmlearn.zeros import tightest
+
+    planned, packed = any(weight.pattern for weight in weights), any(weight.stored for weight in weights)
+    more = [*(["planned"] if planned else []), *(["stored"] if packed else [])]
+    columns = ("weight", "shape", "found", *more, "density", "bytes")
     table = console.table(*columns, right="density,bytes")
     for weight in weights:
-        pattern = tightest(weight.tensor, weight.axis)
-        density = float(weight.tensor.count_nonzero()) / max(1, weight.tensor.numel())
+        kept_w = weight.tensor != 0
+        pattern = tightest(kept_w, weight.axis)
+        density = int(kept_w.sum()) / max(1, kept_w.numel())
         table.add_row(
             weight.name,
             "×".join(map(str, weight.tensor.shape)),
             str(pattern) if pattern else "dense",
             *([weight.pattern or "dense"] if planned else []),
+            *([weight.stored or "dense"] if packed else []),
             console.percent(density),
-            f"{weight.tensor.nbytes:,}",
+            f"{weight.nbytes:,}",
             style=None if pattern else "dim",
         )
     return table
 
 
 def _check(weights: list[Weight], given: argparse.Namespace) -> int:
+    from nmlearn.zeros import bad_group
+
     wanted = _wanted(weights, given)
     for weight, pattern in wanted:
-        bad = bad_group(weight.tensor, weight.axis, pattern)
+        bad = bad_group(weight.tensor != 0, weight.axis, pattern)
         if bad is not None:
             index, count, number = bad
             console.out.print(f"[red]bad[/] {weight.name}", soft_wrap=True)
