@@ -81,3 +81,23 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     """Whether two state dicts are equal bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+class Layers(nn.Module):
+    """The other layers that are taken: Conv1d, Conv3d, a transposed convolution, attention, a recurrent layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(3, 8, 3, padding=1)
+        self.conv1 = nn.Conv1d(8, 16, 3, padding=1)
+        self.up = nn.ConvTranspose1d(16, 8, 2)
+        self.conv3 = nn.Conv3d(8, 8, (1, 1, 3), padding=(0, 0, 1))
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.rnn = nn.LSTM(8, 4, batch_first=True)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.up(F.relu(self.conv1(F.relu(self.stem(x))))))
+        x = F.relu(self.conv3(x[:, :, None, None]))[:, :, 0, 0].transpose(1, 2)
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return self.head(self.rnn(x)[0].mean(1))

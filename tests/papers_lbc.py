@@ -63,7 +63,7 @@ def survivors(c: int, step: int, total: int, start: float, end: float, power: fl
         return c
     if p >= end:
         return 1
-    return min(c, 1 + math.ceil((c - 1) * (1 - (p - start) / (end - start)) ** power))
+    return min(c, 1 + math.ceil((c - 1) * (1 - (p - start) / (end - start)) ** power - 1e-9))
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, data: list, schedule: tuple[float, float, float]):

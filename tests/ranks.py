@@ -12,8 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 import nmlearn as nm
 from nets import batches, convnet, sgd
+from nmlearn import targets
 
-STEPS, SIZE = 16, 8
+STEPS, SIZE = 16, 12
 
 
 def one_process(method: nm.Method) -> dict[str, torch.Tensor]:
@@ -28,6 +29,21 @@ def one_process(method: nm.Method) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
+def resumed(old: nm.Sparsifier, run: torch.nn.Module, optimizer: torch.optim.Optimizer, sharded: bool) -> nm.Sparsifier:
+    """Another sparsifier that goes on where the old one stood, from a state placed as the weights are."""
+    saved = old.state_dict()
+    old.detach()
+    for name, entry in saved["weights"].items():
+        weight = dict(targets.unwrap(run).named_parameters())[name]
+        for tensor in entry["state"].values():
+            assert hasattr(tensor, "placements") == (sharded and tensor.dim() > 0)
+            assert not sharded or (tensor.placements == weight.placements and tensor.shape[0] == weight.shape[0])
+    new = nm.Sparsifier(run, old.method).attach(optimizer, STEPS)
+    new.load_state_dict(saved)
+    assert new.step == STEPS // 2
+    return new
+
+
 def rank(number: int, world: int, kind: str, method: nm.Method, folder: Path) -> None:
     """One rank's share of every batch, under DDP or FSDP2; writes its weights and masks."""
     torch.set_num_threads(1)
@@ -40,7 +56,9 @@ def rank(number: int, world: int, kind: str, method: nm.Method, folder: Path) ->
     run = DistributedDataParallel(model) if kind == "ddp" else model
     optimizer = sgd(model)
     sparsifier = nm.Sparsifier(run, method).attach(optimizer, STEPS)
-    for x, y in batches(STEPS, size=SIZE):
+    for step, (x, y) in enumerate(batches(STEPS, size=SIZE)):
+        if step == STEPS // 2:
+            sparsifier = resumed(sparsifier, run, optimizer, sharded=kind == "fsdp")
         optimizer.zero_grad()
         F.cross_entropy(run(x.chunk(world)[number]), y.chunk(world)[number]).backward()
         for name, mask in sparsifier.masks().items():  # as on one process: no gradient where nothing is left

@@ -18,7 +18,7 @@ from torch import nn
 import independent_reader
 import nets
 import nmlearn as nm
-from nmlearn.checkpoint import convert, stored
+from nmlearn.checkpoint import convert, notes, stored
 from nmlearn.errors import ConfigError, FormatError, PatternError, PlanError, StateError, ViolationError
 from nmlearn.formats.header import NAMES
 from packed_weights import DTYPES, same_bits, small_patterns, sparse_bits, weights
@@ -108,6 +108,18 @@ def test_a_model_says_where_its_inputs_run(tmp_path):
     assert same(ordinary, dict(net.state_dict()))
     with safe_open(tmp_path / "dense.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_metadata_is_kept(tmp_path, packed):
+    nm.save(sparse_net(), tmp_path / "m.safetensors", packed=packed, metadata={"author": "somebody \u00e9"})
+    for target in (True, False):
+        convert(tmp_path / "m.safetensors", tmp_path / "again.safetensors", packed=target)
+        assert notes(tmp_path / "again.safetensors") == {"format": "pt", "author": "somebody \u00e9"}
+    for wrong in ({"nm_version": "1"}, {"author": 1}, {1: "author"}):
+        with pytest.raises(ConfigError, match="metadata"):
+            nm.save(sparse_net(), tmp_path / "no.safetensors", packed=packed, metadata=wrong)
+    assert not (tmp_path / "no.safetensors").exists()
 
 
 def test_wrapped_models_have_plain_names(tmp_path):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from nmlearn.train import CompareConfig, recipe
 def _toys(monkeypatch: pytest.MonkeyPatch) -> None:
     toy.register()
     monkeypatch.setattr(console.out, "width", 120)
+    monkeypatch.setattr(console.err, "width", 300)
 
 
 def output(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -74,15 +78,18 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = output(capsys, "compare", "--config", str(path))
     for part in ("2 runs, 2 at a time", "finished dense-s0", "finished lbc-2of4-s0", "gap to dense", "report.html"):
         assert part in shown
-    assert (tmp_path / "few" / "report.html").exists()
+    page = (tmp_path / "few" / "report.html").read_text()
+    for name in ("dense-s0", "lbc-2of4-s0"):
+        assert f'href="runs/{name}/report.html"' in page
+        assert (tmp_path / "few" / "runs" / name / "report.html").exists()
     results = json.loads((tmp_path / "results" / "few.json").read_text())
     assert len(results["runs"]) == 2
     config = replace(config, name="wrong", options={"lbc": {"ends": 0.4}})
     path.write_text(recipe.dumps(config))
-    assert cli.main(["compare", "--config", str(path), "--out", str(tmp_path / "few"), "--train.resume", "none"]) == 1
-    shown = capsys.readouterr().out
-    assert "failed lbc-2of4-s0" in shown
+    assert cli.main(["compare", "--config", str(path), "--out", str(tmp_path / "few"), "--train.resume", "none"]) == 2
+    shown = capsys.readouterr().err
     assert "did you mean end?" in shown
+    assert shown.startswith("╭")  # no empty line of a bar that never moved
 
 
 def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,6 +106,46 @@ def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "--data.name", "toy", "--method.rules", '{"nothing.*": 2:4}']) == 2
 
 
+def test_plan_without_data_is_offered(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--data", "text", "--model", "gpt"]) == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "data.path is not set" in shown and "--input_shape '[128]' --classes 256 to plan" in shown
+    assert cli.main(["plan", "--data", "image-folder"]) == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "--input_shape '[3,224,224]' --classes 1000" in shown
+
+
+def test_a_failed_run_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nmlearn.train import compare as _  # noqa: F401
+
+    module = importlib.import_module("nmlearn.train.compare")
+    broken = functools.partial(module.compare, command=lambda path: [sys.executable, "-c", "exit('[red]no luck[/]')"])
+    monkeypatch.setattr(module, "compare", broken)
+    path = tmp_path / "toy.yaml"
+    base = replace(toy.config(tmp_path, epochs=1), out=None)
+    config = CompareConfig("toys", base, methods=("lbc",), out=str(tmp_path / "out"), results=str(tmp_path / "results"))
+    path.write_text(recipe.dumps(config))
+    assert cli.main(["compare", "--config", str(path)]) == 1
+    shown = capsys.readouterr().out
+    assert "failed lbc-2of4-s0: [red]no luck[/]" in shown
+    assert str(tmp_path / "out" / "results.json") in shown
+    assert not (tmp_path / "results").exists()
+
+
+def test_doctor_lists_models_methods_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    from nmlearn.cli import choices, doctor
+
+    models = {name: text for _, name, text in choices.models()}
+    assert models["vit"].startswith("patch=null, dim=192")
+    assert "timm:..." in models
+    assert "end=0.5" in {name: text for _, name, text in choices.methods()}["lbc"]
+    long = "https://" + "a-b" * 60
+    doctor._print(False, "cifar10", f"download {long} and put it there")
+    assert long in capsys.readouterr().out
+
+
 def test_doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from nmlearn.cli import doctor
 
@@ -109,6 +156,7 @@ def test_doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     monkeypatch.setattr(doctor, "PACKAGES", packages)
     monkeypatch.setattr(doctor, "_data", lambda: iter([(False, "cifar10", "put it there")]))
     lines = [" ".join(line.split()) for line in output(capsys, "doctor").splitlines()]
+    assert any(line.startswith("resnet20 width=16") for line in lines)
     assert "no sick_package broken: no operator nms, for something; pip install sick_package" in lines
     assert "yes sound_package 1.2, for something" in lines
     assert "no absent_package not installed, for something; pip install absent_package" in lines

@@ -62,12 +62,15 @@ def test_check_says_good_or_bad_by_its_exit_code(run: Path, tmp_path: Path, caps
     shown = capsys.readouterr().out
     assert "bad 3.weight" in shown
     assert "the first is [0, 0:4, 0, 0] with 2 non-zeros" in shown
+    assert cli.main(["inspect", "--check", str(run)]) == 0
     file = str(run / "model" / "model.safetensors")
-    assert cli.main(["inspect", file, "--check", "2:4"]) == 1  # a file has no plan: the dense head breaks the pattern
-    assert cli.main(["inspect", file, "--check", "2:4", "--only", "3.*"]) == 0
+    for words in (["--check", file], [file, "--check"], [file, "--check", "2:4"]):
+        assert cli.main(["inspect", *words]) == 0  # the file says which weights were taken
     tensors = load_file(file)
     tensors["3.weight"][1, 0:3, 2, 1] = 1.0
-    save_file(tensors, tmp_path / "touched.safetensors")
+    save_file(tensors, tmp_path / "touched.safetensors")  # as anybody's: without a word on patterns
+    assert cli.main(["inspect", str(tmp_path / "touched.safetensors"), "--check", "2:4", "--only", "8.*"]) == 1
+    assert cli.main(["inspect", str(tmp_path / "touched.safetensors"), "--check"]) == 2
     capsys.readouterr()
     assert cli.main(["inspect", str(tmp_path / "touched.safetensors"), "--check", "2:4", "--only", "3.*"]) == 1
     assert "[1, 0:4, 2, 1]" in capsys.readouterr().out
@@ -80,10 +83,26 @@ def test_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert rows["8.weight"][2:4] == ["dense", "dense"]
 
 
+def test_names_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file({"[red]w[/]": torch.ones(4, 8)}, tmp_path / "m.safetensors")
+    assert cli.main(["inspect", str(tmp_path / "m.safetensors")]) == 0
+    assert cli.main(["inspect", str(tmp_path / "m.safetensors"), "--check", "2:4"]) == 1
+    assert capsys.readouterr().out.count("[red]w[/]") == 2
+
+
 def test_stacked_experts_run_along_the_last_dimension(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_file({"experts": sparse((3, 16, 32), 2, Pattern("2:4"))}, tmp_path / "m.safetensors")
     assert cli.main(["inspect", str(tmp_path / "m.safetensors"), "--check", "2:4"]) == 0
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"w": "4:2"}', '{"w": null}'])
+def test_patterns_that_cannot_be_read_are_an_error(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"w": torch.ones(4, 8)}, tmp_path / "m.safetensors", metadata={"nmlearn.patterns": text})
+    assert cli.main(["inspect", str(tmp_path / "m.safetensors")]) == 2
+    assert "nmlearn.patterns" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,9 @@ def test_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert cli.main(["pack", str(tmp_path / "run"), str(tmp_path / "m.safetensors")]) == 0
     capsys.readouterr()
     assert cli.main(["inspect", str(tmp_path / "m.safetensors"), "--only", "3.weight", "--check", "2:4"]) == 0
+    assert cli.main(["inspect", str(tmp_path / "m.safetensors"), "--check"]) == 0  # packed, it names its patterns still
+    assert cli.main(["unpack", str(tmp_path / "m.safetensors"), str(tmp_path / "again.safetensors")]) == 0
+    assert cli.main(["inspect", "--check", str(tmp_path / "again.safetensors")]) == 0
     dense = load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert all(same_bits(tensor, dense[name]) for name, tensor in nm.load(tmp_path / "m.safetensors").items())
 

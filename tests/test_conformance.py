@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import nmlearn as nm
-from nets import batches, convnet, same, sgd, snapshot, train
+from nets import Layers, batches, convnet, same, sgd, snapshot, train
 from nmlearn.errors import ViolationError
 
 PATTERNS = ["2:4", "1:4", "4:8", "1:16"]
@@ -69,6 +69,19 @@ def test_ends_in_exactly_the_pattern(name, pattern):
 
 
 @methods
+def test_every_kind_of_layer_ends_in_the_pattern(name):
+    torch.manual_seed(0)
+    model, optimizer, sparsifier = start(name, "2:4", Layers())
+    train(model, optimizer, batches(STEPS, shape=(3, 8)))
+    kinds = {row.kind for row in sparsifier.plan.taken}
+    linear = "NonDynamicallyQuantizableLinear"
+    assert kinds == {"Conv1d", "ConvTranspose1d", "Conv3d", "MultiheadAttention", linear, "LSTM"}
+    if (name, "ends_in_pattern") not in GAPS:
+        assert all(bool((kept == 2).all()) for kept in groups_kept(sparsifier).values())
+    sparsifier.finalize()
+
+
+@methods
 def test_a_removed_weight_stays_removed_and_its_gradient_is_zero(name):
     """After every step, with momentum: off is +0.0, and nobody sees a gradient there."""
     model, optimizer, sparsifier = start(name, "1:4")
@@ -91,9 +104,10 @@ def test_a_removed_weight_stays_removed_and_its_gradient_is_zero(name):
 def test_resuming_is_bit_equal(name, pattern, stop, tmp_path):
     """Killed after `stop` steps, also mid-schedule; through a file that holds no code."""
     data = batches(STEPS)
-    model, optimizer, _ = start(name, pattern)
+    model, optimizer, uninterrupted = start(name, pattern)
     first = snapshot(model)
     train(model, optimizer, data)
+    final = uninterrupted.state_dict()
 
     again, optimizer, sparsifier = start(name, pattern)
     assert same(first, snapshot(again))
@@ -113,6 +127,8 @@ def test_resuming_is_bit_equal(name, pattern, stop, tmp_path):
     assert sparsifier.step == stop
     train(resumed, optimizer, data[stop:])
     assert same(snapshot(model), snapshot(resumed))
+    for key, entry in sparsifier.state_dict()["weights"].items():
+        assert same(entry["state"], final["weights"][key]["state"]) and entry["value"] == final["weights"][key]["value"]
 
 
 @methods

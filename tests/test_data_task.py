@@ -104,7 +104,7 @@ def test_limits_take_the_first_examples() -> None:
         ("fashion", None, {}, "fashion-mnist"),
         ("fashion-mnist", None, {"train_limt": 3}, "train_limit"),
         ("fashion-mnist", None, {"train_limit": 0}, "positive"),
-        ("fashion-mnist", None, {"train_limit": "many"}, "int"),
+        ("fashion-mnist", None, {"train_limit": "many"}, "whole number"),
         ("fashion-mnist", None, {"augment": "rotate"}, "crop-flip"),
         ("fashion-mnist", None, {"crop_scale": 0.0}, "0.25"),
         ("fashion-mnist", None, {"mixup": -1.0}, "negative"),

@@ -55,7 +55,7 @@ def test_files_without_nouns_are_refused(tmp_path: Path) -> None:
 
 def test_foreign_tokenizers_are_used_or_refused(tmp_path: Path) -> None:
     file = write_definitions(tmp_path / "data.noun")
-    with pytest.raises(ConfigError, match=r"data.tokenizer.*tokenizers"):
+    with pytest.raises(ConfigError, match=r"data\.options\.tokenizer.*tokenizers"):
         data.load("wordnet", file, tokenizer=str(tmp_path / "nowhere"))
     tokenizers = pytest.importorskip("tokenizers", reason="needs the optional package tokenizers")
     vocabulary = {"[PAD]": 0, "[UNK]": 1, "a": 2, "definition": 3, "of": 4, "thing": 5}

@@ -105,6 +105,12 @@ def test_factored_is_explicit_under_any_weight_optimizer(optimizer):
     torch.testing.assert_close(*losses, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("options", [{"elimination": "combination"}, {"scores": "explicit"}])
+def test_too_many_combinations_are_refused_before_training(options):
+    with pytest.raises(ConfigError, match="too many to score or to list"):
+        nm.Sparsifier(convnet(), nm.LBC("8:32", **options))
+
+
 def test_equal_start_gives_every_combination_the_papers_score():
     for pattern in map(nm.Pattern, ("1:4", "2:4", "4:8", "2:16")):
         assert pattern.n * equal_start(pattern) == pytest.approx(1 / math.comb(pattern.m - 1, pattern.n - 1))
@@ -222,7 +228,7 @@ def test_magnitude_prior_without_gradient_is_magnitude_pruning():
 def test_settings_that_make_no_sense(options):
     with pytest.raises(ConfigError) as caught:
         nm.LBC("2:4", **options)
-    assert caught.value.where.startswith("lbc.") and caught.value.fix
+    assert caught.value.where.startswith("method.options.") and caught.value.fix
 
 
 @pytest.mark.parametrize(("pattern", "most"), [("2:4", 10.5), ("4:8", 18.0), ("8:16", 10.0)])

@@ -53,7 +53,3 @@ def test_full_bits_keep_everything():
     x = torch.tensor([math.nan, -0.0, 1.5])
     cleared = masks.clear_(x.clone(), masks.full_bits(x))
     assert torch.equal(cleared.view(torch.int32), x.view(torch.int32))
-
-
-def test_changed_counts():
-    assert masks.changed(torch.tensor([True, False, True]), torch.tensor([True, True, False])) == 2

@@ -179,3 +179,33 @@ def test_models_trace_as_one_graph(name: str) -> None:
     inputs = example(kind, 2, shape, 10)
     with torch.no_grad():
         assert torch.allclose(torch.export.export(model, (inputs,)).module()(inputs), model(inputs), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "where"),
+    [
+        ("resnet8", {"width": "abc"}, "model.options.width"),
+        ("resnet8", {"width": 0}, "model.options.width"),
+        ("resnet8", {"width": True}, "model.options.width"),
+        ("resnet18", {"stem": 3}, "model.options.stem"),
+        ("resnet18", {"stem": "large"}, "model.options.stem"),
+        ("vit", {"drop_path": "much"}, "model.options.drop_path"),
+        ("vit", {"patch": 5}, "model.options.patch"),
+        ("vit", {"heads": 7}, "model.options.heads"),
+        ("resnet8", {"widht": 3}, "model.options.widht"),
+    ],
+)
+def test_options_that_make_no_network_are_named(name: str, options: dict[str, object], where: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        models.build(name, classes=3, input_shape=(3, 32, 32), **options)
+    assert caught.value.where == where
+
+
+def test_what_a_builder_refuses_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(classes: int, input_shape: tuple[int, ...], *, size: int = 1) -> nn.Module:
+        return nn.Linear(-size, 1)
+
+    monkeypatch.setitem(models.MODELS, "refusing", refuse)
+    with pytest.raises(ConfigError, match="no network can be made") as caught:
+        models.build("refusing", classes=3, input_shape=(3, 32, 32), size=4)
+    assert caught.value.where == "model.options"

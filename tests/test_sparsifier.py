@@ -1,5 +1,6 @@
 """The sparsifier in all the loops that people write."""
 
+import copy
 import pickle
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 import nmlearn as nm
 from nets import batches, convnet, learn, same, sgd, snapshot, train
-from nmlearn.errors import AttachError, NMLearnError, PlanError, StateError
+from nmlearn.errors import AttachError, NMLearnError, PlanError, StateError, ViolationError
 
 STEPS = 16
 
@@ -182,10 +183,16 @@ def test_bf16_autocast_trains():
 def test_attach_refuses():
     model = convnet()
     half = torch.optim.SGD(model.conv.parameters(), 0.1)
+
+    def twice():
+        other, optimizer, _ = attached()
+        nm.Sparsifier(other, nm.SRSTE("2:4"), {"": None, "hidden": "2:4"}).attach(optimizer, 9)
+
     cases = [
         (lambda: nm.Sparsifier(model, nm.LBC("2:4")).attach(half, 9), "grouped.weight"),
         (lambda: nm.Sparsifier(model, nm.LBC("2:4")).attach(sgd(model), 0), "total_steps=0"),
         (lambda: attached()[2].attach(sgd(model), 9), "attached already"),
+        (twice, "another sparsifier is attached"),
         (lambda: nm.Sparsifier(model, nm.LBC("2:4"), {"": None}).attach(sgd(model), 9), "takes no weight"),
         (lambda: attached(optimizer=lambda m: torch.optim.LBFGS(m.parameters())), "closure several times"),
     ]
@@ -193,6 +200,14 @@ def test_attach_refuses():
         with pytest.raises(AttachError) as caught:
             case()
         assert text in str(caught.value) and caught.value.fix
+
+
+def test_a_failed_attach_leaves_nothing_behind():
+    model = convnet()
+    sparsifier = nm.Sparsifier(model, nm.Keep("2:4"))
+    with pytest.raises(ViolationError, match="nothing to keep"):
+        sparsifier.attach(sgd(model), 9)
+    assert sparsifier.state_bytes() == 0 and not model.conv.weight._post_accumulate_grad_hooks
 
 
 def test_detach_leaves_an_ordinary_loop():
@@ -211,7 +226,8 @@ def test_states_of_something_else_are_refused_by_name():
     saved = sparsifier.state_dict()
     others = {
         "method": lambda: attached(nm.SRSTE("2:4"))[2],
-        "options": lambda: attached(nm.LBC("2:4", end=0.7))[2],
+        "end": lambda: attached(nm.LBC("2:4", end=0.7))[2],
+        "momentum": lambda: attached(nm.LBC("2:4", momentum=0.5))[2],
         "total_steps": lambda: attached(steps=99)[2],
         "conv.weight": lambda: nm.Sparsifier(m := convnet(), nm.LBC("2:4"), {"conv": None}).attach(sgd(m), STEPS),
         "hidden.weight": lambda: nm.Sparsifier(m := convnet(), nm.LBC("2:4"), {"hidden": "1:4"}).attach(sgd(m), STEPS),
@@ -223,6 +239,86 @@ def test_states_of_something_else_are_refused_by_name():
         assert caught.value.where == where
     with pytest.raises(StateError, match="call attach"):
         nm.Sparsifier(model, nm.LBC("2:4")).load_state_dict(saved)
+
+
+def test_rolling_back_in_the_same_process_after_the_schedule_has_ended():
+    model, optimizer, sparsifier = attached()
+    train(model, optimizer, batches(3))
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), sparsifier.state_dict()))
+    train(model, optimizer, batches(STEPS)[3:])
+    first = snapshot(model)
+    for part, state in zip((model, optimizer, sparsifier), saved, strict=True):
+        part.load_state_dict(state)
+    train(model, optimizer, batches(STEPS)[3:])
+    assert same(first, snapshot(model))
+
+
+def test_a_state_without_its_mask_is_refused():
+    _, _, sparsifier = attached()
+    saved = copy.deepcopy(sparsifier.state_dict())
+    del saved["weights"]["conv.weight"]["state"]["keep"]
+    with pytest.raises(StateError, match="no mask for this weight"):
+        sparsifier.load_state_dict(saved)
+
+
+def test_a_step_under_autocast_or_tf32_chooses_the_same_masks():
+    results = []
+    for autocast in (False, True):
+        model, optimizer, _ = attached()
+        for x, y in batches(STEPS):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                optimizer.step()
+        results.append(snapshot(model))
+    assert same(*results)
+
+
+@pytest.mark.parametrize("write", ["load", "clamp"])
+def test_what_others_write_into_a_weight_reaches_the_dense_one(write):
+    """SR-STE keeps a dense weight of its own; a loaded or clamped weight must not be lost at the next step."""
+    model, optimizer, sparsifier = attached(nm.SRSTE("2:4"), optimizer=lambda m: torch.optim.SGD(m.parameters(), 0.0))
+    train(model, optimizer, batches(2))
+    kept = sparsifier.masks()["conv.weight"]
+    if write == "load":
+        model.load_state_dict(convnet(seed=5).state_dict())
+    else:
+        with torch.no_grad():
+            model.conv.weight.clamp_(-0.01, 0.01)
+    written = model.conv.weight.detach().clone()
+    meant = kept | (written != 0)
+    train(model, optimizer, batches(1))
+    dense = sparsifier.state_dict()["weights"]["conv.weight"]["state"]["dense"]
+    assert torch.equal(dense[meant], written[meant])
+
+
+class Wrapper(torch.optim.Optimizer):
+    """As accelerate's: an optimizer by type, that passes steps on to another."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def step(self, closure=None):
+        self.optimizer.step(closure)
+
+    def zero_grad(self, set_to_none=True):
+        self.optimizer.zero_grad(set_to_none)
+
+
+def test_a_wrapped_optimizer_is_looked_into():
+    model, optimizer, sparsifier = attached(optimizer=lambda m: Wrapper(sgd(m)))
+    train(model, optimizer, batches(STEPS))
+    assert sparsifier.step == STEPS
+    sparsifier.finalize()
+
+
+def test_a_removal_that_failed_is_tried_again():
+    model, optimizer, sparsifier = attached(nm.LBC("2:4", start=0.25, end=0.25))
+    train(model, optimizer, batches(3))
+    sparsifier._taken[0].state["score"][0, 0] = torch.nan
+    for _ in range(2):
+        with pytest.raises(StateError):
+            train(model, optimizer, batches(1))
 
 
 def test_an_average_of_another_model_is_refused():

@@ -6,7 +6,7 @@ from torch import nn
 
 import nmlearn as nm
 from nets import convnet
-from nmlearn.errors import PlanError
+from nmlearn.errors import PatternError, PlanError
 
 
 def plan(model, rules=None, pattern="2:4"):
@@ -104,6 +104,26 @@ def test_expert_weights_by_rule():
     assert rows["up"].grouping.view(Experts().up).shape == (3, 6, 2, 4)
 
 
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cls, self.pos = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(1, 4, 8))
+        self.fc, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+
+
+def test_a_rule_for_everything_does_not_take_tokens_and_positions():
+    taken = {name for name, pattern in patterns(Tokens(), {"*": "1:4"}).items() if pattern}
+    assert taken == {"fc.weight", "head.weight"}
+
+
+def test_groupings_that_make_no_sense():
+    with pytest.raises(PatternError, match="counted from the front"):
+        nm.Grouping("2:4", -1)
+    assert nm.Grouping("2:4", 1) == nm.Grouping(nm.Pattern("2:4"), 1)
+    with pytest.raises(PlanError, match="no axis 5 in a 4-D weight"):
+        plan(convnet(), {"conv": nm.Grouping("2:4", 5)})
+
+
 class Tied(nn.Module):
     def __init__(self, embedding):
         super().__init__()
@@ -119,6 +139,8 @@ def test_tied_weights_are_treated_together_or_refused():
     assert "second.weight" not in rows
     # a rule may name either
     assert patterns(Tied(embedding=False), {"second": None})["first.weight"] is None
+    with pytest.raises(PlanError, match=r"tied with second\.weight"):
+        plan(Tied(embedding=True), {"second": "2:4"})
     refused = plan(Tied(embedding=True))["first.weight"]
     assert refused.pattern is None and "tied with second.weight" in refused.reason and "embedding" in refused.reason
 
@@ -126,6 +148,21 @@ def test_tied_weights_are_treated_together_or_refused():
 def test_repeated_blocks_have_no_output_layer():
     blocks = nn.ModuleList(nn.ModuleDict({"fc": nn.Linear(8, 8)}) for _ in range(3))
     assert set(patterns(nn.ModuleDict({"blocks": blocks})).values()) == {"2:4"}
+
+
+def test_the_last_of_equal_layers_in_a_row_is_an_output_layer():
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+    assert patterns(model) == {"0.weight": "2:4", "2.weight": None}
+
+
+def test_a_rule_that_another_overrides_is_no_error():
+    assert set(patterns(convnet(), {"hidden": "1:4", "conv": "1:4", "hid*": None}).values()) >= {None, "1:4"}
+
+
+def test_a_bad_pattern_names_its_rule():
+    with pytest.raises(PatternError, match="quote the pattern") as caught:
+        plan(convnet(), {"hidden": 124})
+    assert caught.value.where == "rules['hidden']"
 
 
 @pytest.mark.parametrize(

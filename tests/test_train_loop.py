@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from dataclasses import replace
@@ -62,7 +63,7 @@ def test_a_run_folder_is_complete(tmp_path: Path) -> None:
     summary = train(toy.config(tmp_path / "run", ema=0.9))
     folder = tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {
-        "config.yaml", "env.json", "plan.json", "metrics.jsonl", "summary.json", "checkpoints", "model"
+        "config.yaml", "env.json", "plan.json", "metrics.jsonl", "summary.json", "checkpoints", "model", ".lock"
     }  # fmt: skip
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert summary["accuracy"] > 0.8
@@ -170,6 +171,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(tmp_p
         train(config)
     assert "training step 7 (epoch 1.17)" in caught.value.where
     assert "nan" in caught.value.given
+    assert "--resume none" in caught.value.fix
     assert checkpoints.load(tmp_path / "checkpoints" / "last.pt")["step"] == 6
 
 
@@ -292,3 +294,61 @@ def test_options_of_data_models_and_methods_name_the_nearest(tmp_path: Path) -> 
     for config, near in wrong:
         with pytest.raises(ConfigError, match=near):
             train(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"method": MethodConfig("lbc", options={"end": "abc"})}, "method.options.end"),
+        ({"method": MethodConfig("srste", options={"decay": True})}, "method.options.decay"),
+        ({"model": ModelConfig("toy-conv", options={"dropout": "abc"})}, "model.options.dropout"),
+        ({"model": ModelConfig("toy-conv", options={"dropout": 3})}, "model.options"),
+        ({"data": DataConfig("fashion-mnist", options={"mixup": "abc"})}, "data.options.mixup"),
+    ],
+)
+def test_values_of_options_are_checked(tmp_path: Path, changes: dict[str, Any], where: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        train(toy.config(tmp_path, **changes))
+    assert caught.value.where == where
+
+
+def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
+    with RunFolder(tmp_path).locked(), pytest.raises(StateError, match="another process trains here"):
+        train(toy.config(tmp_path, epochs=1))
+    assert train(toy.config(tmp_path, epochs=1))["epochs"] == 1
+
+
+def test_a_resumed_run_keeps_what_it_began_on(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(toy.config(tmp_path), kill_after(8))
+    path = tmp_path / "env.json"
+    first = json.loads(path.read_text()) | {"started": "2020-02-02", "source_commit": "before"}
+    path.write_text(json.dumps(first))
+    for step in (14, None):
+        with contextlib.suppress(Killed):
+            train(toy.config(tmp_path), kill_after(step) if step else None)
+    found = json.loads(path.read_text())
+    assert {**found, "resumed": None} == {**first, "resumed": None}
+    assert [each["threads"] for each in found["resumed"]] == [1, 1]
+    train(toy.config(tmp_path, resume="none"))
+    assert "resumed" not in json.loads(path.read_text())
+
+
+def test_a_run_begun_at_another_ones_checkpoint_goes_on_from_its_own(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(toy.config(tmp_path / "first"), kill_after(8))
+    config = toy.config(tmp_path / "second", resume=str(tmp_path / "first"))
+    steps: list[int] = []
+
+    def listen(event: dict[str, Any]) -> None:
+        if event["event"] == "start":
+            steps.append(event["step"])
+        elif event["event"] == "step" and event["step"] == 14 and len(steps) == 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(config, listen)
+    train(config, listen)
+    assert steps == [6, 12]
+    train(toy.config(tmp_path / "whole"))
+    assert same_model(tmp_path / "second", tmp_path / "whole")

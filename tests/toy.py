@@ -1,10 +1,13 @@
 """A task and models small enough to train in a test; also a program that trains by a recipe with them.
 
-python tests/toy.py RECIPE.yaml        what nmlearn.train.worker does, with "toy" data and models registered
+python tests/toy.py RECIPE.yaml            what nmlearn.train.worker does, with "toy" data and models registered
+python tests/toy.py compare RECIPE.yaml    nmlearn compare, whose runs are made by the line above
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -101,4 +104,10 @@ if __name__ == "__main__":
     from nmlearn.train import worker
 
     register()
+    if sys.argv[1] == "compare":
+        from nmlearn import cli
+
+        module = importlib.import_module("nmlearn.train.compare")
+        module.compare = functools.partial(module.compare, command=lambda path: [sys.executable, __file__, str(path)])
+        sys.exit(cli.main(["compare", "--config", sys.argv[2]]))
     sys.exit(worker.main(Path(sys.argv[1])))

@@ -21,7 +21,7 @@ from nmlearn.atomic import write_atomic
 from nmlearn.errors import ConfigError
 from nmlearn.formats import Layout, Packed, header, metadata, pack, unpack
 from nmlearn.formats.damage import damaged
-from nmlearn.formats.metadata import INDEX, VALUES, Contents
+from nmlearn.formats.metadata import INDEX, OURS, VALUES, Contents
 from nmlearn.packing import choose
 from nmlearn.plain import fill, plain_state, ties
 from nmlearn.targets import Rule, input_axes
@@ -40,6 +40,7 @@ def save(
     path: str | os.PathLike[str],
     packed: bool = True,
     patterns: Mapping[str, Rule] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a model or a state dict as a safetensors file, whole or not at all.
 
@@ -53,15 +54,21 @@ def save(
         packed: False for a dense file.
         patterns: a glob on a weight's name or a module's to the pattern to pack with, found from the zeros unless
             given; None stores dense, a :class:`nmlearn.Grouping` says the input axis as well; the last match wins.
+        metadata: text to keep in the file beside the tensors, by keys of your own; packing and unpacking keep it.
 
     Raises:
         StateError: something that no such file can hold: no tensor, a sharded or quantized one, a name of ours.
         ViolationError, PatternError: a pattern that does not hold, or does not fit, by the weight's name.
         PlanError: a glob that matches nothing.
-        ConfigError: patterns for a dense file, or a path that is a folder.
+        ConfigError: patterns for a dense file, a path that is a folder, or metadata that is not text or under our keys.
     """
-    state = plain_state(model)
-    _write(Path(path), state, packed, input_axes(model) if isinstance(model, nn.Module) else {}, patterns or {}, {})
+    other = dict(metadata or {})
+    for key, text in other.items():
+        if not isinstance(key, str) or not isinstance(text, str) or key.startswith(OURS):
+            wrong = f"keys and values are text, and keys that begin with {OURS} describe a packed file"
+            raise ConfigError(where=f"metadata[{key!r}]", given=f"{text!r:.80}", wrong=wrong, fix="choose another key")
+    axes = input_axes(model) if isinstance(model, nn.Module) else {}
+    _write(Path(path), plain_state(model), packed, axes, patterns or {}, other)
 
 
 def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> dict[str, Tensor]:
@@ -102,6 +109,16 @@ def stored(path: str | os.PathLike[str]) -> dict[str, Stored]:
     parts = {name + suffix for name in contents.layouts for suffix in (VALUES, INDEX)}
     packed = {name: Stored(layout.nbytes, layout) for name, layout in contents.layouts.items()}
     return packed | {n: Stored(entry.end - entry.begin, None) for n, entry in entries.items() if n not in parts}
+
+
+def notes(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The metadata of a file that does not describe its packing: what :func:`save` was given, and others'.
+
+    Raises:
+        FormatError: the header cannot be read, or is not what it says.
+    """
+    with _opened(Path(path)) as file:
+        return _head(file, str(path))[1].other
 
 
 def convert(

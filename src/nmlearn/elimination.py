@@ -15,6 +15,7 @@ from nmlearn import masks
 from nmlearn.combinations import table
 from nmlearn.errors import StateError
 from nmlearn.pattern import Pattern
+from nmlearn.scores import of_combinations
 
 # Bounds the memory of one elimination: this many scores of combinations are looked at in one go.
 _SCORES_AT_ONCE = 1 << 22
@@ -41,9 +42,9 @@ def combinations_(alive_gc: Tensor, scores_g: Tensor, pattern: Pattern, survivor
     alive, flat = alive_gc.view(-1, len(t_cm)), scores_g.reshape(-1, scores_g.shape[-1])
     step = max(1, _SCORES_AT_ONCE // len(t_cm))
     for some, s, out in zip(alive.split(step), flat.split(step), kept.view(-1, pattern.m).split(step), strict=True):
-        a_gc = s if s.shape[-1] == len(t_cm) else s @ t_cm.to(s.dtype).t()
+        a_gc = s if s.shape[-1] == len(t_cm) else of_combinations(s, pattern)
         some.copy_(masks.top(a_gc.masked_fill(~some, -math.inf), survivors))
-        out.copy_((some.to(s.dtype) @ t_cm.to(s.dtype)) > 0)
+        out.copy_((some.float() @ t_cm.float()) > 0)
     return kept
 
 

@@ -24,10 +24,24 @@ from nmlearn.pattern import Pattern
 
 @dataclass(frozen=True)
 class Grouping:
-    """How one weight is cut into groups: a pattern, and the axis that runs along the inputs."""
+    """How one weight is cut into groups: a pattern, and the axis that runs along the inputs, counted from 0.
+
+    Raises:
+        PatternError: not a pattern, or a negative axis.
+    """
 
     pattern: Pattern
     axis: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pattern", Pattern(self.pattern))
+        if self.axis < 0:
+            raise PatternError(
+                where="grouping",
+                given=f"axis={self.axis}",
+                wrong="the input axis is counted from the front, so that a weight of any rank is read alike",
+                fix="write 1 for [out, in, ...], 2 for [experts, out, in]",
+            )
 
     def view(self, x_w: Tensor) -> Tensor:
         """The group view ``[..., M]`` of a tensor of the weight's shape, sharing its memory.
@@ -64,6 +78,8 @@ class Grouping:
 
 def misfit(shape: tuple[int, ...], axis: int, pattern: Pattern) -> str:
     """Why a weight of this shape cannot be cut into groups of M along the axis; empty when it can."""
+    if axis >= len(shape):
+        return f"no axis {axis} in a {len(shape)}-D weight"
     length = shape[axis]
     if length % pattern.m:
         return f"{length} input channels, not a multiple of {pattern.m}"

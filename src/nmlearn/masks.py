@@ -71,8 +71,3 @@ def nonzero_bits(x_w: Tensor) -> Tensor:
         x_w: floating point of any width; any memory layout.
     """
     return x_w.view(SAME_SIZE[x_w.element_size()]) != 0
-
-
-def changed(before: Tensor, after: Tensor) -> int:
-    """How many entries of a mask differ."""
-    return int((before != after).sum())

@@ -12,7 +12,7 @@ LARGEST_M = 64
 _SPELLING = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*")
 
 
-@dataclass(frozen=True, init=False, order=True)
+@dataclass(frozen=True, init=False)
 class Pattern:
     """N:M, N *kept* of M. ``Pattern("2:4")`` or ``Pattern(2, 4)``; a Pattern is passed through.
 
@@ -61,7 +61,7 @@ class Pattern:
 def _read(pattern: str | int | Pattern, m: int | None) -> tuple[int, int]:
     if isinstance(pattern, Pattern) and m is None:
         return pattern.n, pattern.m
-    if isinstance(pattern, int) and isinstance(m, int):
+    if type(pattern) is int and type(m) is int:
         return pattern, m
     if isinstance(pattern, str) and m is None:
         match = _SPELLING.fullmatch(pattern)

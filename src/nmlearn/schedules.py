@@ -52,4 +52,5 @@ class Falling:
         if not progress > self.start:
             return first
         left = 1.0 - (progress - self.start) / (self.end - self.start)
-        return min(first, last + math.ceil((first - last) * float(left**self.power)))
+        # Float noise must not lift a whole number to the next one: 27 (5/6)^3 ... is meant, not 27.000000000000004.
+        return min(first, last + math.ceil((first - last) * float(left**self.power) - 1e-9))

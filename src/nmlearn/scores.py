@@ -27,8 +27,20 @@ def equal_start(pattern: Pattern) -> float:
 
 
 def of_combinations(s_gm: Tensor, pattern: Pattern) -> Tensor:
-    """Scores of all combinations ``[..., C]``, the sums of their members' scores ``[..., M]``."""
-    return s_gm @ table(pattern, s_gm.device).to(s_gm.dtype).t()
+    """Scores of all combinations, the sums of their members' scores.
+
+    Taken in float64, where the few float32 terms of a sum add up without rounding: ties are ties on every rank and
+    device whatever the order of summation, and no autocast or TF32 setting that holds around the step reaches them.
+
+    Args:
+        s_gm: float ``[..., M]``.
+
+    Returns:
+        float64 ``[..., C]`` (float32 on MPS, which has no float64).
+    """
+    wide = torch.float32 if s_gm.device.type == "mps" else torch.float64
+    scores: Tensor = s_gm.to(wide) @ table(pattern, s_gm.device).to(wide).t()
+    return scores
 
 
 def sgd_(
@@ -82,7 +94,8 @@ def explicit_step_(
         grad_gm, weight_gm: ``[..., M]``.
     """
     score = state["score"]
-    d = of_combinations(grad_gm.to(score.dtype) * weight_gm.to(score.dtype), pattern).mul_(state["alive"])
+    change_gm = grad_gm.to(score.dtype) * weight_gm.to(score.dtype)
+    d = of_combinations(change_gm, pattern).to(score.dtype).mul_(state["alive"])
     if "momentum" in state:
         v = state["momentum"].mul_(momentum).add_(d).add_(score, alpha=weight_decay)
         score.sub_(v, alpha=lr)

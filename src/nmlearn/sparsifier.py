@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nmlearn import masks, states, targets
+from nmlearn import masks, optimizers, states, targets
 from nmlearn.errors import AttachError, StateError
-from nmlearn.groups import Grouping
+from nmlearn.groups import Grouping, misfit
 from nmlearn.methods.method import Batch, Method, State
 from nmlearn.pattern import Pattern
 from nmlearn.quiet import Quiet
+from nmlearn.shards import local, placed
 from nmlearn.targets import Plan, Rule
 from nmlearn.verify import verify
 
@@ -34,8 +35,10 @@ class _Taken:
     lr_group: int
     state: State
     quiet: Quiet
+    shapes: dict[str, tuple[int, ...]]
     value: int | None = None
     density: float = 1.0
+    writes: int = 0
 
 
 @dataclass(frozen=True)
@@ -147,50 +150,52 @@ class Sparsifier:
             AttachError: attached already, an optimizer that misses a taken weight or that evaluates its closure several
                 times a step, or total_steps below 1.
         """
-        self._check_attach(optimizer, total_steps)
+        optimizer = optimizers.innermost(optimizer)
+        optimizers.check(optimizer, total_steps)
         groups = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
-        missing = [row.name for row in self.plan.taken if id(row.parameter) not in groups]
-        if missing:
-            raise AttachError(
-                where=missing[0],
-                given=f"{type(optimizer).__name__} without {len(missing)} of the {len(self.plan.taken)} taken weights",
-                wrong="weights that it does not hold would never learn",
-                fix="give it all the model's parameters (after sharding or moving the model), or leave these dense",
-            )
-        attached = _Attachment(optimizer, total_steps)
-        for row in self.plan.taken:
-            assert row.parameter is not None and row.grouping is not None
-            weight = local(row.parameter)
-            state = self.method.init(row.name, weight, row.grouping)
-            quiet = Quiet(row.parameter, optimizer)
-            taken = _Taken(row.name, row.parameter, row.grouping, groups[id(row.parameter)], state, quiet)
-            self._taken.append(taken)
-            if self.method.masks_weights and not self.method.keeps_dense:
-                attached.hooks.append(row.parameter.register_post_accumulate_grad_hook(_gradient_hook(taken)))
-        attached.hooks.append(optimizer.register_step_pre_hook(self._before_step))
-        attached.hooks.append(optimizer.register_step_post_hook(self._after_step))
-        self._attached = attached
+        self._check_attach(optimizer, groups)
+        self._taken = [self._take(row, groups[id(row.parameter)], optimizer) for row in self.plan.taken]
+        self._attached = _Attachment(optimizer, total_steps, self._hooks(optimizer))
         self._measure(self._taken)
-        self.method.use(self._batch(self._written()))
+        self._write(self._written())
         return self
 
-    def _check_attach(self, optimizer: Optimizer, total_steps: int) -> None:
-        wrong = fix = ""
+    def _take(self, row: targets.PlanRow, lr_group: int, optimizer: Optimizer) -> _Taken:
+        state = self.method.init(row.name, local(row.parameter), row.grouping)
+        shapes = {key: tuple(t.shape) for key, t in placed(state, row.parameter, row.grouping).items()}
+        quiet = Quiet(row.parameter, optimizer)
+        return _Taken(row.name, row.parameter, row.grouping, lr_group, state, quiet, shapes)
+
+    def _hooks(self, optimizer: Optimizer) -> list[Any]:
+        before = optimizer.register_step_pre_hook(self._before_step)
+        after = optimizer.register_step_post_hook(self._after_step)
+        clears = self.method.masks_weights and not self.method.keeps_dense
+        hooks = [t.parameter.register_post_accumulate_grad_hook(_gradient_hook(t)) for t in self._taken if clears]
+        return [before, after, *hooks]
+
+    def _check_attach(self, optimizer: Optimizer, groups: Mapping[int, int]) -> None:
+        where, wrong, fix = "attach", "", ""
+        missing = [row.name for row in self.plan.taken if id(row.parameter) not in groups]
+        others = [getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_pre_hooks.values()]
+        mine = {id(row.parameter) for row in self.plan.taken}
+        twice = [t.name for o in others if isinstance(o, Sparsifier) for t in o._taken if id(t.parameter) in mine]
+        shards = {row.name: (tuple(local(row.parameter).shape), row.grouping) for row in self.plan.taken}
+        cut = [name for name, (shape, cut) in shards.items() if misfit(shape, cut.axis, cut.pattern)]
         if self._attached:
             wrong, fix = "this sparsifier is attached already", "make a new one, or detach() first"
-        elif isinstance(optimizer, torch.optim.LBFGS):
-            wrong, fix = "it evaluates its closure several times a step", "use an optimizer with one gradient a step"
         elif not self.plan.taken:
             wrong, fix = "the plan takes no weight", "print(sparsifier.plan) for the reasons, and change the rules"
+        elif missing:
+            where, wrong = missing[0], f"it does not hold {len(missing)} taken weights, which would never learn"
+            fix = "give it all the model's parameters (after sharding or moving the model), or leave these dense"
+        elif twice:
+            where, wrong = twice[0], "another sparsifier is attached to this weight"
+            fix = "detach() that one first, or leave the weight to one of them with rules"
+        elif cut:
+            where, wrong = cut[0], "its shards cut groups apart"
+            fix = "shard another dimension than the inputs, or leave the weight dense"
         if wrong:
-            raise AttachError(where="attach", given=type(optimizer).__name__, wrong=wrong, fix=fix)
-        if total_steps < 1:
-            raise AttachError(
-                where="attach",
-                given=f"total_steps={total_steps}",
-                wrong="progress is measured in optimizer steps, of which there must be at least one",
-                fix="give epochs * batches // accumulation",
-            )
+            raise AttachError(where=where, given=type(optimizer).__name__, wrong=wrong, fix=fix)
 
     def detach(self) -> None:
         """Take all hooks off and free the state. The weights stay as they are."""
@@ -201,39 +206,37 @@ class Sparsifier:
 
     # Around optimizer.step
 
-    @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is None:
-            self._learn(optimizer)
-            return None
-        # The optimizer calls the closure first and then steps, so learning belongs right behind the closure.
-        then = self._behind(closure, optimizer)
-        return ((args[0], then, *args[2:]), kwargs) if len(args) > 1 else (args, kwargs | {"closure": then})
+        return optimizers.before_stepping(args, kwargs, self._learn)
 
-    def _behind(self, closure: Callable[[], Any], optimizer: Optimizer) -> Callable[[], Any]:
-        def run() -> Any:
-            loss = closure()
-            with torch.no_grad():
-                self._learn(optimizer)
-            return loss
-
-        return run
-
-    def _learn(self, optimizer: Optimizer) -> None:
+    @torch.no_grad()
+    def _learn(self) -> None:
         assert self._attached is not None
-        self._attached.skip = _unscale(optimizer)
+        optimizer = self._attached.optimizer
+        self._attached.skip = optimizers.unscale(optimizer)
         if self._attached.skip or not self.method.masks_weights:
             return
+        for taken in self._written():
+            self._look(taken)
         for lr_group in {taken.lr_group for taken in self._taken}:
             moved = [t for t in self._taken if t.lr_group == lr_group and t.parameter.grad is not None]
             if moved:
                 self.method.learn(self._batch(moved, grads=True), float(optimizer.param_groups[lr_group]["lr"]))
-        for taken in self._written():
-            if self.method.keeps_dense:
+        if self.method.keeps_dense:
+            for taken in self._taken:
                 local(taken.parameter).copy_(taken.state["dense"])
-            else:
-                taken.quiet.before_step()
+
+    def _look(self, taken: _Taken) -> None:
+        """See what others wrote since the last step: into the gradient after it was cleared, or into the weight."""
+        weight = local(taken.parameter)
+        if self.method.keeps_dense:
+            if weight._version != taken.writes:  # a loaded or clamped weight is meant for the dense one
+                theirs = (taken.state["keep"] != 0) | (weight != 0)
+                taken.state["dense"].copy_(torch.where(theirs, weight, taken.state["dense"]))
+            return
+        if not taken.quiet.gradient_is_clear():
+            masks.clear_(local(taken.parameter.grad), taken.state["keep"])  # type: ignore[arg-type]
+        taken.quiet.before_step()
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -244,22 +247,28 @@ class Sparsifier:
         if self.method.keeps_dense:
             for taken in self._taken:
                 taken.state["dense"].copy_(local(taken.parameter))
-        moved = [taken for taken in self._taken if self._advance(taken)]
-        self._measure(moved)
+        for taken in self._taken:
+            self._advance(taken)
         written = self._written()
-        self.method.use(self._batch([t for t in written if self.method.keeps_dense or t.quiet.needs_clearing()]))
-        for taken in written:
-            if not self.method.keeps_dense:
+        self._write([t for t in written if self.method.keeps_dense or t.quiet.needs_clearing()])
+        if not self.method.keeps_dense:
+            for taken in written:
                 taken.quiet.after_step(taken.state["keep"])
 
-    def _advance(self, taken: _Taken) -> bool:
+    def _advance(self, taken: _Taken) -> None:
         value = self.method.value(taken.grouping.pattern, self.progress)
         if value == taken.value:
-            return False
-        taken.value = value
+            return
         moved = self.method.advance(taken.name, local(taken.parameter), taken.state, taken.grouping, value)
-        self.advances += moved
-        return moved
+        taken.value = value
+        if moved:
+            self.advances += 1
+            self._measure([taken])
+
+    def _write(self, some: list[_Taken]) -> None:
+        self.method.use(self._batch(some))
+        for taken in some:
+            taken.writes = local(taken.parameter)._version
 
     def _written(self) -> list[_Taken]:
         """The weights that the method writes into: nothing is owed to a mask that keeps everything."""
@@ -274,7 +283,6 @@ class Sparsifier:
 
     def _batch(self, some: list[_Taken], grads: bool = False) -> Batch:
         return Batch(
-            names=[taken.name for taken in some],
             weights=[local(taken.parameter) for taken in some],
             grads=[local(g) for taken in some if (g := taken.parameter.grad) is not None] if grads else [],
             states=[taken.state for taken in some],
@@ -297,12 +305,15 @@ class Sparsifier:
         """
         if self.method.masks_weights:
             own = {row.name: row.parameter for row in self.plan.taken}
+            cuts = {row.name: row.grouping for row in self.plan.taken}
+            # Without a state this sparsifier is final itself: the model's own zeros are the masks then.
+            final = self.masks() or {name: local(weight) != 0 for name, weight in own.items()}
+            verify({name: (final[name], cut) for name, cut in cuts.items()}, self.progress)
             weights = own if model is None else targets.by_name(model, list(own))
             if model is not None:
-                final = self.masks()  # none once this sparsifier is final itself: the model's own zeros tell then
                 for name, weight in weights.items():
-                    masks.clear_(local(weight), masks.bits(final.get(name, local(own[name]) != 0)))
-            verify({row.name: (local(weights[row.name]), row.grouping) for row in self.plan.taken}, self.progress)
+                    masks.clear_(local(weight), masks.bits(final[name]).to(weight.device))
+            verify({name: (local(weights[name]), cut) for name, cut in cuts.items()}, self.progress)
         if model is None:
             self.detach()
 
@@ -316,7 +327,11 @@ class Sparsifier:
             "step": self.step,
             "advances": self.advances,
             "weights": {
-                taken.name: {"pattern": str(taken.grouping.pattern), "value": taken.value, "state": dict(taken.state)}
+                taken.name: {
+                    "pattern": str(taken.grouping.pattern),
+                    "value": taken.value,
+                    "state": placed(taken.state, taken.parameter, taken.grouping),
+                }
                 for taken in self._taken
             },
         }
@@ -336,21 +351,16 @@ class Sparsifier:
                 wrong="its state is made by attach",
                 fix="call attach(optimizer, total_steps) first",
             )
-        states.check_same(saved, self.state_dict())
+        states.check_same(saved, self.state_dict(), {taken.name: taken.shapes for taken in self._taken})
         self._attached.step, self.advances = int(saved["step"]), int(saved["advances"])
         for taken in self._taken:
             entry = saved["weights"][taken.name]
             taken.value = entry["value"]
             taken.state.clear()
-            taken.state.update(states.placed(entry["state"], local(taken.parameter)))
+            shards = {key: local(tensor) for key, tensor in entry["state"].items()}
+            taken.state.update(states.copied(shards, local(taken.parameter)))
         self._measure(self._taken)
-        self.method.use(self._batch(self._written()))
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The tensor itself, without autograd, or this rank's shard of a DTensor; shares memory."""
-    tensor = tensor.detach()
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        self._write(self._written())
 
 
 def _density(mask: Tensor) -> float:
@@ -366,15 +376,3 @@ def _gradient_hook(taken: _Taken) -> Callable[[Tensor], None]:
             taken.quiet.gradient_cleared()
 
     return clear
-
-
-def _unscale(optimizer: Optimizer) -> bool:
-    """What GradScaler leaves to fused optimizers, done before learning. Returns whether the step will be skipped."""
-    found, scale = getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)
-    if found is not None and bool(found):
-        return True
-    if scale is not None:
-        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        torch._foreach_mul_(grads, float(scale) ** -1)
-        optimizer.grad_scale = None  # type: ignore[attr-defined]
-    return False

@@ -13,36 +13,44 @@ from nmlearn.errors import StateError
 FORMAT = 1
 
 
-def check_same(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_same(
+    saved: Mapping[str, Any], now: Mapping[str, Any], shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
+) -> None:
     """Check that a saved state belongs to this sparsifier.
 
     Args:
         saved: what is to be loaded.
         now: the state of the sparsifier that is to load it.
+        shapes: of the tensors that each weight's state may have; a schedule that has ended needs fewer of them.
 
     Raises:
         StateError: the first difference, by name.
     """
-    for key in ("format", "method", "options", "total_steps"):
+    for key in ("format", "method"):
         if saved.get(key) != now[key]:
             _refuse(key, saved.get(key), f"this sparsifier has {now[key]}")
+    for key, value in {**now["options"], "total_steps": now["total_steps"]}.items():
+        theirs = saved["options"].get(key, saved.get(key))
+        if theirs != value:
+            _refuse(key, theirs, f"this sparsifier has {value}")
     theirs, ours = saved["weights"], now["weights"]
     for name in [*theirs, *ours]:
         if name not in theirs or name not in ours:
             here = "this sparsifier does not take it" if name in theirs else "the saved state does not have it"
             _refuse(name, "a weight of one side only", here)
     for name, mine in ours.items():
-        _check_weight(name, theirs[name], mine)
+        if theirs[name]["pattern"] != mine["pattern"]:
+            _refuse(name, theirs[name]["pattern"], f"this sparsifier gives it {mine['pattern']}")
+        _check_tensors(name, theirs[name]["state"], shapes[name])
 
 
-def _check_weight(name: str, saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
-    if saved["pattern"] != mine["pattern"]:
-        _refuse(name, saved["pattern"], f"this sparsifier gives it {mine['pattern']}")
-    for key, tensor in saved["state"].items():
-        expected = mine["state"].get(key)
-        if expected is None or expected.shape != tensor.shape:
-            shape = "no such tensor" if expected is None else f"shape {tuple(expected.shape)}"
-            _refuse(f"{name} {key}", f"shape {tuple(tensor.shape)}", f"this sparsifier has {shape}")
+def _check_tensors(name: str, saved: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for key, tensor in saved.items():
+        if tuple(tensor.shape) != shapes.get(key):
+            have = f"has shape {shapes[key]}" if key in shapes else "has no such tensor"
+            _refuse(f"{name} {key}", f"shape {tuple(tensor.shape)}", f"this sparsifier {have}")
+    if "keep" in shapes and "keep" not in saved:
+        _refuse(f"{name} keep", "nothing", "the saved state has no mask for this weight")
 
 
 def _refuse(where: str, given: object, wrong: str) -> NoReturn:
@@ -50,7 +58,7 @@ def _refuse(where: str, given: object, wrong: str) -> NoReturn:
     raise StateError(where=where, given=given, wrong=wrong, fix=fix)
 
 
-def placed(saved: Mapping[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
+def copied(saved: Mapping[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
     """Own copies of saved tensors, beside the weight: per-weight ones in its memory layout, the others contiguous."""
     return {
         key: torch.empty_like(weight, dtype=tensor.dtype).copy_(tensor)

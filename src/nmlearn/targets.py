@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from nmlearn.errors import PlanError
+from nmlearn.errors import PatternError, PlanError
 from nmlearn.groups import Grouping, misfit
 from nmlearn.methods.method import Method
 from nmlearn.pattern import Pattern
@@ -113,19 +113,40 @@ def plan(model: nn.Module, method: Method, rules: Mapping[str, Rule] | None = No
         PlanError: a rule matches nothing, or gives a pattern to nothing that can take one.
     """
     found = list(_find(model))
-    rules = dict(rules or {})
+    read = {glob: _read(glob, rule) for glob, rule in (rules or {}).items()}
     defaults = _dense_by_default(found)
-    rows, used = [], {glob: False for glob in rules}
+    rows: list[PlanRow] = []
+    hits: dict[str, list[PlanRow]] = {glob: [] for glob in read}
+    decided: dict[str, list[PlanRow]] = {glob: [] for glob in read}
     for item in found:
-        matched = [glob for glob in rules if any(matches(glob, name) for name in item.names)]
-        used |= dict.fromkeys(matched, True)
-        rows.append(_decide(item, method, rules, matched, defaults))
-    _check_rules(rules, used, rows)
+        matched = [glob for glob in read if any(matches(glob, name) for name in item.names)]
+        rows.append(_decide(item, method, read, matched, defaults))
+        for glob in matched:
+            hits[glob].append(rows[-1])
+        if matched:
+            decided[matched[-1]].append(rows[-1])
+    for glob, rule in read.items():
+        _check_rule(glob, rule, hits[glob], decided[glob], rows)
     return Plan(tuple(rows))
 
 
+def _read(glob: str, rule: Rule) -> Pattern | Grouping | None:
+    if rule is None or isinstance(rule, Grouping):
+        return rule
+    try:
+        return Pattern(rule)
+    except PatternError as error:
+        raise PatternError(
+            where=f"rules[{glob!r}]", given=error.given, wrong=error.wrong, fix=f"{error.fix}, or None for dense"
+        ) from None
+
+
 def _decide(
-    item: _Found, method: Method, rules: dict[str, Rule], matched: list[str], defaults: dict[str, str]
+    item: _Found,
+    method: Method,
+    rules: dict[str, Pattern | Grouping | None],
+    matched: list[str],
+    defaults: dict[str, str],
 ) -> PlanRow:
     row = PlanRow(
         name=item.names[0],
@@ -136,16 +157,17 @@ def _decide(
         weights=item.parameter.numel(),
         parameter=item.parameter,
     )
-    rule: Rule = rules[matched[-1]] if matched else method.pattern
+    rule = rules[matched[-1]] if matched else Pattern(method.pattern)
     if rule is None:
         return replace(row, reason=f"rule {matched[-1]!r}")
     if not matched and row.name in defaults:
         return replace(row, reason=defaults[row.name])
-    axis = rule.axis if isinstance(rule, Grouping) else _axis(item, bool(matched))
-    grouping = rule if isinstance(rule, Grouping) else None
-    if isinstance(axis, str):
-        return replace(row, reason=axis)
-    grouping = grouping or Grouping(Pattern(rule), axis)  # type: ignore[arg-type]
+    if isinstance(rule, Pattern):
+        axis = _axis(item, bool(matched) and _names(matched[-1], item))
+        if isinstance(axis, str):
+            return replace(row, reason=axis)
+        rule = Grouping(rule, axis)
+    grouping = rule
     why = _refusal(item, grouping)
     if why:
         return replace(row, reason=why)
@@ -239,10 +261,11 @@ def _dense_by_default(found: list[_Found]) -> dict[str, str]:
 
 def _same_place(a: _Found, b: _Found) -> bool:
     """Whether two layers stand at the same place of repeated blocks; an output layer has no such twin."""
-    numbers = re.compile(r"\d+")
-    return a.parameter.shape == b.parameter.shape and (
-        numbers.sub("#", a.names[0]) == numbers.sub("#", b.names[0]) and "." in a.names[0].rpartition(".")[0]
-    )
+    (*block, layer, _), (*others, other, _) = (["", *item.names[0].split(".")] for item in (a, b))
+    numbered = [part for part in block if part.isdecimal()]
+    unnumbered = [[part for part in parts if not part.isdecimal()] for parts in (block, others)]
+    alike = layer == other and len(block) == len(others) and unnumbered[0] == unnumbered[1]
+    return bool(numbered) and alike and a.parameter.shape == b.parameter.shape
 
 
 def matches(glob: str, weight: str) -> bool:
@@ -251,24 +274,30 @@ def matches(glob: str, weight: str) -> bool:
     return any(fnmatch.fnmatchcase(".".join(parts[:i]), glob) for i in range(len(parts) + 1))
 
 
-def _check_rules(rules: dict[str, Rule], used: dict[str, bool], rows: list[PlanRow]) -> None:
-    for glob, rule in rules.items():
-        if not used[glob]:
-            known = ", ".join(row.name for row in rows[:6])
-            raise PlanError(
-                where=f"rules[{glob!r}]",
-                given=rule,
-                wrong="it matches no module and no weight of two or more dimensions",
-                fix=f"names look like {known}{' ...' if len(rows) > 6 else ''}",
-            )
-        hits = [row for row in rows if matches(glob, row.name)]
-        if rule is not None and hits and all(row.pattern is None for row in hits):
-            raise PlanError(
-                where=f"rules[{glob!r}]",
-                given=rule,
-                wrong="; ".join(f"{row.name}: {row.reason}" for row in hits[:6]),
-                fix="choose a pattern that fits, or leave these weights dense",
-            )
+def _names(glob: str, item: _Found) -> bool:
+    """Whether a glob means this very weight, and not everything there is."""
+    return bool(glob.strip("*")) and any(fnmatch.fnmatchcase(name, glob) for name in item.names)
+
+
+def _check_rule(
+    glob: str, rule: Pattern | Grouping | None, hits: list[PlanRow], decided: list[PlanRow], rows: list[PlanRow]
+) -> None:
+    """A rule must match something, and one with a pattern must take something of what it decides."""
+    if not hits:
+        known = ", ".join(row.name for row in rows[:6])
+        raise PlanError(
+            where=f"rules[{glob!r}]",
+            given=rule,
+            wrong="it matches no module and no weight of two or more dimensions",
+            fix=f"names look like {known}{' ...' if len(rows) > 6 else ''}",
+        )
+    if rule is not None and decided and all(row.pattern is None for row in decided):
+        raise PlanError(
+            where=f"rules[{glob!r}]",
+            given=rule,
+            wrong="; ".join(f"{row.name}: {row.reason}" for row in decided[:6]),
+            fix="choose a pattern that fits, or leave these weights dense",
+        )
 
 
 def unwrap(model: nn.Module) -> nn.Module:

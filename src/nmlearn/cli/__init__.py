@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 import nmlearn
 from nmlearn.errors import ConfigError, NMLearnError
@@ -17,9 +21,10 @@ COMMANDS = {
     "pack": "a model file, smaller by its zeros",
     "unpack": "an ordinary safetensors file out of a packed one",
     "report": "one HTML page about a run or a comparison",
-    "doctor": "what is installed, what is missing, what to do about it",
+    "doctor": "what is installed or missing; data, models and methods with their options",
 }
 
+CLI_PACKAGES = ("jsonargparse", "rich", "yaml")
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -37,20 +42,68 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        return _run(words)
-    except NMLearnError as error:
-        if debug:
-            raise
-        from nmlearn.cli import console
-
-        console.show_error(error)
-        return EXIT_ERROR
+        with _terminated_as_interrupted():
+            return _explained(words, debug)
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. The same command goes on from the last checkpoint.\n")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         sys.stderr.close()
         return 0
+    except ModuleNotFoundError as error:
+        if debug or (error.name or "").partition(".")[0] not in CLI_PACKAGES:
+            raise
+        sys.stderr.write(f"nmlearn: no package {error.name}; the command line needs it: pip install 'nmlearn[cli]'\n")
+        return EXIT_ERROR
+
+
+def _explained(words: list[str], debug: bool) -> int:
+    """Run the words; what goes wrong on purpose, or in the file system, is shown in four parts."""
+    try:
+        return _run(words)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if debug:
+            raise
+        _show(_of_files(error))
+    except NMLearnError as error:
+        if debug:
+            raise
+        _show(error)
+    return EXIT_ERROR
+
+
+def _of_files(error: OSError) -> NMLearnError:
+    return NMLearnError(
+        where="a file or folder",
+        given=error.filename or error,
+        wrong=error.strerror or type(error).__name__,
+        fix="check permissions, free space and --out",
+    )
+
+
+def _show(error: NMLearnError) -> None:
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":  # under torchrun all processes may say the same: one panel, and a line from each of the others
+        sys.stderr.write(f"process {rank}: {error}\n")
+        return
+    from nmlearn.cli import console
+
+    console.show_error(error)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C, so that a comparison ends its runs; only the main thread may."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(words: list[str]) -> int:

@@ -21,17 +21,16 @@ class TrainBar:
         pattern = "" if config.method.name == "dense" else f" {config.method.pattern}"
         self._title = f"{config.model.name} on {config.data.name}, {config.method.name}{pattern}"
         self._epochs = config.epochs
-        self._bar = _bar(MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+        self._bar = _bar(MofNCompleteColumn(), _text("{task.fields[note]}"))
         self._task: TaskID | None = None
         self._density: float | None = None
         self.started = False
 
     def __enter__(self) -> TrainBar:
-        self._bar.start()
-        return self
+        return self  # the bar starts with the training: an error before it leaves no empty line
 
     def __exit__(self, *error: object) -> None:
-        self._bar.stop()
+        _stop(self._bar)
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Show an event."""
@@ -49,9 +48,10 @@ class TrainBar:
 
     def _start(self, event: dict[str, Any]) -> None:
         self.started = True
+        self._bar.start()
         start = f", going on from step {event['step']}" if event["resumed"] else ""
         sizes = f"{event['train_size']} training and {event['eval_size']} test examples"
-        self._bar.console.print(f"[bold]{self._title}[/]: {sizes}{start}")
+        self._bar.console.print(console.say("bold", self._title, f": {sizes}{start}"))
         self._task = self._bar.add_task("training", total=event["total_steps"], completed=event["step"], note="")
 
     def _update(self, **values: Any) -> None:
@@ -79,19 +79,19 @@ class CompareBar:
     """
 
     def __init__(self, total: int) -> None:
-        self._bar = _bar(TextColumn("{task.fields[note]}"))
+        self._bar = _bar(_text("{task.fields[note]}"))
         self._all = self._bar.add_task("all runs", total=total, note="")
         self._runs: dict[str, TaskID] = {}
 
     def __enter__(self) -> CompareBar:
-        self._bar.start()
-        return self
+        return self  # as above
 
     def __exit__(self, *error: object) -> None:
-        self._bar.stop()
+        _stop(self._bar)
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Show an event."""
+        self._bar.start()
         name = event["run"]
         if event["event"] == "progress":
             self._progress(name, event)
@@ -113,20 +113,30 @@ class CompareBar:
             self._bar.remove_task(self._runs.pop(name))
         self._bar.advance(self._all)
         if event["state"] == "failed":
-            self._bar.console.print(f"[red]failed[/]   {name:22}", event["error"], markup=True)
+            self._bar.console.print(console.say("red", "failed", f" {name:22} {event['error']}", width=8))
             return
         result = (
             console.percent(event["accuracy"])
             if event["accuracy"] is not None
             else f"loss {console.number(event['loss'], 4)}"
         )
-        state = "[green]finished[/]" if event["state"] == "finished" else "kept    "
-        self._bar.console.print(f"{state} {name:22} {result:>9}  {console.duration(event['seconds']):>12}")
+        style = "green" if event["state"] == "finished" else ""
+        line = f" {name:22} {result:>9}  {console.duration(event['seconds']):>12}"
+        self._bar.console.print(console.say(style, event["state"], line, width=8))
+
+
+def _stop(bar: Progress) -> None:
+    if bar.live.is_started:  # else it would still end its line
+        bar.stop()
+
+
+def _text(form: str) -> TextColumn:
+    return TextColumn(form, markup=False)
 
 
 def _bar(*columns: Any) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        _text("{task.description}"),
         BarColumn(bar_width=24),
         *columns,
         TimeRemainingColumn(compact=True),

@@ -20,7 +20,7 @@ def run(words: list[str]) -> int:
     from nmlearn.train.compare import compare, plan_runs, results_path
 
     runs = list(plan_runs(config))
-    console.out.print(f"[bold]{config.name}[/]: {len(runs)} runs, {config.jobs} at a time")
+    console.out.print(console.say("bold", config.name, f": {len(runs)} runs, {config.jobs} at a time"))
     with CompareBar(len(runs)) as bar:
         results = compare(config, bar)
     console.out.print()
@@ -28,7 +28,10 @@ def run(words: list[str]) -> int:
     _notes(results)
     import nmlearn.report
 
-    console.out.print(f"results  {results_path(config)}", soft_wrap=True)
+    for result in results["runs"]:  # first, because the comparison's page links to those that are there
+        nmlearn.report.write(Path(config.folder) / "runs" / result["folder"])
+    path = Path(config.folder) / "results.json" if results["failures"] else results_path(config)
+    console.out.print(f"results  {path}", soft_wrap=True)
     console.out.print(f"report   {nmlearn.report.write(Path(config.folder))}", soft_wrap=True)
     return 1 if results["failures"] else 0
 
@@ -66,10 +69,10 @@ def _notes(results: dict[str, Any]) -> None:
     seeds = len(results["seeds"])
     paired = f"with its 95 % t-interval over {seeds} paired seeds" if seeds > 1 else "of the one seed"
     console.out.print(
-        f"\n[dim]gap: percentage points to the dense run {paired}. time: training, median. state: bytes beside the "
+        f"\ngap: percentage points to the dense run {paired}. time: training, median. state: bytes beside the "
         "model per weight taken, at most. arithmetic: training FLOPs of the layers taken relative to dense; fewer "
-        "FLOPs are fewer seconds only where a kernel makes use of them.[/]\n"
+        "FLOPs are fewer seconds only where a kernel makes use of them.\n",
+        style="dim",
     )
     for failure in results["failures"]:
-        console.out.print(f"[red]failed[/] {failure['run']}: ", end="")
-        console.out.print(failure["error"], markup=False)
+        console.out.print(console.say("red", "failed", f" {failure['run']}: {failure['error']}"))

@@ -11,8 +11,9 @@ from rich.text import Text
 
 from nmlearn.errors import NMLearnError
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# Names of weights, files and options may hold square brackets: no markup unless a line of ours asks for it.
+out = Console(highlight=False, markup=False)
+err = Console(stderr=True, highlight=False, markup=False)
 DASH = "–"
 
 
@@ -27,16 +28,20 @@ def show_error(error: NMLearnError) -> None:
     err.print(Panel(grid, title=type(error).__name__, title_align="left", border_style="red", expand=False))
 
 
-def table(*columns: str, right: str = "", title: str | None = None) -> Table:
+def say(style: str, word: str, rest: str = "", width: int = 0) -> Text:
+    """A word in a style, and plain text after it; ``width`` pads the word."""
+    return Text.assemble((word.ljust(width), style), rest)
+
+
+def table(*columns: str, right: str = "") -> Table:
     """An empty table.
 
     Args:
         columns: headings.
         right: those of them, separated by commas, whose cells are numbers: aligned to the right.
-        title: above the table.
     """
     numbers = {name for name in right.split(",") if name}
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in columns:
         made.add_column(
             name, justify="right" if name in numbers else "left", header_style="bold underline", overflow="fold"

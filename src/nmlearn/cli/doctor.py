@@ -1,4 +1,4 @@
-"""``nmlearn doctor``: what is installed, what is missing, what to do about it."""
+"""``nmlearn doctor``: what is installed, what is missing, what to do about it, and what there is to choose from."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import io
 import os
 import platform
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from nmlearn.cli import console
+from nmlearn.cli import choices, console
 from nmlearn.errors import NMLearnError
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "sve")
@@ -25,23 +26,38 @@ PACKAGES = {
     "tensorboard": "--tensorboard true",
 }
 INSTALL_NAMES = {"PIL": "pillow"}
+MARGIN = 26  # columns before a row's text
 
 
 def run(words: list[str]) -> int:
     """Print what there is. Nothing that is missing is an error: all of it is optional."""
     argparse.ArgumentParser(prog="nmlearn doctor", description=(__doc__ or "").split(": ", 1)[1]).parse_args(words)
-    for title, rows in (("This machine", _machine()), ("Optional packages", _packages()), ("Data", _data())):
-        table = console.table("", "", "", title=title)
-        table.show_header = False
-        for state, name, text in rows:
-            table.add_row(_mark(state), name, text)
-        console.out.print(table)
+    parts = {
+        "This machine": _machine(),
+        "Optional packages": _packages(),
+        "Data (--data NAME, --data.options.X)": _data(),
+        "Models (--model NAME, --model.options.X)": choices.models(),
+        "Methods (--method NAME, --method.options.X)": choices.methods(),
+    }
+    for title, rows in parts.items():
+        console.out.print(console.say("bold", title))
+        for row in rows:
+            _print(*row)
         console.out.print()
     return 0
 
 
-def _mark(state: bool | None) -> str:
-    return {True: "[green]yes[/]", False: "[yellow]no[/]", None: "   "}[state]
+def _print(state: bool | None, name: str, text: str) -> None:
+    """One row; lines break between words only, so that addresses stay whole."""
+    width = max(MARGIN + 20, console.out.width)
+    lines = [
+        line
+        for part in text.splitlines()
+        for line in textwrap.wrap(part, width - MARGIN, break_long_words=False, break_on_hyphens=False)
+    ]
+    mark, style = {True: ("yes", "green"), False: ("no", "yellow"), None: ("", "")}[state]
+    rest = f"{name:{MARGIN - 6}} " + ("\n" + " " * MARGIN).join(lines)
+    console.out.print(console.say(style, mark, rest, width=5), soft_wrap=True)
 
 
 Row = tuple[bool | None, str, str]
@@ -75,8 +91,21 @@ def _instructions() -> str:
 def _packages() -> Iterator[Row]:
     for name, purpose in PACKAGES.items():
         found, text = _imported(name)
-        install = f"; pip install {INSTALL_NAMES.get(name, name)}" if not found else ""
+        install = "" if found else f"; {_install(name)}"
         yield found, INSTALL_NAMES.get(name, name), f"{text}, for {purpose}{install}"
+
+
+def _install(name: str) -> str:
+    import torch
+
+    from nmlearn.models.external import NEED_TORCHVISION
+
+    if name in NEED_TORCHVISION and torch.version.cuda is None:
+        return (
+            f"install {name} with a torchvision built like this torch, {torch.__version__}: a plain pip install can "
+            "bring one for CUDA, which does not import beside it"
+        )
+    return f"pip install {INSTALL_NAMES.get(name, name)}"
 
 
 def _imported(name: str) -> tuple[bool, str]:
@@ -97,9 +126,10 @@ def _data() -> Iterator[Row]:
     from nmlearn import data
 
     for name in data.DATASETS:
+        options = f"\noptions: {choices.of_dataclass(data.OPTIONS[name])}" if name in data.OPTIONS else ""
         try:
             task = data.load(name)
         except NMLearnError as error:
-            yield False, name, error.fix
+            yield False, name, error.fix + options
         else:
-            yield True, name, f"{task.train_size:,} + {task.eval_size:,} examples, {task.source}"
+            yield True, name, f"{task.train_size:,} + {task.eval_size:,} examples, {task.source}{options}"

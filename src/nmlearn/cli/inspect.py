@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nmlearn.cli import console
 from nmlearn.cli.model_file import locate
-from nmlearn.errors import ConfigError
+from nmlearn.errors import ConfigError, FormatError, PatternError
 from nmlearn.pattern import Pattern
-from nmlearn.train.files import read_json
+from nmlearn.train.files import PATTERNS, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +25,8 @@ DESCRIPTION = """Show of each weight the tightest pattern N:M that its zeros ful
 4, 8, 16, 32, 64), and of a packed file also the pattern and the index code with which it is stored.
 
 With --check the weights must fulfil a pattern: the exit code is 1 when one does not, and the first bad group is
-named. In a run folder these are the weights that were taken, in a file all that M divides."""
+named. In a run folder or a model of nmlearn's these are the weights that were taken, in another file all that M
+divides."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Weight:
     tensor: Tensor
     axis: int
     pattern: str | None
-    """What the run's plan says it has; None without a plan or for a dense weight."""
+    """What the run's plan or the file says it has; None where neither says, or for a dense weight."""
     nbytes: int
     """How many the file takes for it; a further name of a tied weight takes none."""
     stored: str
@@ -44,6 +46,16 @@ class Weight:
 
 def run(words: list[str]) -> int:
     """Inspect as the words say; 1 when a check failed."""
+    given = parser().parse_args(_check_apart(words))
+    weights = [weight for weight in _read(given.path) if fnmatch.fnmatchcase(weight.name, given.only)]
+    if given.check is None:
+        console.out.print(_table(weights))
+        return 0
+    return _check(weights, given)
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command takes."""
     parser = argparse.ArgumentParser(prog="nmlearn inspect", description=DESCRIPTION)
     parser.add_argument("path", type=Path, help="a safetensors file or a run folder")
     parser.add_argument(
@@ -51,15 +63,19 @@ def run(words: list[str]) -> int:
         metavar="N:M",
         nargs="?",
         const="plan",
-        help="fail unless this pattern holds; without N:M, unless each weight has the pattern of the run's plan",
+        help="fail unless this pattern holds; without N:M, unless each weight has the pattern it was trained with",
     )
     parser.add_argument("--only", metavar="GLOB", default="*", help="look only at weights whose name matches")
-    given = parser.parse_args(words)
-    weights = [weight for weight in _read(given.path) if fnmatch.fnmatchcase(weight.name, given.only)]
-    if given.check is None:
-        console.out.print(_table(weights))
-        return 0
-    return _check(weights, given)
+    return parser
+
+
+def _check_apart(words: list[str]) -> list[str]:
+    """--check takes the word after it only when that looks like a pattern, not when it is the path."""
+    following = [*words[1:], ""]
+    return [
+        f"{word}=plan" if word == "--check" and (":" not in after or Path(after).exists()) else word
+        for word, after in zip(words, following, strict=True)
+    ]
 
 
 def _read(path: Path) -> list[Weight]:
@@ -69,7 +85,10 @@ def _read(path: Path) -> list[Weight]:
     file = locate(path)
     tensors, stored = checkpoint.load(file), checkpoint.stored(file)
     plan = path / "plan.json"
-    rows = {row["name"]: row for row in read_json(plan)["rows"]} if path.is_dir() and plan.exists() else {}
+    if path.is_dir() and plan.exists():
+        rows = {row["name"]: row for row in read_json(plan)["rows"]}
+    else:
+        rows = {name: {"pattern": pattern} for name, pattern in _patterns(file).items()}
     names = [name for name in rows if name in tensors] + [name for name in tensors if name not in rows]
     return [
         _weight(name, tensors[name], stored.get(name), rows.get(name, {}))
@@ -78,13 +97,32 @@ def _read(path: Path) -> list[Weight]:
     ]
 
 
+def _patterns(file: Path) -> dict[str, str]:
+    """The patterns that a run wrote into its model; packing and unpacking keep them."""
+    from nmlearn import checkpoint
+
+    text = checkpoint.notes(file).get(PATTERNS, "{}")
+    try:
+        patterns = json.loads(text)
+        if not isinstance(patterns, dict):
+            raise ValueError("it is not a table")
+        return {name: str(Pattern(pattern)) for name, pattern in patterns.items()}
+    except (ValueError, RecursionError, PatternError) as error:
+        raise FormatError(
+            where=f"{file}: {PATTERNS}",
+            given="metadata",
+            wrong=f"no patterns can be read from it: {error}",
+            fix="give the file of a run, or one without this metadata",
+        ) from error
+
+
 def _weight(name: str, tensor: Tensor, stored: Stored | None, row: dict[str, Any]) -> Weight:
     from nmlearn.zeros import input_axis
 
     layout = stored.layout if stored else None
     if layout is not None:
         axis = layout.grouping.axis
-    elif row and tensor.ndim == 3:
+    elif "kind" in row and tensor.ndim == 3:
         axis = 1 if "Conv" in row["kind"] else 2
     else:
         axis = input_axis(tensor != 0)
@@ -124,12 +162,10 @@ def _check(weights: list[Weight], given: argparse.Namespace) -> int:
         bad = bad_group(weight.tensor != 0, weight.axis, pattern)
         if bad is not None:
             index, count, number = bad
-            console.out.print(f"[red]bad[/] {weight.name}", soft_wrap=True)
-            console.out.print(
-                f"    {number:,} groups are not {pattern}; the first is [{index}] with {count} non-zeros", markup=False
-            )
+            console.out.print(console.say("red", "bad", f" {weight.name}"), soft_wrap=True)
+            console.out.print(f"    {number:,} groups are not {pattern}; the first is [{index}] with {count} non-zeros")
             return EXIT_BAD
-    console.out.print(f"[green]good[/] every group of {len(wanted)} weights fulfils its pattern")
+    console.out.print(console.say("green", "good", f" every group of {len(wanted)} weights fulfils its pattern"))
     return 0
 
 
@@ -138,7 +174,7 @@ def _wanted(weights: list[Weight], given: argparse.Namespace) -> list[tuple[Weig
     planned = [(weight, Pattern(weight.pattern)) for weight in weights if weight.pattern]
     if given.check == "plan":
         wanted = planned
-    elif given.path.is_dir() and planned:
+    elif planned:
         wanted = [(weight, Pattern(given.check)) for weight, _ in planned]
     else:
         pattern = Pattern(given.check)

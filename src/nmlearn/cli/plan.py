@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from nmlearn.cli import console, parsing
-from nmlearn.errors import ConfigError
+from nmlearn.errors import ConfigError, DataError
 from nmlearn.train.config import TrainConfig
 
 DESCRIPTION = """Show which weights of a model would be taken, with which pattern, and why the others stay dense.
 
 Takes the options and recipes of `nmlearn train`. The data decides the model's inputs and outputs; --input_shape and
 --classes replace it."""
+
+# Of no use without training, but part of its recipes.
+HIDDEN = ("out", "resume", "tensorboard", "log_every", "eval_every", "checkpoint_every", "eval_batch_size", "threads")
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class PlanConfig(TrainConfig):
 
 def run(words: list[str]) -> int:
     """Plan as the words say."""
-    config = parsing.parse(PlanConfig, "plan", words, DESCRIPTION)
+    config = parsing.parse(PlanConfig, "plan", words, DESCRIPTION, HIDDEN)
     import nmlearn
     from nmlearn import methods
 
@@ -43,18 +46,29 @@ def _model(config: PlanConfig) -> Any:
     from nmlearn.train.setting import build_model, load_task
 
     if config.input_shape is None and config.classes is None:
-        return build_model(config.model, load_task(config.data))
+        try:
+            task = load_task(config.data)
+        except DataError as error:
+            fix = f"{error.fix}; or give for instance {_without_data(config)} to plan without data"
+            raise DataError(where=error.where, given=error.given, wrong=error.wrong, fix=fix) from error
+        return build_model(config.model, task)
     if config.input_shape is None or config.classes is None:
         raise ConfigError(
             where="plan",
             given="one of --input_shape and --classes",
             wrong="a model needs both",
-            fix="give both, or none: then the data says",
+            fix=f"give both, for instance {_without_data(config)}, or none: then the data says",
         )
     kind = "image" if len(config.input_shape) == 3 else "language" if config.model.name == "gpt" else "text"
     return models.build(
         config.model.name, classes=config.classes, input_shape=config.input_shape, kind=kind, **config.model.options
     )
+
+
+def _without_data(config: PlanConfig) -> str:
+    """An example of the two options that replace data."""
+    tokens = config.model.name in ("gpt", "text-transformer")
+    return "--input_shape '[128]' --classes 256" if tokens else "--input_shape '[3,224,224]' --classes 1000"
 
 
 def _table(plan: Any) -> Any:

@@ -15,13 +15,14 @@ from pathlib import Path
 
 from nmlearn.data.cifar import cifar10, cifar100
 from nmlearn.data.fashion import fashion_mnist, fashion_mnist_full
-from nmlearn.data.folder import image_folder
+from nmlearn.data.folder import FolderOptions, image_folder
+from nmlearn.data.options import ImageOptions, Limits
 from nmlearn.data.task import Batch, Task
-from nmlearn.data.text import plain_text
-from nmlearn.data.wordnet import wordnet_nouns
+from nmlearn.data.text import TextOptions, plain_text
+from nmlearn.data.wordnet import WordNetOptions, wordnet_nouns
 from nmlearn.errors import ConfigError
 
-__all__ = ["DATASETS", "Batch", "Task", "load"]
+__all__ = ["DATASETS", "OPTIONS", "Batch", "Task", "load"]
 
 DATASETS: dict[str, Callable[..., Task]] = {
     "fashion-mnist": fashion_mnist,
@@ -32,6 +33,17 @@ DATASETS: dict[str, Callable[..., Task]] = {
     "wordnet": wordnet_nouns,
     "text": plain_text,
 }
+
+OPTIONS: dict[str, type[Limits]] = {
+    "fashion-mnist": ImageOptions,
+    "fashion-mnist-full": ImageOptions,
+    "cifar10": ImageOptions,
+    "cifar100": ImageOptions,
+    "image-folder": FolderOptions,
+    "wordnet": WordNetOptions,
+    "text": TextOptions,
+}
+"""The options that each takes, for those who list them."""
 
 
 def load(name: str, path: str | Path | None = None, **options: object) -> Task:

@@ -137,7 +137,8 @@ def image_folder(path: Path | None = None, **options: object) -> Task:
     """
     settings = parse(FolderOptions, options)
     if path is None or not path.is_dir():
-        raise DataError(where="data.path", given=path, wrong="no such folder", fix=LAYOUT)
+        wrong = "data.path is not set" if path is None else "no such folder"
+        raise DataError(where="data.path", given=path or "nothing", wrong=wrong, fix=LAYOUT)
     try:
         import PIL.Image  # noqa: F401
     except ImportError as error:

@@ -68,7 +68,7 @@ class ImageOptions(Limits):
 def require(condition: bool, name: str, given: object, wrong: str, fix: str) -> None:
     """Raise a ConfigError about option `name` unless `condition` holds."""
     if not condition:
-        raise ConfigError(where=f"data.{name}", given=repr(given), wrong=wrong, fix=fix)
+        raise ConfigError(where=f"data.options.{name}", given=repr(given), wrong=wrong, fix=fix)
 
 
 def parse(kind: type[AnyOptions], given: Mapping[str, object]) -> AnyOptions:
@@ -95,4 +95,5 @@ def _check_type(name: str, value: object, annotation: str) -> None:
     wanted = annotation.removesuffix(" | None")
     number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = {"int": number and isinstance(value, int), "float": number, "str": isinstance(value, str)}[wanted]
-    require(fits, name, value, f"is no {wanted}", f"give a value of type {wanted}")
+    said = {"int": "a whole number", "float": "a number", "str": "text"}[wanted]
+    require(fits, name, value, f"must be {said}", f"give {said}")

@@ -84,7 +84,8 @@ def plain_text(path: Path | None = None, **options: object) -> Task:
     """
     settings = parse(TextOptions, options)
     if path is None or not path.exists():
-        raise DataError(where="data.path", given=path, wrong="no such file or folder", fix=GET_IT)
+        wrong = "data.path is not set" if path is None else "no such file or folder"
+        raise DataError(where="data.path", given=path or "nothing", wrong=wrong, fix=GET_IT)
     train, evaluation = _split_file(path) if path.is_file() else _split_folder(path)
     return PlainText(train, evaluation, str(path), settings)
 

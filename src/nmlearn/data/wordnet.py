@@ -138,7 +138,9 @@ def _foreign_tokenizer(path: str) -> tuple[Encode, int]:
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the package's own errors are plain Exceptions
         fix = "install the package tokenizers and give a folder with a tokenizer.json, padding with id 0"
-        raise ConfigError(where="data.tokenizer", given=path, wrong=f"cannot be read ({error})", fix=fix) from error
+        raise ConfigError(
+            where="data.options.tokenizer", given=path, wrong=f"cannot be read ({error})", fix=fix
+        ) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return lambda text: tokenizer.encode(text).ids, tokenizer.get_vocab_size()

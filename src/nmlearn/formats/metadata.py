@@ -24,6 +24,7 @@ from nmlearn.pattern import Pattern
 
 FORMAT = "nmlearn"
 VERSION = "1"
+OURS = "nm_"  # begins the keys of a packed file; all others belong to others
 VALUES, INDEX = ".nm_values", ".nm_index"
 _KEYS = {"nm_format", "nm_version", SEAL, "nm_weights", "nm_tied", "nm_crc32"}
 
@@ -69,8 +70,8 @@ def read(metadata: Mapping[str, str], entries: Mapping[str, Entry], where: str) 
     Raises:
         FormatError: metadata that is incomplete, of another version, or does not fit the tensors.
     """
-    other = {key: value for key, value in metadata.items() if not key.startswith("nm_")}
-    ours = {key: value for key, value in metadata.items() if key.startswith("nm_")}
+    other = {key: value for key, value in metadata.items() if not key.startswith(OURS)}
+    ours = {key: value for key, value in metadata.items() if key.startswith(OURS)}
     if not ours:
         for name in entries:
             if name.endswith((VALUES, INDEX)):

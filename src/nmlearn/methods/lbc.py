@@ -18,6 +18,7 @@ from torch import Tensor
 from nmlearn import elimination as eliminate
 from nmlearn import masks
 from nmlearn import scores as scoring
+from nmlearn.combinations import LARGEST_TABLE
 from nmlearn.errors import ConfigError
 from nmlearn.groups import Grouping
 from nmlearn.methods.method import Batch, Method, State
@@ -77,10 +78,12 @@ class LBC(Method):
             _refuse("elimination", "weight", "explicit scores belong to combinations", 'set scores="factored"')
 
     def eliminates(self, pattern: Pattern) -> str:
-        if self.elimination != "auto":
-            return self.elimination
-        explicit = self.scores == "explicit"
-        return "combination" if explicit or pattern.combinations <= MOST_COMBINATIONS else "weight"
+        auto = self.elimination == "auto" and self.scores == "factored"
+        by_weight = self.elimination == "weight" or (auto and pattern.combinations > MOST_COMBINATIONS)
+        if not by_weight and pattern.combinations > LARGEST_TABLE:
+            wrong = f"{pattern} has {pattern.combinations:,} combinations, too many to score or to list"
+            _refuse("elimination", "combination", wrong, 'set scores="factored" and elimination="weight"')
+        return "weight" if by_weight else "combination"
 
     def value(self, pattern: Pattern, progress: float) -> int:
         survivors = Falling(self.start, self.end, self.power).count(progress, first=pattern.combinations)
@@ -94,7 +97,7 @@ class LBC(Method):
             return state
         start = self._start(name, weight, pattern)
         if self.scores == "explicit":
-            start = scoring.of_combinations(grouping.view(start), pattern)
+            start = scoring.of_combinations(grouping.view(start), pattern).to(start.dtype)
             state |= scoring.explicit_state(start, self.score_optimizer)
         else:
             state |= {"score": start, "momentum": torch.zeros_like(start)}
@@ -176,4 +179,4 @@ def _check(value: object, option: str, known: tuple[str, ...]) -> None:
 
 
 def _refuse(option: str, given: Any, wrong: str, fix: str) -> NoReturn:
-    raise ConfigError(where=f"lbc.{option}", given=given, wrong=wrong, fix=fix)
+    raise ConfigError(where=f"method.options.{option}", given=given, wrong=wrong, fix=fix)

@@ -33,13 +33,11 @@ class Batch:
     """Weights handled in one go: lists of equal length, one entry a weight, on one device.
 
     Attributes:
-        names: qualified names.
         weights: what the network computes with; written in place.
         grads: their gradients, of the same shapes; empty where there are none to see (``Method.use``).
         states, groupings: what :meth:`Method.init` made, and how the weight is cut into groups.
     """
 
-    names: list[str]
     weights: list[Tensor]
     grads: list[Tensor]
     states: list[State]
@@ -107,7 +105,7 @@ class Method:
 
 
 def _text(value: object) -> str:
-    return str(value) if isinstance(value, Pattern) else type(value).__name__
+    return str(value) if isinstance(value, Pattern) else "given"
 
 
 def keep_top_(state: State, scores_w: Tensor, grouping: Grouping, count: int) -> None:

@@ -61,7 +61,12 @@ def build(
         return external.SOURCES[source](rest, classes, input_shape, kind, chosen)
     _check_name(name, kind)
     _check_options(name, chosen)
-    return MODELS[name](classes, input_shape, **chosen)
+    try:
+        return MODELS[name](classes, input_shape, **chosen)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        given = f"{chosen or 'the defaults'} for {name}, inputs of shape {tuple(input_shape)} and {classes} outputs"
+        wrong = f"no network can be made of this: {error}"
+        raise ConfigError(where="model.options", given=given, wrong=wrong, fix="give other values") from error
 
 
 def _check_name(name: str, kind: str) -> None:
@@ -78,12 +83,33 @@ def _check_name(name: str, kind: str) -> None:
 
 
 def _check_options(name: str, options: dict[str, object]) -> None:
-    known = [key for key in inspect.signature(MODELS[name]).parameters if key not in ("classes", "input_shape")]
+    known = option_parameters(name)
     for key, value in options.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             wrong = f"{name} has no such option"
             raise ConfigError(
-                where=f"model.{key}", given=repr(value), wrong=wrong, fix=f"{hint}known: {', '.join(known)}"
+                where=f"model.options.{key}", given=repr(value), wrong=wrong, fix=f"{hint}known: {', '.join(known)}"
             )
+        _check_value(f"model.options.{key}", value, str(known[key].annotation).removesuffix(" | None"))
+
+
+def option_parameters(name: str) -> dict[str, inspect.Parameter]:
+    """The options of a model of our own, with their annotations and defaults."""
+    parameters = inspect.signature(MODELS[name]).parameters
+    return {key: each for key, each in parameters.items() if key not in ("classes", "input_shape")}
+
+
+def _check_value(where: str, value: object, wanted: str) -> None:
+    """Annotations of the builders are only int, float, str and bool, or the same or None; whole numbers are sizes."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = {
+        "int": isinstance(value, int) and number and value >= 1,
+        "float": number,
+        "str": isinstance(value, str),
+        "bool": isinstance(value, bool),
+    }
+    if not fits.get(wanted, True):
+        said = {"int": "a whole number of at least 1", "float": "a number", "str": "text", "bool": "true or false"}
+        raise ConfigError(where=where, given=repr(value), wrong=f"must be {said[wanted]}", fix=f"give {said[wanted]}")

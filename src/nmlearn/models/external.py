@@ -22,6 +22,7 @@ TORCHVISION_SCHEMAS = {
     "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
+NEED_TORCHVISION = ("torchvision", "timm")
 HEADS = {
     "image": "AutoModelForImageClassification",
     "text": "AutoModelForSequenceClassification",
@@ -89,6 +90,8 @@ def imported(package: str) -> Any:
         reason = f"{type(error).__name__}: {error}"
         missing = isinstance(error, ModuleNotFoundError) and error.name == package
         fix = f"pip install {package}" if missing else f"install a {package} that fits torch {torch.__version__}"
+        if missing and package in NEED_TORCHVISION and torch.version.cuda is None:
+            fix += f", with a torchvision built like this torch, {torch.__version__}: the usual one is for CUDA"
         wrong = f"the package {package} cannot be imported ({reason})"
         raise ConfigError(where="model.name", given=f"{package}:...", wrong=wrong, fix=fix) from error
 

@@ -96,7 +96,9 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         if stem not in ("imagenet", "cifar"):
-            raise ConfigError(where="model.stem", given=repr(stem), wrong="no such stem", fix="use imagenet or cifar")
+            raise ConfigError(
+                where="model.options.stem", given=repr(stem), wrong="no such stem", fix="use imagenet or cifar"
+            )
         large = stem == "imagenet"
         self.conv1 = conv(channels, width, 7, 2) if large else conv(channels, width, 3)
         self.bn1 = nn.BatchNorm2d(width)

@@ -15,7 +15,7 @@ class Attention(nn.Module):
         super().__init__()
         if dim % heads:
             fix = f"use a dim that {heads} divides, or other heads"
-            raise ConfigError(where="model.heads", given=heads, wrong=f"does not divide the dim {dim}", fix=fix)
+            raise ConfigError(where="model.options.heads", given=heads, wrong=f"does not divide the dim {dim}", fix=fix)
         self.heads, self.causal = heads, causal
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)

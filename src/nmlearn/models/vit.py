@@ -44,7 +44,8 @@ class VisionTransformer(nn.Module):
         channels, height, width = input_shape
         if height % patch or width % patch:
             wrong = f"does not divide the image's {height} x {width}"
-            raise ConfigError(where="model.patch", given=patch, wrong=wrong, fix="set model.patch or data.image_size")
+            fix = "set model.options.patch or data.options.image_size"
+            raise ConfigError(where="model.options.patch", given=patch, wrong=wrong, fix=fix)
         tokens = (height // patch) * (width // patch)
         self.patch_embed = PatchEmbed(channels, patch, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))

@@ -240,4 +240,6 @@ def _environment(comparison: Comparison) -> Record:
     if not isinstance(environment, dict):
         environment = next((run.environment for run in comparison.folders if run.environment), {})
     commit = comparison.record.get("source_commit")
+    if isinstance(commit, list):
+        commit = ", ".join(map(str, commit))
     return {**environment, **({"source_commit": commit} if commit else {})}

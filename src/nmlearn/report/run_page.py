@@ -29,8 +29,15 @@ def environment_section(environment: dict[str, object]) -> Section:
     """Versions and the machine."""
     if not environment:
         return Section("environment", "Environment", element("p", "No environment was recorded.", class_="quiet"))
-    items = [(str(key), str(value)) for key, value in environment.items() if value is not None]
+    items = [(str(key), _environment_text(value)) for key, value in environment.items() if value is not None]
     return Section("environment", "Environment", pairs("environment", "Where the numbers were made", items))
+
+
+def _environment_text(value: object) -> str:
+    """The environments that a run was resumed in are told by their times."""
+    if not isinstance(value, list):
+        return str(value)
+    return ", ".join(str(each.get("started", "?") if isinstance(each, dict) else each) for each in value)
 
 
 def result(run: Run) -> tuple[str, str]:

@@ -62,15 +62,17 @@ class Checkpoints:
             ConfigError: it was trained with other settings.
         """
         path = self._path()
+        state = load(path) if path is not None else None
+        if state is not None:
+            refuse_other(str(path), state["config"], recipe.to_dict(self.config))
+            later = self._own_later(state["step"])
+            path, state = (self.folder.checkpoint, later) if later is not None else (path, state)
         own = (
             path is not None
             and path.exists()
             and self.folder.checkpoint.exists()
             and path.samefile(self.folder.checkpoint)
         )
-        state = load(path) if path is not None else None
-        if state is not None:
-            refuse_other(str(path), state["config"], recipe.to_dict(self.config))
         if self.ranks.first and not own:
             self.folder.clear()
         if state is None:
@@ -79,6 +81,14 @@ class Checkpoints:
             self.folder.cut_metrics(state["metrics_bytes"])
         self._restore(state)
         return int(state["step"])
+
+    def _own_later(self, step: int) -> dict[str, Any] | None:
+        """This run's own checkpoint when it began at a given one and was interrupted: the same command goes on."""
+        if self.config.resume == "auto" or not self.folder.checkpoint.exists():
+            return None
+        state = load(self.folder.checkpoint)
+        same = difference(state["config"], recipe.to_dict(self.config)) is None
+        return state if same and state["step"] > step else None
 
     def _restore(self, state: dict[str, Any]) -> None:
         setting, device = self.setting, self.ranks.device

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nmlearn.train import files, recipe
+from nmlearn.train import files, recipe, setting
 from nmlearn.train.checkpoints import refuse_other
 from nmlearn.train.config import CompareConfig, MethodConfig, TrainConfig
 from nmlearn.train.environment import now
@@ -26,6 +26,8 @@ from nmlearn.train.journal import Listener
 from nmlearn.train.statistics import table
 
 RESULT_KEYS = ("accuracy", "loss", "seconds", "state_bytes_per_weight", "training_flops_ratio", "density")
+OPTIONAL_KEYS = ("ema_accuracy", "bits_per_byte")
+ORIGIN_KEYS = ("source_commit", "started", "cpu", "torch")
 Command = Callable[[Path], list[str]]
 """The command that trains by the recipe file it is given."""
 
@@ -57,7 +59,10 @@ def worker(path: Path) -> list[str]:
 
 
 def compare(config: CompareConfig, listener: Listener | None = None, command: Command = worker) -> dict[str, Any]:
-    """Run what is not finished yet, and write ``results/NAME.json``.
+    """Run what is not finished yet, and write the results.
+
+    They are written beside the runs, as FOLDER/results.json, and to ``results/NAME.json`` when every run is finished: a
+    failure never replaces a whole result.
 
     Args:
         config: what to compare.
@@ -71,37 +76,59 @@ def compare(config: CompareConfig, listener: Listener | None = None, command: Co
 
     Raises:
         ConfigError: a folder holds a run with other settings.
+        NMLearnError: what data, model or a method refuse, before anything is trained.
     """
     tell = listener or (lambda event: None)
-    started = now()
     runs = list(plan_runs(config))
     for run in runs:
         _refuse_other(run)
+    waiting = [run for run in runs if not _finished(run)]
+    if waiting:
+        setting.check([run.config for run in waiting])
     failures = _run_all(runs, config.jobs, tell, command)
-    finished = [(run, summary) for run in runs if (summary := run.folder.summary()) and run.name not in failures]
-    results = [
-        {"method": run.method, "pattern": run.pattern, "seed": run.seed}
-        | {key: summary[key] for key in RESULT_KEYS}
-        | {"folder": run.name}
-        for run, summary in finished
-    ]
-    environment = files.read_json(finished[0][0].folder.path / "env.json") if finished else {}
-    value = {
+    beside = Path(config.folder) / "results.json"
+    kept = None if waiting or not beside.exists() else files.read_json(beside)
+    value = _results(config, [run for run in runs if run.name not in failures], failures, kept)
+    files.write_json(beside, value)
+    if not failures:
+        files.write_json(results_path(config), value)
+    return value
+
+
+def _results(
+    config: CompareConfig, finished: list[Run], failures: dict[str, str], kept: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The contents of the results file; ``kept`` is the one before when nothing was trained since."""
+    results = [_result(run) for run in finished]
+    commits = sorted({str(result["source_commit"]) for result in results if result["source_commit"]})
+    starts = [result["started"] for result in results if result["started"]]
+    return {
         "name": config.name,
         "recipe": recipe.to_dict(config),
-        "source_commit": environment.get("source_commit"),
-        "environment": environment,
+        "source_commit": commits if len(commits) > 1 else next(iter(commits), None),
+        "environment": finished[0].folder.environment() if finished else {},
         "seeds": list(config.seeds),
-        "started": started,
-        "finished": now(),
+        "started": min(starts, default=None),
+        "finished": (kept or {}).get("finished") or now(),
         "runs": results,
         "table": table(results),
         "failures": [{"run": name, "error": error} for name, error in failures.items()],
     }
-    # Twice: with the runs, where a report looks for it, and among all results.
-    files.write_json(Path(config.folder) / "results.json", value)
-    files.write_json(results_path(config), value)
-    return value
+
+
+def _result(run: Run) -> dict[str, Any]:
+    """One finished run: what it reached, and where it was made."""
+    summary, environment = run.folder.summary() or {}, run.folder.environment()
+    optional = {key: summary[key] for key in OPTIONAL_KEYS if summary.get(key) is not None}
+    return {
+        "method": run.method,
+        "pattern": run.pattern,
+        "seed": run.seed,
+        **{key: summary[key] for key in RESULT_KEYS},
+        **optional,
+        "folder": run.name,
+        **{key: environment.get(key) for key in ORIGIN_KEYS},
+    }
 
 
 def results_path(config: CompareConfig) -> Path:
@@ -162,11 +189,15 @@ def _run_all(runs: list[Run], jobs: int, tell: Listener, command: Command) -> di
 
 
 def _kept(run: Run, tell: Listener) -> bool:
-    summary = run.folder.summary()
-    if run.config.resume == "none" or summary is None:
+    if not _finished(run):
         return False
-    tell({"event": "run", "run": run.name, "state": "kept", **summary})
+    tell({**(run.folder.summary() or {}), "event": "run", "run": run.name, "state": "kept"})
     return True
+
+
+def _finished(run: Run) -> bool:
+    """Whether the run is there and need not be trained."""
+    return run.config.resume != "none" and run.folder.summary() is not None
 
 
 def _conclude(process: _Process, failures: dict[str, str], tell: Listener) -> None:

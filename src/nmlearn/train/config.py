@@ -20,11 +20,11 @@ class DataConfig:
     """Which data."""
 
     name: str = "fashion-mnist"
-    """Data set; `nmlearn doctor` lists the names and what is installed."""
+    """Data set; `nmlearn doctor` lists the names, their options, and what is installed."""
     path: str | None = None
-    """Where the data lies, for those that do not come along."""
+    """Where the data lies, for those that do not come along: a file or a folder."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of this data set, e.g. train_limit, augment, mixup."""
+    """Options of this data set, e.g. train_limit, augment, mixup; `nmlearn doctor` lists them."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class ModelConfig:
     """Which model."""
 
     name: str = "resnet8"
-    """Model, e.g. resnet20, vit, gpt, timm:NAME."""
+    """Model, e.g. resnet20, vit, gpt, timm:NAME; `nmlearn doctor` lists the names and their options."""
     weights: str | None = None
     """A safetensors file to start from, e.g. the model of an earlier run."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of this model, e.g. width."""
+    """Options of this model, e.g. width; `nmlearn doctor` lists them."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class MethodConfig:
     rules: dict[str, str | None] = field(default_factory=dict)
     """Glob on a module or weight -> a pattern, or null for dense; the last match wins."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of this method, e.g. end."""
+    """Options of this method, e.g. end; `nmlearn doctor` lists them."""
 
     def __post_init__(self) -> None:
         check_pattern("method.pattern", self.pattern)
@@ -138,9 +138,11 @@ class TrainConfig:
     tensorboard: bool = False
     """Write TensorBoard events too (needs the tensorboard package)."""
     out: str | None = None
-    """Run folder; runs/DATA-MODEL-METHOD-PATTERN-sSEED unless given."""
+    """Run folder. Unless given it is named after data.name, model.name, method.name, method.pattern and seed alone:
+    runs/DATA-MODEL-METHOD-PATTERN-sSEED; runs that differ in other settings need one."""
     resume: str = "auto"
-    """auto goes on from the folder's checkpoint, none starts anew, PATH goes on from that one."""
+    """auto goes on from the folder's checkpoint, none starts anew, PATH starts from that checkpoint or run (and goes
+    on from the folder's own once that is later)."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "eval_batch_size", "log_every", "eval_every"):
@@ -178,7 +180,7 @@ class CompareConfig:
     jobs: int = 2
     """Runs at a time, each in a process of one thread."""
     out: str | None = None
-    """Folder of runs and report; runs/NAME unless given."""
+    """Folder of runs and report; runs/NAME unless given, where NAME is --name."""
     results: str = "results"
     """Folder of the results file NAME.json."""
 

@@ -9,6 +9,8 @@ from typing import Any
 from nmlearn.atomic import write_atomic as write_atomic
 from nmlearn.errors import FormatError
 
+PATTERNS = "nmlearn.patterns"  # in the metadata of a run's model: JSON, weight -> pattern
+
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""

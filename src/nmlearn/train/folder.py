@@ -5,14 +5,17 @@ config.yaml  env.json  plan.json  metrics.jsonl  summary.json  checkpoints/last.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nmlearn import checkpoint
+from nmlearn.errors import StateError
 from nmlearn.train import files, recipe
 from nmlearn.train.config import TrainConfig
 
@@ -49,15 +52,50 @@ class RunFolder:
         path = self.path / "config.yaml"
         return recipe.load(path) if path.exists() else None
 
-    def begin(self, config: TrainConfig, environment: dict[str, Any], plan: list[dict[str, Any]]) -> None:
-        """Write what is known before the first step."""
+    def environment(self) -> dict[str, Any]:
+        """What the run began on, and under "resumed" what it went on on; empty before it began."""
+        path = self.path / "env.json"
+        return files.read_json(path) if path.exists() else {}
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training here meanwhile.
+
+        Raises:
+            StateError: one does already.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "w") as file:
+            try:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StateError(
+                    where="out",
+                    given=self.path,
+                    wrong="another process trains here",
+                    fix="wait for it, end it, or give another --out",
+                ) from None
+            except (ImportError, OSError):
+                pass  # a system or a file system without locks
+            yield  # closing the file unlocks it, and so does the end of the process
+
+    def begin(
+        self, config: TrainConfig, environment: dict[str, Any], plan: list[dict[str, Any]], resumed: bool
+    ) -> None:
+        """Write what is known before the first step. A run that goes on keeps what it began on."""
         files.write_text(self.path / "config.yaml", recipe.dumps(config))
+        first = self.environment() if resumed else {}
+        if first:
+            environment = {**first, "resumed": [*first.get("resumed", []), environment]}
         files.write_json(self.path / "env.json", environment)
         files.write_json(self.path / "plan.json", {"rows": plan})
 
     def clear(self) -> None:
         """Remove what an earlier run left that a new one would not overwrite before it ends."""
-        for path in (self.checkpoint, self.model, self.average, self._metrics_path, self.path / "summary.json"):
+        others = (self.path / name for name in ("summary.json", "env.json"))
+        for path in (self.checkpoint, self.model, self.average, self._metrics_path, *others):
             path.unlink(missing_ok=True)
 
     def finish(self, summary: dict[str, Any]) -> None:
@@ -100,9 +138,15 @@ def difference(before: dict[str, Any], now: dict[str, Any], prefix: str = "") ->
     return None
 
 
-def save_model(path: Path, model: torch.nn.Module) -> None:
+def save_model(path: Path, model: torch.nn.Module, patterns: dict[str, str]) -> None:
     """Save a model's state as safetensors, dense with its zeros, under its own keys.
+
+    Args:
+        path: the file.
+        model: what is saved.
+        patterns: qualified name of each weight taken -> its pattern; written as JSON into the file's metadata under
+            "nmlearn.patterns".
 
     Tied weights are written under each of their names: every key a loader asks for is there.
     """
-    checkpoint.save(model, path, packed=False)
+    checkpoint.save(model, path, packed=False, metadata={files.PATTERNS: json.dumps(patterns)})

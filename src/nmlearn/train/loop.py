@@ -46,7 +46,7 @@ def train(config: TrainConfig, listener: Listener | None = None) -> dict[str, An
     Raises:
         ConfigError: the folder holds a run with other settings, or a setting is wrong.
         DataError, PlanError, AttachError: what data, plan or optimizer refuse.
-        StateError: a checkpoint that cannot be resumed, or a loss that is not finite.
+        StateError: a checkpoint that cannot be resumed, a loss that is not finite, or another process trains there.
         ViolationError: a weight breaks its pattern at the end.
     """
     run = RunFolder(config.folder)
@@ -56,7 +56,7 @@ def train(config: TrainConfig, listener: Listener | None = None) -> dict[str, An
         summary = run.summary()
         if summary is not None:
             return summary
-    with joined(config.device) as ranks:
+    with joined(config.device) as ranks, run.locked() if ranks.first else contextlib.nullcontext():
         return _Training(config, run, ranks, listener).run()
 
 
@@ -198,9 +198,11 @@ class _Training:
         )
         summary = {**final, **_labels(self.config)}
         if self.ranks.first:
-            save_model(self.folder.model, setting.model)
+            patterns = {row.name: str(row.pattern) for row in setting.sparsifier.plan.taken}
+            patterns = patterns if setting.sparsifier.method.masks_weights else {}
+            save_model(self.folder.model, setting.model, patterns)
             if setting.average is not None:
-                save_model(self.folder.average, setting.average.model)
+                save_model(self.folder.average, setting.average.model, patterns)
             self.folder.finish(summary)
         return summary
 
@@ -236,7 +238,7 @@ class _Training:
     def _begin(self, resumed: bool) -> None:
         if self.ranks.first:
             plan = self.setting.sparsifier.plan.to_json()
-            self.folder.begin(self.config, environment(self.ranks.device), plan)
+            self.folder.begin(self.config, environment(self.ranks.device), plan, resumed)
         self.journal.write(
             "start",
             self.step,
@@ -259,7 +261,8 @@ class _Training:
             given=f"a loss of {losses[first]} at a learning rate of {self.setting.optimizer.param_groups[0]['lr']:.3g}",
             wrong="the loss is not finite any more"
             + (f"; by step {self.step} {len(broken)} weights are not, the first is {broken[0]}" if broken else ""),
-            fix="lower optim.lr, lengthen optim.warmup_epochs or set optim.clip_norm; the last checkpoint is good",
+            fix="lower optim.lr, lengthen optim.warmup_epochs or set optim.clip_norm, and give --resume none or "
+            "another --out (the last checkpoint is good, but goes on with the settings it has)",
         )
 
 

@@ -28,6 +28,8 @@ _INT = re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$")
 _FLOAT = re.compile(
     r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
 )
+_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_LISTS = {"patterns": "[2:4, 1:4]", "methods": "[dense, lbc]", "input_shape": "[3, 224, 224]"}
 # Order matters: an integer also matches the pattern of floats, and the first match wins.
 _CORE_SCHEMA = (
     ("bool", _BOOL, "tTfF"),
@@ -98,7 +100,7 @@ def build(kind: type[Config], values: Mapping[str, Any], where: str = "") -> Con
     given = {}
     for key, value in values.items():
         check_key(f"{where}{key}", key, hints)
-        given[key] = _convert(hints[key], value, f"{where}{key}")
+        given[key] = convert(hints[key], value, f"{where}{key}")
     return kind(**given)
 
 
@@ -116,7 +118,12 @@ def check_key(where: str, key: object, known: Iterable[str]) -> None:
     raise ConfigError(where=where, given=key, wrong="unknown key", fix=fix)
 
 
-def _convert(kind: Any, value: Any, where: str) -> Any:
+def convert(kind: Any, value: Any, where: str) -> Any:
+    """A value of YAML as a field's type: lists become tuples, mappings dataclasses.
+
+    Raises:
+        ConfigError, PatternError: it does not fit; says in plain words what belongs there.
+    """
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise ConfigError(
@@ -126,16 +133,22 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
                 fix="write its keys below it, indented",
             )
         return build(typing.cast(type, kind), value, f"{where}.")
-    if isinstance(value, list) and typing.get_origin(kind) is tuple:
+    if isinstance(value, list) and typing.get_origin(kind) in (tuple, typing.Union, types.UnionType):
         value = tuple(value)
-    if not _fits(kind, value):
-        if "pattern" in where or ".rules" in where:
-            for pattern in (
-                value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
-            ):
-                check_pattern(where, pattern)
-        raise ConfigError(where=where, given=repr(value), wrong=f"must be {_said(kind)}", fix="give such a value")
-    return value
+    if _fits(kind, value):
+        return value
+    if "pattern" in where or ".rules" in where:
+        _check_patterns(kind, value, where)
+    wrong, fix = _said(kind, where)
+    raise ConfigError(where=where, given=repr(value), wrong=wrong, fix=fix)
+
+
+def _check_patterns(kind: Any, value: Any, where: str) -> None:
+    """Name the number that should be a pattern, where the value around it is of the right shape."""
+    shape = typing.get_origin(kind) or str
+    if shape is str or isinstance(value, shape):
+        for pattern in value.values() if shape is dict else value if shape is tuple else [value]:
+            check_pattern(where, pattern)
 
 
 def _fits(kind: Any, value: Any) -> bool:
@@ -156,11 +169,21 @@ def _fits(kind: Any, value: Any) -> bool:
     return isinstance(value, (int, float) if kind is float else kind)
 
 
-def _said(kind: Any) -> str:
-    if typing.get_origin(kind) is typing.Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(kind)))
-    names = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
-    return names.get(getattr(kind, "__name__", ""), str(kind).replace("typing.", ""))
+def _said(kind: Any, where: str) -> tuple[str, str]:
+    """What a value of a type must be, and what to write."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return "there is no such choice", f"choose from {', '.join(map(str, inner))}"
+    if origin in (typing.Union, types.UnionType):
+        wrong, fix = _said(next(one for one in inner if one is not type(None)), where)
+        return f"{wrong}, or null", fix
+    option = where.rpartition(" ")[2]
+    if origin is tuple:
+        example = _LISTS.get(option.rpartition(".")[2].strip("-"), "[1, 2, 3]")
+        return f"must be a list, each {_NAMES[inner[0]]}", f"write a list: {option} '{example}'"
+    if origin is dict:
+        return "must be a mapping of keys", f"write keys and values: {option} '{{key: value}}'"
+    return f"must be {_NAMES[kind]}", f"give {_NAMES[kind]}"
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,27 @@ def setting(config: TrainConfig, ranks: Ranks) -> Setting:
     sparsifier.attach(optimizer, total_steps)
     forward = _wrapped(model, config, ranks)
     return Setting(task, model, forward, sparsifier, optimizer, average, steps_per_epoch, total_steps, part_size)
+
+
+def check(configs: Sequence[TrainConfig]) -> None:
+    """Find out before the first of several trainings what any of them would refuse.
+
+    Args:
+        configs: at least one; they differ in method, pattern and seed.
+
+    Raises:
+        ConfigError, DataError, PlanError, ...: what the parts refuse.
+    """
+    first = configs[0]
+    methods = {repr(config.method): config.method for config in configs}
+    made = [nmlearn.methods.build(each.name, each.pattern, **each.options) for each in methods.values()]
+    task = load_task(first.data)
+    _part_size(first, Ranks(0, 1, torch.device("cpu")))
+    _steps(first, task)
+    model = build_model(first.model, task)
+    optim.build(model, first.optim)
+    for method in made:
+        Sparsifier(model, method, rules=dict(first.method.rules))
 
 
 def load_task(config: DataConfig) -> Task:

@@ -1,0 +1,74 @@
+"""What a sparsifier has to know about optimizers and the scalers and wrappers around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from nmlearn.errors import AttachError
+
+
+def innermost(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that steps, inside wrappers that pass steps on (as accelerate's does)."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer
+
+
+def check(optimizer: Optimizer, total_steps: int) -> None:
+    """Refuse what cannot be learned beside.
+
+    Raises:
+        AttachError: an optimizer that evaluates its closure several times a step, or a training without steps.
+    """
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise AttachError(
+            where="attach",
+            given=type(optimizer).__name__,
+            wrong="it evaluates its closure several times a step",
+            fix="use an optimizer with one gradient a step",
+        )
+    if total_steps < 1:
+        raise AttachError(
+            where="attach",
+            given=f"total_steps={total_steps}",
+            wrong="progress is measured in optimizer steps, of which there must be at least one",
+            fix="give epochs * batches // accumulation",
+        )
+
+
+def unscale(optimizer: Optimizer) -> bool:
+    """Do what GradScaler leaves to fused optimizers. Returns whether the step will be skipped."""
+    found, scale = getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)
+    if found is not None and bool(found):
+        return True
+    if scale is not None:
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch._foreach_mul_(grads, float(scale) ** -1)
+        optimizer.grad_scale = None  # type: ignore[attr-defined]
+    return False
+
+
+def before_stepping(args: tuple[Any, ...], kwargs: dict[str, Any], learn: Callable[[], None]) -> Any:
+    """Call ``learn`` when the gradients of a step are there: at once, or right behind the closure that makes them.
+
+    Args:
+        args, kwargs: of ``optimizer.step``, the optimizer first, as a step pre-hook gets them.
+
+    Returns:
+        What the pre-hook returns: nothing, or the arguments with another closure.
+    """
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    if closure is None:
+        learn()
+        return None
+
+    def then() -> Any:
+        loss = closure()
+        learn()
+        return loss
+
+    return ((args[0], then, *args[2:]), kwargs) if len(args) > 1 else (args, kwargs | {"closure": then})
