@@ -59,7 +59,6 @@ def comparison(result: dict[str, Any]) -> list[str]:
         "accuracy, %",
         "gap to dense (95 % interval)",
         "training FLOPs",
-        "time, s",
         "bytes/weight",
     ]
     rows = [
@@ -69,7 +68,6 @@ def comparison(result: dict[str, Any]) -> list[str]:
             f"{100 * row['accuracy_mean']:.2f} ± {100 * row['accuracy_std']:.2f}",
             _gap(row),
             f"{row['training_flops_ratio']:.2f}",
-            f"{row['seconds_median']:.0f}",
             f"{row['state_bytes_per_weight']:g}",
         ]
         for row in sorted(result["table"], key=lambda row: (row["pattern"] is not None, _density(row["pattern"])))
