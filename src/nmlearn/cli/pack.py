@@ -22,17 +22,7 @@ group and an index are stored, the rest as it is. `nmlearn unpack` restores ever
 
 def run(words: list[str]) -> int:
     """Pack as the words say."""
-    parser = argparse.ArgumentParser(prog="nmlearn pack", description=DESCRIPTION)
-    parser.add_argument("source", metavar="IN", type=Path, help="a safetensors file or a run folder")
-    parser.add_argument("target", metavar="OUT", type=Path, help="the packed file")
-    parser.add_argument(
-        "--pattern",
-        metavar="GLOB=N:M",
-        action="append",
-        default=[],
-        help="pack what matches with this pattern instead of its tightest, or GLOB=dense not at all; the last one wins",
-    )
-    given = parser.parse_args(words)
+    given = parser().parse_args(words)
     from nmlearn import checkpoint
 
     source, patterns = locate(given.source), dict(_rule(text) for text in given.pattern)
@@ -46,6 +36,21 @@ def run(words: list[str]) -> int:
             text = f"{name}: negative zeros count as values; were they positive, it would be packed as {pattern}"
             console.out.print(text, soft_wrap=True, markup=False)
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = argparse.ArgumentParser(prog="nmlearn pack", description=DESCRIPTION)
+    parser.add_argument("source", metavar="IN", type=Path, help="a safetensors file or a run folder")
+    parser.add_argument("target", metavar="OUT", type=Path, help="the packed file")
+    parser.add_argument(
+        "--pattern",
+        metavar="GLOB=N:M",
+        action="append",
+        default=[],
+        help="pack what matches with this pattern instead of its tightest, or GLOB=dense not at all; the last one wins",
+    )
+    return parser
 
 
 def _hidden(weight: Tensor, layout: Layout | None) -> Pattern | None:

@@ -13,12 +13,17 @@ was packed, that any reader understands."""
 
 def run(words: list[str]) -> int:
     """Unpack as the words say."""
-    parser = argparse.ArgumentParser(prog="nmlearn unpack", description=DESCRIPTION)
-    parser.add_argument("source", metavar="IN", type=Path, help="a packed file")
-    parser.add_argument("target", metavar="OUT", type=Path, help="the dense file")
-    given = parser.parse_args(words)
+    given = parser().parse_args(words)
     from nmlearn import checkpoint
 
     source = locate(given.source)
     written(source, given.target, lambda: checkpoint.convert(source, given.target, packed=False))
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = argparse.ArgumentParser(prog="nmlearn unpack", description=DESCRIPTION)
+    parser.add_argument("source", metavar="IN", type=Path, help="a packed file")
+    parser.add_argument("target", metavar="OUT", type=Path, help="the dense file")
+    return parser
