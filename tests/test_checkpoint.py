@@ -89,6 +89,16 @@ def test_a_finished_model(tmp_path):
     assert nets.same(nets.snapshot(other), nets.snapshot(sparsifier.model))
 
 
+@pytest.mark.parametrize(("text", "share"), [("2:4", 0.548), ("1:16", 0.0785)])
+def test_a_whole_file_is_within_a_hundredth_of_its_bound(tmp_path, text, share):
+    weight = sparse_bits((1024, 1024), nm.Grouping(nm.Pattern(text), 1), torch.float16)
+    nm.save({"fc": weight}, tmp_path / "m.safetensors")
+    layout = stored(tmp_path / "m.safetensors")["fc"].layout
+    size = (tmp_path / "m.safetensors").stat().st_size
+    assert size <= 1.01 * (layout.groups * layout.grouping.pattern.n * 16 + layout.index_bits) / 8
+    assert size <= share * weight.nbytes
+
+
 def test_a_model_says_where_its_inputs_run(tmp_path):
     net = sparse_net()
     nm.save(net, tmp_path / "packed.safetensors")

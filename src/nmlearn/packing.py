@@ -60,7 +60,8 @@ def _by_rule(name: str, weight: Tensor, axis: int | None, rule: Rule) -> Groupin
     if rule is None:
         return None
     if not isinstance(rule, Grouping):
-        rule = Grouping(Pattern(rule), input_axis(nonzero_bits(weight)) if axis is None else axis)
+        pattern = Pattern(rule)
+        rule = Grouping(pattern, input_axis(nonzero_bits(weight), pattern) if axis is None else axis)
     shape = tuple(weight.shape)
     why = misfit(shape, rule.axis, rule.pattern) if 0 <= rule.axis < len(shape) else f"it has no axis {rule.axis}"
     if why:

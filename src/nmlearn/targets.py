@@ -65,6 +65,7 @@ class Plan:
         return [
             {key: getattr(row, key) for key in keys}
             | {"shape": list(row.shape), "pattern": str(row.pattern) if row.pattern else None}
+            | {"axis": row.grouping.axis if row.pattern else None}
             for row in self.rows
         ]
 

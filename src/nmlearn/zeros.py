@@ -55,12 +55,28 @@ def bad_group(kept_w: Tensor, axis: int, pattern: Pattern) -> tuple[str, int, in
     return ", ".join(index), int(counts[tuple(place)]), len(bad)
 
 
-def input_axis(kept_w: Tensor) -> int:
-    """Inputs run along dimension 1; of three dimensions (a convolution, or stacked experts) along the sparser of 1, 2.
+def input_axis(kept_w: Tensor, pattern: Pattern | None = None) -> int:
+    """The axis that a weight's inputs seem to run along, where no layer, plan or packed file says it.
 
-    It says nothing about transposed convolutions: for those the layer must be known.
+    It is 1 in linear layers and convolutions, 2 in stacked experts, 0 in transposed convolutions and GPT-2's layers.
+
+    Args:
+        kept_w: bool, the weight's shape, of two or more dimensions.
+        pattern: one that the weight should have.
+
+    Returns:
+        with a pattern, the axis along which the smallest share of groups breaks it (all do where M does not divide);
+        without, the one that shows the sparsest pattern. The first of these axes wins ties.
     """
-    if kept_w.ndim != 3:
-        return 1
-    found = {axis: pattern for axis in (1, 2) if (pattern := tightest(kept_w, axis)) is not None}
+    axes = (1, 2, 0) if kept_w.ndim == 3 else (1, 0)
+    if pattern is not None:
+        return min(axes, key=lambda axis: _share_bad(kept_w, axis, pattern))
+    found = {axis: tight for axis in axes if (tight := tightest(kept_w, axis)) is not None}
     return min(found, key=lambda axis: found[axis].density, default=1)
+
+
+def _share_bad(kept_w: Tensor, axis: int, pattern: Pattern) -> float:
+    if kept_w.shape[axis] % pattern.m:
+        return 1.0
+    bad = bad_group(kept_w, axis, pattern)
+    return bad[2] * pattern.m / kept_w.numel() if bad else 0.0

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 EXIT_BAD = 1
 DESCRIPTION = """Show of each weight the tightest pattern N:M that its zeros fulfil along the input dimension (M of 2,
-4, 8, 16, 32, 64), and of a packed file also the pattern and the index code with which it is stored.
+4, 8, 16, 32, 64), and of a packed file also the pattern and the index code with which it is stored. Where neither a
+run's plan nor a packed file says which dimension that is, it is found from the zeros.
 
 With --check the weights must fulfil a pattern: the exit code is 1 when one does not, and the first bad group is
 named. In a run folder or a model of nmlearn's these are the weights that were taken, in another file all that M
@@ -31,17 +32,24 @@ divides."""
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight of a file, and the axis that runs along its inputs."""
+    """A weight of a file."""
 
     name: str
     tensor: Tensor
-    axis: int
+    axis: int | None
+    """What the run's plan or the file says runs along its inputs; None where neither says."""
     pattern: str | None
     """What the run's plan or the file says it has; None where neither says, or for a dense weight."""
     nbytes: int
     """How many the file takes for it; a further name of a tied weight takes none."""
     stored: str
     """Pattern and index code when it is packed."""
+
+    def along(self, pattern: Pattern | None) -> int:
+        """The axis of its inputs, guessed where nothing says it; a pattern that it should have helps."""
+        from nmlearn.zeros import input_axis
+
+        return input_axis(self.tensor != 0, pattern) if self.axis is None else self.axis
 
 
 def run(words: list[str]) -> int:
@@ -117,15 +125,8 @@ def _patterns(file: Path) -> dict[str, str]:
 
 
 def _weight(name: str, tensor: Tensor, stored: Stored | None, row: dict[str, Any]) -> Weight:
-    from nmlearn.zeros import input_axis
-
     layout = stored.layout if stored else None
-    if layout is not None:
-        axis = layout.grouping.axis
-    elif "kind" in row and tensor.ndim == 3:
-        axis = 1 if "Conv" in row["kind"] else 2
-    else:
-        axis = input_axis(tensor != 0)
+    axis = layout.grouping.axis if layout else row.get("axis")
     how = f"{layout.grouping.pattern} {layout.code}" if layout else ""
     return Weight(name, tensor, axis, row.get("pattern"), stored.nbytes if stored else 0, how)
 
@@ -139,12 +140,13 @@ def _table(weights: list[Weight]) -> Any:
     table = console.table(*columns, right="density,bytes")
     for weight in weights:
         kept_w = weight.tensor != 0
-        pattern = tightest(kept_w, weight.axis)
+        axis = weight.along(Pattern(weight.pattern) if weight.pattern else None)
+        pattern = tightest(kept_w, axis)
         density = int(kept_w.sum()) / max(1, kept_w.numel())
         table.add_row(
             weight.name,
             "×".join(map(str, weight.tensor.shape)),
-            str(pattern) if pattern else "dense",
+            f"{pattern}{_said(axis)}" if pattern else "dense",
             *([weight.pattern or "dense"] if planned else []),
             *([weight.stored or "dense"] if packed else []),
             console.percent(density),
@@ -158,27 +160,34 @@ def _check(weights: list[Weight], given: argparse.Namespace) -> int:
     from nmlearn.zeros import bad_group
 
     wanted = _wanted(weights, given)
-    for weight, pattern in wanted:
-        bad = bad_group(weight.tensor != 0, weight.axis, pattern)
+    for weight, pattern, axis in wanted:
+        bad = bad_group(weight.tensor != 0, axis, pattern)
         if bad is not None:
             index, count, number = bad
             console.out.print(console.say("red", "bad", f" {weight.name}"), soft_wrap=True)
             console.out.print(f"    {number:,} groups are not {pattern}; the first is [{index}] with {count} non-zeros")
             return EXIT_BAD
     console.out.print(console.say("green", "good", f" every group of {len(wanted)} weights fulfils its pattern"))
+    for weight, _, axis in wanted:
+        if weight.axis is None and axis != 1:  # a guess, which the reader may know to be wrong
+            console.out.print(console.say("yellow", "note", f" {weight.name}:{_said(axis)}"), soft_wrap=True)
     return 0
 
 
-def _wanted(weights: list[Weight], given: argparse.Namespace) -> list[tuple[Weight, Pattern]]:
-    """The weights to check, each with its pattern."""
-    planned = [(weight, Pattern(weight.pattern)) for weight in weights if weight.pattern]
-    if given.check == "plan":
-        wanted = planned
-    elif planned:
-        wanted = [(weight, Pattern(given.check)) for weight, _ in planned]
-    else:
-        pattern = Pattern(given.check)
-        wanted = [(weight, pattern) for weight in weights if weight.tensor.shape[weight.axis] % pattern.m == 0]
+def _said(axis: int) -> str:
+    """Nothing about the usual axis."""
+    return "" if axis == 1 else f" along axis {axis}"
+
+
+def _wanted(weights: list[Weight], given: argparse.Namespace) -> list[tuple[Weight, Pattern, int]]:
+    """The weights to check, each with its pattern and its axis."""
+    planned = [weight for weight in weights if weight.pattern]
+    asked = None if given.check == "plan" else Pattern(given.check)
+    taken = planned if planned or asked is None else weights
+    patterns = [(weight, asked or Pattern(str(weight.pattern))) for weight in taken]
+    wanted = [(weight, pattern, weight.along(pattern)) for weight, pattern in patterns]
+    if not planned:
+        wanted = [one for one in wanted if one[0].tensor.shape[one[2]] % one[1].m == 0]
     if not wanted:
         raise ConfigError(
             where="inspect --check",
