@@ -132,6 +132,14 @@ def test_metadata_is_kept(tmp_path, packed):
     assert not (tmp_path / "no.safetensors").exists()
 
 
+def test_a_default_device_changes_nothing(tmp_path):
+    net = sparse_net()  # its weights need no offsets; this one does
+    state = net.state_dict() | {"fc": sparse_bits((4, 32), nm.Grouping(nm.Pattern("1:16"), 1))}
+    with torch.device("meta"):
+        nm.save(state, tmp_path / "m.safetensors")
+        assert same(nm.load(tmp_path / "m.safetensors"), state)
+
+
 def test_wrapped_models_have_plain_names(tmp_path):
     net = sparse_net()
     nm.save(nn.DataParallel(net), tmp_path / "m.safetensors")

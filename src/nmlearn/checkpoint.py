@@ -203,7 +203,7 @@ def _head(file: BinaryIO, where: str) -> tuple[dict[str, header.Entry], Contents
 
 def _tensor(file: BinaryIO, start: int, name: str, entry: header.Entry, checksum: str | None, where: str) -> Tensor:
     """The bytes of one tensor, compared with their checksum if there is one."""
-    octets = torch.empty(entry.end - entry.begin, dtype=torch.uint8)
+    octets = torch.empty(entry.end - entry.begin, dtype=torch.uint8, device="cpu")
     file.seek(start + entry.begin)
     if file.readinto(octets.numpy()) != len(octets):  # type: ignore[attr-defined]
         raise damaged(f"{where}: {name!r}", f"{len(octets)} bytes", "the file became shorter while it was read")

@@ -79,7 +79,7 @@ def unpack(packed: Packed, name: str = "weight") -> Tensor:
     layout, pattern = packed.layout, packed.layout.grouping.pattern
     _check(packed, name)
     whole = SAME_SIZE[layout.dtype.itemsize]
-    bits_gm = torch.zeros(layout.groups, pattern.m, dtype=whole)
+    bits_gm = torch.zeros(layout.groups, pattern.m, dtype=whole, device=packed.values.device)
     values_gn = packed.values.view(whole).view(layout.groups, pattern.n)
     step, width = _groups_at_once(layout), CODES[layout.code].bits(pattern)
     for start in range(0, layout.groups, step):

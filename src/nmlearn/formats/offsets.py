@@ -42,7 +42,8 @@ def decode(stream: Tensor, pattern: Pattern, groups: int, name: str) -> Tensor:
     if bool(falls.any()):
         first = int(falls.nonzero()[0])
         raise damaged(name, f"offsets {places_gn[first].tolist()}", "the offsets of a group must rise")
-    return torch.zeros(groups, pattern.m, dtype=torch.bool).scatter_(1, places_gn, True)
+    mask_gm = torch.zeros(groups, pattern.m, dtype=torch.bool, device=places_gn.device)
+    return mask_gm.scatter_(1, places_gn, True)
 
 
 def _width(pattern: Pattern) -> int:
