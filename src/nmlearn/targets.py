@@ -196,6 +196,12 @@ def _axis(item: _Found, named: bool) -> int | str:
     return axis % item.parameter.dim()
 
 
+def input_axes(model: nn.Module) -> dict[str, int]:
+    """The axis that runs along the inputs, for every weight, under each of its names, whose layers say it."""
+    axes = {item.names: _axis(item, named=False) for item in _find(model)}
+    return {name: axis for names, axis in axes.items() if isinstance(axis, int) for name in names}
+
+
 def _refusal(item: _Found, grouping: Grouping) -> str:
     if not item.parameter.is_floating_point():
         return f"{item.parameter.dtype} is not a floating-point type"
