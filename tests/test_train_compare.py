@@ -165,7 +165,7 @@ def _wait(until: Callable[[], bool]) -> None:
 
 def test_what_nmlearn_refuses_is_refused_before_any_run(tmp_path: Path) -> None:
     plan = config(tmp_path, seeds=(0,), methods=("lbc",), patterns=("2:4",), options={"lbc": {"ends": 1}})
-    with pytest.raises(ConfigError, match=r"did you mean end\?"):
+    with pytest.raises(ConfigError, match=r"did you mean 'end'\?"):
         compare(plan, None, never)
     assert not (tmp_path / "runs").exists()
 

@@ -65,6 +65,7 @@ class Plan:
         return [
             {key: getattr(row, key) for key in keys}
             | {"shape": list(row.shape), "pattern": str(row.pattern) if row.pattern else None}
+            | {"axis": row.grouping.axis if row.pattern else None}
             for row in self.rows
         ]
 
@@ -119,7 +120,7 @@ def plan(model: nn.Module, method: Method, rules: Mapping[str, Rule] | None = No
     hits: dict[str, list[PlanRow]] = {glob: [] for glob in read}
     decided: dict[str, list[PlanRow]] = {glob: [] for glob in read}
     for item in found:
-        matched = [glob for glob in read if any(_matches(glob, name) for name in item.names)]
+        matched = [glob for glob in read if any(matches(glob, name) for name in item.names)]
         rows.append(_decide(item, method, read, matched, defaults))
         for glob in matched:
             hits[glob].append(rows[-1])
@@ -268,7 +269,7 @@ def _same_place(a: _Found, b: _Found) -> bool:
     return bool(numbered) and alike and a.parameter.shape == b.parameter.shape
 
 
-def _matches(glob: str, weight: str) -> bool:
+def matches(glob: str, weight: str) -> bool:
     """Whether a glob matches a weight's name or the name of a module that it is in; "" is the model."""
     parts = weight.split(".")
     return any(fnmatch.fnmatchcase(".".join(parts[:i]), glob) for i in range(len(parts) + 1))

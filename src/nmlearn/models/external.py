@@ -56,6 +56,8 @@ def from_transformers(name: str, classes: int, input_shape: tuple[int, ...], kin
     call and back.
     """
     transformers = imported("transformers")
+    import nmlearn.integrations.transformers  # noqa: F401  lets from_pretrained read folders of packed weights
+
     folder = Path(name).expanduser()
     if not (folder / "config.json").is_file():
         fix = "give a local folder as save_pretrained writes it: transformers:FOLDER"

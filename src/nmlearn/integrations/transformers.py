@@ -1,0 +1,136 @@
+"""Packed models of Hugging Face's transformers: a folder that ``from_pretrained`` reads, and how to write one.
+
+    from nmlearn.integrations.transformers import save_packed   # importing it registers the reader
+
+    save_packed(model, "folder")
+    model = AutoModel.from_pretrained("folder")
+
+What is loaded is an ordinary model, dense with its zeros, equal bit for bit to what was saved; it trains, and its
+``save_pretrained`` writes an ordinary folder. Made for transformers 5; docs/huggingface.md tells more.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from nmlearn import checkpoint
+from nmlearn.errors import ConfigError, FormatError, StateError
+from nmlearn.targets import Rule, unwrap
+
+METHOD = "nmlearn"  # quant_method in config.json, by which transformers finds the reader
+WEIGHTS = "model.safetensors"
+_ONE_FILE = 1 << 60  # bytes of a shard
+
+
+def save_packed(model: Any, directory: str | os.PathLike[str], patterns: Mapping[str, Rule] | None = None) -> None:
+    """Write the folder of ``model.save_pretrained`` with its weights packed.
+
+    Between its two steps the folder holds the dense weights under their usual name, which any reader understands.
+
+    Args:
+        model: a ``PreTrainedModel``; wrappers are looked through.
+        directory: the folder; it is made.
+        patterns: as for :func:`nmlearn.save`, by the names in the file, which for some models are not the modules'.
+
+    Raises:
+        ConfigError: the model is quantized already.
+        ViolationError, PatternError, PlanError: those of :func:`nmlearn.save`; the folder is dense then.
+    """
+    model, folder = unwrap(model), Path(directory)
+    if getattr(model.config, "quantization_config", None) is not None:
+        given = type(model.config.quantization_config).__name__
+        wrong = "its weights are stored in the format of another quantization, which cannot be packed"
+        raise ConfigError(where="save_packed", given=given, wrong=wrong, fix="call model.dequantize() first")
+    model.save_pretrained(folder, max_shard_size=_ONE_FILE)
+    config = type(model.config).from_pretrained(folder)  # as written: with its architecture and type
+    config.quantization_config = {"quant_method": METHOD}
+    config.save_pretrained(folder)
+    checkpoint.convert(folder / WEIGHTS, folder / WEIGHTS, patterns=patterns)
+
+
+@register_quantization_config(METHOD)
+class PackedConfig(QuantizationConfigMixin):
+    """What config.json says of a packed folder: that it is one. The file describes its weights itself."""
+
+    dequantize = True  # tells transformers to forget about quantization once the weights are loaded
+
+    def __init__(self, quant_method: str = METHOD) -> None:
+        self.quant_method = quant_method
+
+
+@register_quantizer(METHOD)
+class PackedReader(HfQuantizer):
+    """Unpacks the file into a temporary dense one, which transformers then loads as it loads any.
+
+    So renamed and merged weights, types, devices and ties are transformers' own business, and every checksum has been
+    verified before a weight is used.
+    """
+
+    requires_calibration = True  # a dense model cannot be packed by loading it
+
+    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
+        """Refuse to leave weights on the disk: there they are packed.
+
+        Raises:
+            ConfigError: the device map names the disk.
+        """
+        places = device_map.values() if isinstance(device_map, dict) else [device_map]
+        if "disk" in places:
+            wrong = "weights that stay on the disk would stay packed"
+            raise ConfigError(where="device_map", given="disk", wrong=wrong, fix="unpack the folder: nmlearn unpack")
+
+    def _process_model_before_weight_loading(
+        self, model: Any, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> None:
+        files = checkpoint_files or []
+        if len(files) != 1 or not files[0].endswith(".safetensors"):
+            raise FormatError(
+                where=str(Path(files[0]).parent) if files else METHOD,
+                given=f"{len(files)} files of weights",
+                wrong=f"a packed model is one file, {WEIGHTS}",
+                fix='write it with save_packed, or take "quantization_config" out of config.json if nothing is packed',
+            )
+        folder = tempfile.mkdtemp(prefix="nmlearn-")
+        self._forget = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        dense = Path(folder) / WEIGHTS
+        checkpoint.convert(files[0], dense, packed=False)
+        # The list is the one that is read from next. Were it another, the operation below would be reached.
+        checkpoint_files[:] = [str(dense)]  # type: ignore[index]
+
+    def get_weight_conversions(self) -> list[Any]:
+        """An operation on packed tensors that refuses: without it they would be skipped, and weights left random."""
+        from transformers.core_model_loading import ConversionOps, WeightConverter
+
+        class Refuse(ConversionOps):
+            def convert(self, *args: Any, **kwargs: Any) -> Any:
+                fix = "use a version that nmlearn was tested with, or unpack the folder: nmlearn unpack"
+                wrong = "this version of transformers read the packed file itself"
+                raise StateError(where=METHOD, given="packed tensors", wrong=wrong, fix=fix)
+
+        return [WeightConverter([".nm_values", ".nm_index"], "", [Refuse()])]
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        # The weights may be views of the mapped temporary file: copies let go of its room on the disk.
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.device.type == "cpu":
+                tensor.data = tensor.data.clone()
+        self._forget()
+        return model
+
+    def is_serializable(self) -> bool:
+        """True: what was loaded is an ordinary model."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """True: what was loaded is an ordinary model."""
+        return True
