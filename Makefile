@@ -45,5 +45,5 @@ clean:
 
 # Without the extra `vision`: the registry's torchvision is linked to CUDA and does not import beside a CPU build of torch.
 .venv/.ready-dev: .venv/.ready-demo
-	@$(INSTALL) --no-build-isolation -e '.[cli,text,tensorboard,dev]'
+	@$(INSTALL) --no-build-isolation -e '.[cli,text,tensorboard,onnx,dev]'
 	@touch $@

@@ -9,7 +9,8 @@
     ├── ViolationError    a weight that breaks its pattern
     ├── ConfigError       a configuration value, a command-line argument, a missing optional package
     ├── DataError         data that is missing or is not what it should be
-    └── FormatError       a file that is not what it says
+    ├── FormatError       a file that is not what it says
+    └── ExportError       a model that cannot be exported, or an export that computes something else
 
 Each says four things: where, what was given, what is wrong, what to do.
 """
@@ -80,3 +81,7 @@ class DataError(NMLearnError):
 
 class FormatError(NMLearnError):
     """A file that is not what it says."""
+
+
+class ExportError(NMLearnError):
+    """A model that cannot be exported, or an export that computes something else."""

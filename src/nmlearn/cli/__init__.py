@@ -18,6 +18,7 @@ COMMANDS = {
     "compare": "methods x patterns x seeds under one protocol",
     "plan": "which weights of a model would be taken, and why the others not",
     "inspect": "which pattern the weights of a file have",
+    "export": "the model of a run as an ONNX file, checked",
     "pack": "a model file, smaller by its zeros",
     "unpack": "an ordinary safetensors file out of a packed one",
     "report": "one HTML page about a run or a comparison",

@@ -24,6 +24,8 @@ PACKAGES = {
     "transformers": "models transformers:FOLDER",
     "PIL": "image folders",
     "tensorboard": "--tensorboard true",
+    "onnxscript": "nmlearn export",
+    "onnxruntime": "nmlearn export, to compare outputs",
 }
 INSTALL_NAMES = {"PIL": "pillow"}
 MARGIN = 26  # columns before a row's text
