@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 import nmlearn as nm
 from nets import batches, convnet, sgd
 from nmlearn import targets
+from nmlearn.train.ranks import leave
 
 STEPS, SIZE = 16, 12
 
@@ -70,4 +71,4 @@ def rank(number: int, world: int, kind: str, method: nm.Method, folder: Path) ->
     whole = {name: w.full_tensor() if hasattr(w, "full_tensor") else w for name, w in weights.items()}
     sparsifier.finalize()
     torch.save(whole, folder / f"{number}.pt")
-    dist.destroy_process_group()
+    leave()

@@ -88,7 +88,7 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path.write_text(recipe.dumps(config))
     assert cli.main(["compare", "--config", str(path), "--out", str(tmp_path / "few"), "--train.resume", "none"]) == 2
     shown = capsys.readouterr().err
-    assert "did you mean end?" in shown
+    assert "did you mean 'end'?" in shown
     assert shown.startswith("╭")  # no empty line of a bar that never moved
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+import nmlearn as nm
 import toy
 from nmlearn import cli
-from nmlearn.cli.inspect import bad_group, tightest
 from nmlearn.groups import Grouping
 from nmlearn.pattern import Pattern
 from nmlearn.train import train
+from nmlearn.zeros import bad_group, tightest
 
 
 def sparse(shape: tuple[int, ...], axis: int, pattern: Pattern) -> torch.Tensor:
@@ -27,23 +29,23 @@ def sparse(shape: tuple[int, ...], axis: int, pattern: Pattern) -> torch.Tensor:
     return weight
 
 
-@given(st.sampled_from(["1:4", "2:4", "3:4", "2:8", "4:8", "1:16", "8:16", "1:32"]), st.booleans())
+@given(st.sampled_from(["1:4", "2:4", "3:4", "2:8", "4:8", "1:16", "8:16", "1:2", "1:32", "5:64"]), st.booleans())
 def test_the_tightest_pattern_is_the_one_put_in(text: str, convolution: bool) -> None:
     pattern = Pattern(text)
     weight = sparse((40, 64, 3, 3) if convolution else (400, 64), 1, pattern)
-    assert tightest(weight, 1) == pattern
-    assert bad_group(weight, 1, pattern) is None
+    assert tightest(weight != 0, 1) == pattern
+    assert bad_group(weight != 0, 1, pattern) is None
 
 
 def test_a_bad_group_is_shown_as_a_python_index() -> None:
     weight = sparse((6, 8, 2, 2), 1, Pattern("2:4"))
     weight[3, 4:7, 1, 0] = 1.0
-    index, count, number = bad_group(weight, 1, Pattern("2:4")) or ("", 0, 0)
+    index, count, number = bad_group(weight != 0, 1, Pattern("2:4")) or ("", 0, 0)
     assert index == "3, 4:8, 1, 0"
     assert count == int((weight[3, 4:8, 1, 0] != 0).sum())
     assert number == 1
-    assert tightest(torch.ones(4, 8), 1) is None
-    assert tightest(torch.ones(4, 6), 1) is None
+    assert tightest(torch.ones(4, 8) != 0, 1) is None
+    assert tightest(torch.ones(4, 6) != 0, 1) is None
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,55 @@ def test_stacked_experts_run_along_the_last_dimension(tmp_path: Path, capsys: py
     save_file({"experts": sparse((3, 16, 32), 2, Pattern("2:4"))}, tmp_path / "m.safetensors")
     assert cli.main(["inspect", str(tmp_path / "m.safetensors"), "--check", "2:4"]) == 0
     capsys.readouterr()
+
+
+def test_inputs_of_transposed_layers_run_along_axis_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(8, 16, 3), torch.nn.ConvTranspose2d(16, 6, 2))
+    for layer, axis in ((net[0], 1), (net[1], 0)):
+        layer.weight.data = sparse(tuple(layer.weight.shape), axis, Pattern("2:4"))
+    nm.save(net, tmp_path / "packed.safetensors")
+    nm.save(net, tmp_path / "plain.safetensors", packed=False)
+    for file in ("packed", "plain"):
+        assert cli.main(["inspect", str(tmp_path / f"{file}.safetensors"), "--check", "2:4"]) == 0
+        shown = capsys.readouterr().out
+        assert ("1.weight: along axis 0" in shown) == (file == "plain"), "what is only guessed is said"
+        assert cli.main(["inspect", str(tmp_path / f"{file}.safetensors")]) == 0
+        assert "2:4 along axis 0" in capsys.readouterr().out
+    net[1].weight.data[4:8, 3, 1, 0] = 1.0
+    nm.save(net, tmp_path / "bad.safetensors", packed=False)
+    assert cli.main(["inspect", str(tmp_path / "bad.safetensors"), "--check", "2:4"]) == 1
+    assert "the first is [4:8, 3, 1, 0] with 4 non-zeros" in capsys.readouterr().out
+
+
+def test_a_bad_group_of_few_inputs_is_named_along_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weight = sparse((64, 12), 1, Pattern("2:4"))
+    weight[7, 4:8] = 1.0
+    save_file({"fc": weight, "odd": torch.rand(64, 10)}, tmp_path / "m.safetensors")  # 4 does not divide 10: left out
+    assert cli.main(["inspect", str(tmp_path / "m.safetensors"), "--check", "2:4"]) == 1
+    shown = capsys.readouterr().out
+    assert "bad fc" in shown and "the first is [7, 4:8] with 4 non-zeros" in shown
+
+
+def test_the_plan_says_the_axis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model").mkdir()
+    wide = torch.zeros(8, 8)
+    wide[::2] = 1.0  # 2:4 along axis 0; along axis 1 every second group is full
+    save_file({"fc": wide}, tmp_path / "model" / "model.safetensors")
+    for axis, code in ((1, 1), (0, 0)):
+        row = {"name": "fc", "kind": "Linear", "pattern": "2:4", "axis": axis}
+        (tmp_path / "plan.json").write_text(json.dumps({"rows": [row]}))
+        assert cli.main(["inspect", str(tmp_path), "--check"]) == code
+    assert "the first is [0, 0:4] with 4 non-zeros" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"w": "4:2"}', '{"w": null}'])
+def test_patterns_that_cannot_be_read_are_an_error(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"w": torch.ones(4, 8)}, tmp_path / "m.safetensors", metadata={"nmlearn.patterns": text})
+    assert cli.main(["inspect", str(tmp_path / "m.safetensors")]) == 2
+    assert "nmlearn.patterns" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nmlearn import __version__, cli
-from nmlearn.cli import inspect, parsing, plan, report
+from nmlearn.cli import inspect, pack, parsing, plan, report, unpack
 from nmlearn.errors import ConfigError, NMLearnError
 from nmlearn.train import CompareConfig, TrainConfig, recipe
 
@@ -107,9 +107,9 @@ def test_documented_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -
     if command in kinds:
         words = [word for word in words if word != "--print_config"]
         assert isinstance(parsing.parse(kinds[command], command, words, ""), kinds[command])
-    elif command in ("inspect", "report"):
-        module = {"inspect": inspect, "report": report}[command]
-        assert module.parser().parse_args(words).path
+    elif command in ("inspect", "report", "pack", "unpack"):
+        module = {"inspect": inspect, "report": report, "pack": pack, "unpack": unpack}[command]
+        assert vars(module.parser().parse_args(words)).keys() & {"path", "source"}
     else:
         assert command in cli.COMMANDS and not words
 

@@ -199,6 +199,7 @@ def test_the_table_is_text_with_every_weight_and_reason():
         "kind": "Conv2d",
         "shape": [32, 16, 3, 3],
         "pattern": "2:4",
+        "axis": 1,
         "reason": "",
         "elimination": "combination",
         "combinations": 6,

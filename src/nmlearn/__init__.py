@@ -5,6 +5,7 @@
     sparsifier.attach(optimizer, total_steps)
     ...                                  # the training loop, unchanged
     sparsifier.finalize()
+    nm.save(model, "model.safetensors")  # packed; nm.load reads it
 
 Names are loaded when they are first used, so that the command line answers without importing torch.
 """
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "checkpoint": ("load", "save"),
     "errors": ("NMLearnError",),
     "pattern": ("Pattern",),
     "groups": ("Grouping",),
@@ -35,6 +37,8 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
+    from nmlearn.checkpoint import load as load
+    from nmlearn.checkpoint import save as save
     from nmlearn.errors import NMLearnError as NMLearnError
     from nmlearn.groups import Grouping as Grouping
     from nmlearn.methods import METHODS as METHODS

@@ -21,13 +21,13 @@ from nmlearn.pattern import Pattern
 LARGEST_TABLE = 1_000_000
 
 
-def table(pattern: Pattern, device: torch.device | str = "cpu") -> Tensor:
-    """All combinations as a bool tensor ``[C, M]``; row k is combination k. Cached: do not write into it.
+def table(pattern: Pattern, device: torch.device | str = "cpu", dtype: torch.dtype = torch.bool) -> Tensor:
+    """All combinations as a tensor ``[C, M]`` of zeros and ones; row k is combination k. Do not write into it.
 
     Raises:
         PatternError: C(M, N) exceeds a million.
     """
-    return _table(pattern, torch.device(device))
+    return _table(pattern, torch.device(device)).to(dtype)  # the bool one is cached, at an eighth of the memory or less
 
 
 @functools.cache

@@ -37,14 +37,14 @@ def combinations_(alive_gc: Tensor, scores_g: Tensor, pattern: Pattern, survivor
     Returns:
         bool ``[..., M]``: the weights that a surviving combination holds.
     """
-    t_cm = table(pattern, alive_gc.device)
+    t_cm = table(pattern, alive_gc.device, torch.float32)
     kept = torch.empty(*alive_gc.shape[:-1], pattern.m, dtype=torch.bool, device=alive_gc.device)
     alive, flat = alive_gc.view(-1, len(t_cm)), scores_g.reshape(-1, scores_g.shape[-1])
     step = max(1, _SCORES_AT_ONCE // len(t_cm))
     for some, s, out in zip(alive.split(step), flat.split(step), kept.view(-1, pattern.m).split(step), strict=True):
         a_gc = s if s.shape[-1] == len(t_cm) else of_combinations(s, pattern)
         some.copy_(masks.top(a_gc.masked_fill(~some, -math.inf), survivors))
-        out.copy_((some.float() @ t_cm.float()) > 0)
+        out.copy_((some.float() @ t_cm) > 0)
     return kept
 
 

@@ -13,6 +13,7 @@ Shape suffixes used in this library: ``_w`` the weight's shape, ``_gm`` groups b
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -57,6 +58,22 @@ class Grouping:
     def groups_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The leading dimensions of the view of a weight of this shape."""
         return (*shape[: self.axis], shape[self.axis] // self.pattern.m, *shape[self.axis + 1 :])
+
+    def rows(self, x_w: Tensor) -> Tensor:
+        """``[G, M]``, one group a row in the order of files: the input axis last, the others in their order.
+
+        Shares memory where the axis is the last one, copies where not.
+
+        Raises:
+            PatternError: M does not divide the length of the axis.
+        """
+        x_gm = self.view(x_w).movedim(self.axis, -2)
+        return x_gm.reshape(math.prod(x_gm.shape[:-1]), self.pattern.m)
+
+    def from_rows(self, x_gm: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The weight of a shape from its groups ``[G, M]``, contiguous: the inverse of :meth:`rows`."""
+        others = shape[: self.axis] + shape[self.axis + 1 :]
+        return x_gm.view(*others, shape[self.axis]).movedim(-1, self.axis).contiguous()
 
 
 def misfit(shape: tuple[int, ...], axis: int, pattern: Pattern) -> str:

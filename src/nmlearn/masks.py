@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+# The integer type with the bits of a floating-point one, by bytes.
+SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Sorting needs about 20 bytes a value; this bounds the extra memory of one call to about 80 MB.
 _VALUES_AT_ONCE = 1 << 22
 
@@ -59,5 +60,14 @@ def clear_(x_w: Tensor, keep_w: Tensor) -> Tensor:
         x_w: float tensor of any width.
         keep_w: int8 bits of the same shape.
     """
-    x_w.view(_SAME_SIZE[x_w.element_size()]).bitwise_and_(keep_w)
+    x_w.view(SAME_SIZE[x_w.element_size()]).bitwise_and_(keep_w)
     return x_w
+
+
+def nonzero_bits(x_w: Tensor) -> Tensor:
+    """Whether any bit of a value is set: bool of the same shape. Negative zeros are, only +0.0 is not.
+
+    Args:
+        x_w: floating point of any width; any memory layout.
+    """
+    return x_w.view(SAME_SIZE[x_w.element_size()]) != 0

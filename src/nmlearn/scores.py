@@ -39,7 +39,7 @@ def of_combinations(s_gm: Tensor, pattern: Pattern) -> Tensor:
         float64 ``[..., C]`` (float32 on MPS, which has no float64).
     """
     wide = torch.float32 if s_gm.device.type == "mps" else torch.float64
-    scores: Tensor = s_gm.to(wide) @ table(pattern, s_gm.device).to(wide).t()
+    scores: Tensor = s_gm.to(wide) @ table(pattern, s_gm.device, wide).t()
     return scores
 
 

@@ -303,19 +303,20 @@ class Sparsifier:
             ViolationError: a table of the weights that break their pattern; nothing is detached then.
             PlanError: the given model lacks a taken weight.
         """
-        if self.method.masks_weights:
-            own = {row.name: row.parameter for row in self.plan.taken}
-            cuts = {row.name: row.grouping for row in self.plan.taken}
-            # Without a state this sparsifier is final itself: the model's own zeros are the masks then.
-            final = self.masks() or {name: local(weight) != 0 for name, weight in own.items()}
-            verify({name: (final[name], cut) for name, cut in cuts.items()}, self.progress)
-            weights = own if model is None else targets.by_name(model, list(own))
-            if model is not None:
-                for name, weight in weights.items():
-                    masks.clear_(local(weight), masks.bits(final[name]).to(weight.device))
-            verify({name: (local(weights[name]), cut) for name, cut in cuts.items()}, self.progress)
+        own = {row.name: row.parameter for row in self.plan.taken if self.method.masks_weights}
         if model is None:
+            self._verify({name: local(weight) for name, weight in own.items()})
             self.detach()
+            return
+        # Without a state this sparsifier is final itself: the model's own zeros are the masks then.
+        final = self.masks() or {name: local(weight) != 0 for name, weight in own.items()}
+        self._verify({name: final[name] for name in own})
+        for name, weight in targets.by_name(model, list(own)).items():
+            masks.clear_(local(weight), masks.bits(final[name]).to(weight.device))
+
+    def _verify(self, tensors: dict[str, Tensor]) -> None:
+        cuts = {row.name: row.grouping for row in self.plan.taken}
+        verify({name: (tensor, cuts[name]) for name, tensor in tensors.items()}, self.progress)
 
     def state_dict(self) -> dict[str, Any]:
         """All it needs to go on: tensors by the weights' qualified names, text and numbers."""

@@ -65,6 +65,7 @@ class Plan:
         return [
             {key: getattr(row, key) for key in keys}
             | {"shape": list(row.shape), "pattern": str(row.pattern) if row.pattern else None}
+            | {"axis": row.grouping.axis if row.pattern else None}
             for row in self.rows
         ]
 
@@ -119,7 +120,7 @@ def plan(model: nn.Module, method: Method, rules: Mapping[str, Rule] | None = No
     hits: dict[str, list[PlanRow]] = {glob: [] for glob in read}
     decided: dict[str, list[PlanRow]] = {glob: [] for glob in read}
     for item in found:
-        matched = [glob for glob in read if any(_matches(glob, name) for name in item.names)]
+        matched = [glob for glob in read if any(matches(glob, name) for name in item.names)]
         rows.append(_decide(item, method, read, matched, defaults))
         for glob in matched:
             hits[glob].append(rows[-1])
@@ -196,6 +197,12 @@ def _axis(item: _Found, named: bool) -> int | str:
     return axis % item.parameter.dim()
 
 
+def input_axes(model: nn.Module) -> dict[str, int]:
+    """The axis that runs along the inputs, for every weight, under each of its names, whose layers say it."""
+    axes = {item.names: _axis(item, named=False) for item in _find(model)}
+    return {name: axis for names, axis in axes.items() if isinstance(axis, int) for name in names}
+
+
 def _refusal(item: _Found, grouping: Grouping) -> str:
     if not item.parameter.is_floating_point():
         return f"{item.parameter.dtype} is not a floating-point type"
@@ -262,7 +269,7 @@ def _same_place(a: _Found, b: _Found) -> bool:
     return bool(numbered) and alike and a.parameter.shape == b.parameter.shape
 
 
-def _matches(glob: str, weight: str) -> bool:
+def matches(glob: str, weight: str) -> bool:
     """Whether a glob matches a weight's name or the name of a module that it is in; "" is the model."""
     parts = weight.split(".")
     return any(fnmatch.fnmatchcase(".".join(parts[:i]), glob) for i in range(len(parts) + 1))

@@ -18,6 +18,8 @@ COMMANDS = {
     "compare": "methods x patterns x seeds under one protocol",
     "plan": "which weights of a model would be taken, and why the others not",
     "inspect": "which pattern the weights of a file have",
+    "pack": "a model file, smaller by its zeros",
+    "unpack": "an ordinary safetensors file out of a packed one",
     "report": "one HTML page about a run or a comparison",
     "doctor": "what is installed or missing; data, models and methods with their options",
 }

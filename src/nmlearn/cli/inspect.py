@@ -10,33 +10,46 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nmlearn.cli import console
-from nmlearn.errors import ConfigError, FormatError
+from nmlearn.cli.model_file import locate
+from nmlearn.errors import ConfigError, FormatError, PatternError
 from nmlearn.pattern import Pattern
-from nmlearn.train.files import read_json
+from nmlearn.train.files import PATTERNS, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SIZES = (4, 8, 16, 32)
+    from nmlearn.checkpoint import Stored
+
 EXIT_BAD = 1
-DESCRIPTION = """Show of each weight the tightest pattern N:M that its zeros fulfil along the input dimension (M of 4,
-8, 16, 32).
+DESCRIPTION = """Show of each weight the tightest pattern N:M that its zeros fulfil along the input dimension (M of 2,
+4, 8, 16, 32, 64), and of a packed file also the pattern and the index code with which it is stored. Where neither a
+run's plan nor a packed file says which dimension that is, it is found from the zeros.
 
 With --check the weights must fulfil a pattern: the exit code is 1 when one does not, and the first bad group is
 named. In a run folder or a model of nmlearn's these are the weights that were taken, in another file all that M
 divides."""
-PATTERNS = "nmlearn.patterns"  # in a file's metadata: JSON, weight -> pattern
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight of a file, and the axis that runs along its inputs."""
+    """A weight of a file."""
 
     name: str
     tensor: Tensor
-    axis: int
+    axis: int | None
+    """What the run's plan or the file says runs along its inputs; None where neither says."""
     pattern: str | None
     """What the run's plan or the file says it has; None where neither says, or for a dense weight."""
+    nbytes: int
+    """How many the file takes for it; a further name of a tied weight takes none."""
+    stored: str
+    """Pattern and index code when it is packed."""
+
+    def along(self, pattern: Pattern | None) -> int:
+        """The axis of its inputs, guessed where nothing says it; a pattern that it should have helps."""
+        from nmlearn.zeros import input_axis
+
+        return input_axis(self.tensor != 0, pattern) if self.axis is None else self.axis
 
 
 def run(words: list[str]) -> int:
@@ -73,111 +86,108 @@ def _check_apart(words: list[str]) -> list[str]:
     ]
 
 
-def tightest(tensor: Tensor, axis: int) -> Pattern | None:
-    """The pattern of lowest density, then smallest M, that the zeros along an axis fulfil; None for a dense weight."""
-    from nmlearn.groups import Grouping
-
-    found = []
-    for size in SIZES:
-        if tensor.shape[axis] % size == 0:
-            most = int(Grouping(Pattern(size, size), axis).view(tensor != 0).sum(-1).max())
-            found.append(Pattern(max(1, most), size))
-    sparse = [pattern for pattern in found if pattern.n < pattern.m]
-    return min(sparse, key=lambda pattern: (pattern.density, pattern.m), default=None)
-
-
-def bad_group(tensor: Tensor, axis: int, pattern: Pattern) -> tuple[str, int, int] | None:
-    """The first group with more than N non-zeros, as a Python index, how many it has, and how many groups are bad."""
-    from nmlearn.groups import Grouping
-
-    counts = Grouping(pattern, axis).view(tensor != 0).sum(-1)
-    bad = (counts > pattern.n).nonzero()
-    if len(bad) == 0:
-        return None
-    place = bad[0].tolist()
-    start = place[axis] * pattern.m
-    index = [str(i) for i in place]
-    index[axis] = f"{start}:{start + pattern.m}"
-    return ", ".join(index), int(counts[tuple(place)]), len(bad)
-
-
 def _read(path: Path) -> list[Weight]:
     """The weights of two or more dimensions, in the plan's order if there is one, else in the file's."""
-    from safetensors import SafetensorError, safe_open
+    from nmlearn import checkpoint
 
-    file = path / "model" / "model.safetensors" if path.is_dir() else path
-    try:
-        with safe_open(file, "pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            patterns = json.loads((opened.metadata() or {}).get(PATTERNS, "{}"))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise FormatError(
-            where=str(file), given="this file", wrong=f"cannot be read: {error}", fix="give a safetensors file or a run"
-        ) from error
+    file = locate(path)
+    tensors, stored = checkpoint.load(file), checkpoint.stored(file)
     plan = path / "plan.json"
-    rows = {name: {"pattern": pattern} for name, pattern in patterns.items()}
     if path.is_dir() and plan.exists():
         rows = {row["name"]: row for row in read_json(plan)["rows"]}
+    else:
+        rows = {name: {"pattern": pattern} for name, pattern in _patterns(file).items()}
     names = [name for name in rows if name in tensors] + [name for name in tensors if name not in rows]
     return [
-        Weight(name, tensors[name], _axis(tensors[name], rows.get(name, {})), rows.get(name, {}).get("pattern"))
+        _weight(name, tensors[name], stored.get(name), rows.get(name, {}))
         for name in names
         if tensors[name].ndim > 1 and tensors[name].is_floating_point()
     ]
 
 
-def _axis(tensor: Tensor, row: dict[str, Any]) -> int:
-    """Inputs run along dimension 1, but along the last one in stacked experts, the only other weights of three."""
-    if tensor.ndim != 3 or "Conv" in row.get("kind", ""):
-        return 1
-    if "kind" in row:
-        return 2
-    found = {axis: pattern for axis in (1, 2) if (pattern := tightest(tensor, axis)) is not None}
-    return min(found, key=lambda axis: found[axis].density, default=1)
+def _patterns(file: Path) -> dict[str, str]:
+    """The patterns that a run wrote into its model; packing and unpacking keep them."""
+    from nmlearn import checkpoint
+
+    text = checkpoint.notes(file).get(PATTERNS, "{}")
+    try:
+        patterns = json.loads(text)
+        if not isinstance(patterns, dict):
+            raise ValueError("it is not a table")
+        return {name: str(Pattern(pattern)) for name, pattern in patterns.items()}
+    except (ValueError, RecursionError, PatternError) as error:
+        raise FormatError(
+            where=f"{file}: {PATTERNS}",
+            given="metadata",
+            wrong=f"no patterns can be read from it: {error}",
+            fix="give the file of a run, or one without this metadata",
+        ) from error
+
+
+def _weight(name: str, tensor: Tensor, stored: Stored | None, row: dict[str, Any]) -> Weight:
+    layout = stored.layout if stored else None
+    axis = layout.grouping.axis if layout else row.get("axis")
+    how = f"{layout.grouping.pattern} {layout.code}" if layout else ""
+    return Weight(name, tensor, axis, row.get("pattern"), stored.nbytes if stored else 0, how)
 
 
 def _table(weights: list[Weight]) -> Any:
-    planned = any(weight.pattern for weight in weights)
-    columns = ("weight", "shape", "found", *(["planned"] if planned else []), "density", "bytes")
+    from nmlearn.zeros import tightest
+
+    planned, packed = any(weight.pattern for weight in weights), any(weight.stored for weight in weights)
+    more = [*(["planned"] if planned else []), *(["stored"] if packed else [])]
+    columns = ("weight", "shape", "found", *more, "density", "bytes")
     table = console.table(*columns, right="density,bytes")
     for weight in weights:
-        pattern = tightest(weight.tensor, weight.axis)
-        density = float(weight.tensor.count_nonzero()) / max(1, weight.tensor.numel())
+        kept_w = weight.tensor != 0
+        axis = weight.along(Pattern(weight.pattern) if weight.pattern else None)
+        pattern = tightest(kept_w, axis)
+        density = int(kept_w.sum()) / max(1, kept_w.numel())
         table.add_row(
             weight.name,
             "×".join(map(str, weight.tensor.shape)),
-            str(pattern) if pattern else "dense",
+            f"{pattern}{_said(axis)}" if pattern else "dense",
             *([weight.pattern or "dense"] if planned else []),
+            *([weight.stored or "dense"] if packed else []),
             console.percent(density),
-            f"{weight.tensor.nbytes:,}",
+            f"{weight.nbytes:,}",
             style=None if pattern else "dim",
         )
     return table
 
 
 def _check(weights: list[Weight], given: argparse.Namespace) -> int:
+    from nmlearn.zeros import bad_group
+
     wanted = _wanted(weights, given)
-    for weight, pattern in wanted:
-        bad = bad_group(weight.tensor, weight.axis, pattern)
+    for weight, pattern, axis in wanted:
+        bad = bad_group(weight.tensor != 0, axis, pattern)
         if bad is not None:
             index, count, number = bad
             console.out.print(console.say("red", "bad", f" {weight.name}"), soft_wrap=True)
             console.out.print(f"    {number:,} groups are not {pattern}; the first is [{index}] with {count} non-zeros")
             return EXIT_BAD
     console.out.print(console.say("green", "good", f" every group of {len(wanted)} weights fulfils its pattern"))
+    for weight, _, axis in wanted:
+        if weight.axis is None and axis != 1:  # a guess, which the reader may know to be wrong
+            console.out.print(console.say("yellow", "note", f" {weight.name}:{_said(axis)}"), soft_wrap=True)
     return 0
 
 
-def _wanted(weights: list[Weight], given: argparse.Namespace) -> list[tuple[Weight, Pattern]]:
-    """The weights to check, each with its pattern."""
-    planned = [(weight, Pattern(weight.pattern)) for weight in weights if weight.pattern]
-    if given.check == "plan":
-        wanted = planned
-    elif planned:
-        wanted = [(weight, Pattern(given.check)) for weight, _ in planned]
-    else:
-        pattern = Pattern(given.check)
-        wanted = [(weight, pattern) for weight in weights if weight.tensor.shape[weight.axis] % pattern.m == 0]
+def _said(axis: int) -> str:
+    """Nothing about the usual axis."""
+    return "" if axis == 1 else f" along axis {axis}"
+
+
+def _wanted(weights: list[Weight], given: argparse.Namespace) -> list[tuple[Weight, Pattern, int]]:
+    """The weights to check, each with its pattern and its axis."""
+    planned = [weight for weight in weights if weight.pattern]
+    asked = None if given.check == "plan" else Pattern(given.check)
+    taken = planned if planned or asked is None else weights
+    patterns = [(weight, asked or Pattern(str(weight.pattern))) for weight in taken]
+    wanted = [(weight, pattern, weight.along(pattern)) for weight, pattern in patterns]
+    if not planned:
+        wanted = [one for one in wanted if one[0].tensor.shape[one[2]] % one[1].m == 0]
     if not wanted:
         raise ConfigError(
             where="inspect --check",

@@ -9,7 +9,6 @@ it.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from nmlearn.data.options import ImageOptions, Limits
 from nmlearn.data.task import Batch, Task
 from nmlearn.data.text import TextOptions, plain_text
 from nmlearn.data.wordnet import WordNetOptions, wordnet_nouns
-from nmlearn.errors import ConfigError
+from nmlearn.options import check_name
 
 __all__ = ["DATASETS", "OPTIONS", "Batch", "Task", "load"]
 
@@ -55,12 +54,5 @@ def load(name: str, path: str | Path | None = None, **options: object) -> Task:
         ConfigError: an unknown name or option, or a value that makes no sense.
         DataError: files that are missing or are not what they should be; it says what to put where.
     """
-    if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=1)
-        raise ConfigError(
-            where="data.name",
-            given=repr(name),
-            wrong="no data set has this name",
-            fix=(f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(DATASETS)}",
-        )
+    check_name("data.name", name, DATASETS, "data set")
     return DATASETS[name](None if path is None else Path(path).expanduser(), **options)

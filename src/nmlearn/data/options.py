@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from nmlearn.errors import ConfigError
+from nmlearn.options import check_name, check_type
 
 AUGMENTATIONS = ("none", "flip", "crop-flip", "random-resized-crop")
 
@@ -77,23 +77,9 @@ def parse(kind: type[AnyOptions], given: Mapping[str, object]) -> AnyOptions:
     Raises:
         ConfigError: an unknown option, a value of the wrong type or out of range.
     """
-    known = {field.name: field for field in dataclasses.fields(kind)}
-    values = {}
+    known = {field.name: str(field.type) for field in dataclasses.fields(kind)}
     for name, value in given.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            require(False, name, value, "no such option for this data set", f"{hint}known: {', '.join(known)}")
+        check_name(f"data.options.{name}", name, known, "option of this data set")
         if value is not None:
-            values[name] = value
-            _check_type(name, value, str(known[name].type))
-    return kind(**values)  # type: ignore[arg-type]
-
-
-def _check_type(name: str, value: object, annotation: str) -> None:
-    """Annotations here are only int, float, str, and the same or None."""
-    wanted = annotation.removesuffix(" | None")
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = {"int": number and isinstance(value, int), "float": number, "str": isinstance(value, str)}[wanted]
-    said = {"int": "a whole number", "float": "a number", "str": "text"}[wanted]
-    require(fits, name, value, f"must be {said}", f"give {said}")
+            check_type(f"data.options.{name}", value, known[name])
+    return kind(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from numbers import Integral, Real
 from typing import Any
 
-from nmlearn.errors import ConfigError
 from nmlearn.methods.dense import Dense
 from nmlearn.methods.gradual import Gradual
 from nmlearn.methods.keep import Keep
@@ -15,6 +12,7 @@ from nmlearn.methods.lbc import LBC
 from nmlearn.methods.method import Method
 from nmlearn.methods.oneshot import OneShot
 from nmlearn.methods.srste import SRSTE
+from nmlearn.options import check_name, check_type
 from nmlearn.pattern import Pattern
 
 METHODS: dict[str, type[Method]] = {
@@ -31,31 +29,10 @@ def build(name: str, pattern: str | Pattern, **options: Any) -> Method:
             value is of another type.
         PatternError, ScheduleError: the settings make no sense.
     """
-    if name not in METHODS:
-        raise _unknown("method.name", "method", name, METHODS)
-    known = {field.name: field.type for field in dataclasses.fields(METHODS[name]) if field.name != "pattern"}
+    check_name("method.name", name, METHODS, "method")
+    known = {field.name: str(field.type) for field in dataclasses.fields(METHODS[name]) if field.name != "pattern"}
     for option, value in options.items():
-        if option not in known:
-            raise _unknown(f"method.options.{option}", f"option of {name}", option, known)
-        _check_value(f"method.options.{option}", value, str(known[option]))
+        where = f"method.options.{option}"
+        check_name(where, option, known, f"option of {name}", fix="leave it out: this method has no options")
+        check_type(where, value, known[option])
     return METHODS[name](pattern, **options)
-
-
-def _check_value(where: str, value: Any, wanted: str) -> None:
-    """Numbers must be numbers; other types are checked by the methods themselves."""
-    kind = {"int": Integral, "float": Real}.get(wanted)
-    if kind is not None and (isinstance(value, bool) or not isinstance(value, kind)):
-        said = "a whole number" if wanted == "int" else "a number"
-        raise ConfigError(where=where, given=repr(value), wrong=f"must be {said}", fix=f"give {said}")
-
-
-def _unknown(where: str, what: str, name: str, known: Any) -> ConfigError:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
-    return ConfigError(
-        where=where,
-        given=name,
-        wrong=f"there is no such {what}",
-        fix=f"did you mean {near[0]}? Known: {', '.join(known)}"
-        if near
-        else "leave it out: this method has no options",
-    )

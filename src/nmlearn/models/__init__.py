@@ -8,7 +8,6 @@ when they are installed.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 
@@ -20,6 +19,7 @@ from nmlearn.models.gpt import small_gpt
 from nmlearn.models.resnet import resnet8, resnet18, resnet20, resnet32, resnet50
 from nmlearn.models.text import text_transformer
 from nmlearn.models.vit import deit_small, small_vit
+from nmlearn.options import check_name, check_type
 
 __all__ = ["MODELS", "build"]
 
@@ -70,12 +70,7 @@ def build(
 
 
 def _check_name(name: str, kind: str) -> None:
-    if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        known = ", ".join([*MODELS, *(f"{source}:..." for source in external.SOURCES)])
-        wrong = "no model has this name"
-        raise ConfigError(where="model.name", given=repr(name), wrong=wrong, fix=f"{hint}known: {known}")
+    check_name("model.name", name, [*MODELS, *(f"{source}:..." for source in external.SOURCES)], "model")
     if OTHER_KINDS.get(name, "image") != kind:
         fit = [other for other in MODELS if OTHER_KINDS.get(other, "image") == kind]
         wrong = f"takes {OTHER_KINDS.get(name, 'image')} data, and this is {kind} data"
@@ -85,31 +80,15 @@ def _check_name(name: str, kind: str) -> None:
 def _check_options(name: str, options: dict[str, object]) -> None:
     known = option_parameters(name)
     for key, value in options.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            wrong = f"{name} has no such option"
-            raise ConfigError(
-                where=f"model.options.{key}", given=repr(value), wrong=wrong, fix=f"{hint}known: {', '.join(known)}"
-            )
-        _check_value(f"model.options.{key}", value, str(known[key].annotation).removesuffix(" | None"))
+        where = f"model.options.{key}"
+        check_name(where, key, known, f"option of {name}")
+        annotation = str(known[key].annotation)
+        check_type(where, value, annotation)
+        if annotation.startswith("int") and isinstance(value, int) and value < 1:
+            raise ConfigError(where=where, given=repr(value), wrong="it is a size", fix="give at least 1")
 
 
 def option_parameters(name: str) -> dict[str, inspect.Parameter]:
     """The options of a model of our own, with their annotations and defaults."""
     parameters = inspect.signature(MODELS[name]).parameters
     return {key: each for key, each in parameters.items() if key not in ("classes", "input_shape")}
-
-
-def _check_value(where: str, value: object, wanted: str) -> None:
-    """Annotations of the builders are only int, float, str and bool, or the same or None; whole numbers are sizes."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = {
-        "int": isinstance(value, int) and number and value >= 1,
-        "float": number,
-        "str": isinstance(value, str),
-        "bool": isinstance(value, bool),
-    }
-    if not fits.get(wanted, True):
-        said = {"int": "a whole number of at least 1", "float": "a number", "str": "text", "bool": "true or false"}
-        raise ConfigError(where=where, given=repr(value), wrong=f"must be {said[wanted]}", fix=f"give {said[wanted]}")

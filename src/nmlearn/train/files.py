@@ -1,34 +1,15 @@
-"""Files that are whole or absent: written beside their place, flushed to the disk, then renamed."""
+"""The text and JSON files of a run: whole or absent, as :mod:`nmlearn.atomic` writes them."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from nmlearn.atomic import write_atomic as write_atomic
 from nmlearn.errors import FormatError
 
-
-def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that after a crash at any moment it holds either the old bytes or the new ones.
-
-    Args:
-        path: the file; its folder is made.
-        write: writes the bytes to the open file it is given.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _flush_folder(path.parent)
+PATTERNS = "nmlearn.patterns"  # in the metadata of a run's model: JSON, weight -> pattern
 
 
 def write_text(path: Path, text: str) -> None:
@@ -56,14 +37,3 @@ def read_json(path: Path) -> Any:
             wrong=f"no JSON can be read from it: {error}",
             fix="delete it, or the run",
         ) from error
-
-
-def _flush_folder(folder: Path) -> None:
-    # The rename itself lives in the folder; where folders cannot be opened (Windows), the system orders it.
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from nmlearn import checkpoint
 from nmlearn.errors import StateError
 from nmlearn.train import files, recipe
 from nmlearn.train.config import TrainConfig
@@ -148,9 +149,4 @@ def save_model(path: Path, model: torch.nn.Module, patterns: dict[str, str]) -> 
 
     Tied weights are written under each of their names: every key a loader asks for is there.
     """
-    from safetensors.torch import save
-
-    # safetensors wants each tensor to own plain memory: no channels_last, no two names for one storage.
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    metadata = {"format": "pt", "nmlearn.patterns": json.dumps(patterns)}
-    files.write_atomic(path, lambda file: file.write(save(state, metadata=metadata)))
+    checkpoint.save(model, path, packed=False, metadata={files.PATTERNS: json.dumps(patterns)})

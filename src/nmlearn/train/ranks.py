@@ -6,6 +6,7 @@ torchrun sets WORLD_SIZE, RANK and LOCAL_RANK; with more than one process they j
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,7 +78,18 @@ def joined(device: str) -> Iterator[Ranks]:
     try:
         yield Ranks(rank, size, chosen)
     finally:
-        dist.destroy_process_group()
+        leave()
+
+
+def leave() -> None:
+    """Destroy the process group.
+
+    gloo's threads drop the last collective's Python state a moment after it is done, for which they need the
+    interpreter; torch frees a group, or the DistributedDataParallel that holds it, without letting go of the
+    interpreter and waits for those threads. A pause lets them finish first: without it one run in some hundreds hangs.
+    """
+    time.sleep(0.2)
+    dist.destroy_process_group()
 
 
 def _device(name: str) -> torch.device:
