@@ -7,6 +7,7 @@
     ├── AttachError       an optimizer or a model that a sparsifier cannot work with
     ├── StateError        a state that belongs to another model, pattern or method; scores that are not finite
     ├── ViolationError    a weight that breaks its pattern
+    ├── KernelError       operands that a kernel does not take
     ├── ConfigError       a configuration value, a command-line argument, a missing optional package
     ├── DataError         data that is missing or is not what it should be
     ├── FormatError       a file that is not what it says
@@ -69,6 +70,10 @@ class StateError(NMLearnError):
 
 class ViolationError(NMLearnError):
     """A weight that breaks its pattern."""
+
+
+class KernelError(NMLearnError):
+    """Operands that a kernel does not take."""
 
 
 class ConfigError(NMLearnError):
