@@ -4,8 +4,9 @@ r"""Step time with LBC over dense: the same run, interleaved, medians.
     python bench/step_time.py --model resnet50 --image 224 --batch 128 --device cuda --bf16 \
         --out results/step_time_gpu.json
 
-Four copies of one network take the same batch in turn: dense, and LBC before the schedule has removed anything, in the
-middle of it, and after it has ended. Steps on which combinations are removed are timed apart, since they are rare.
+Five copies of one network take the same batch in turn: dense, dense with torch's fused SGD, and LBC before the schedule
+has removed anything, in the middle of it, and after it has ended (with the plain SGD). Steps on which combinations are
+removed are timed apart, since they are rare.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def main() -> None:
 
 def measure(args: argparse.Namespace, pattern: str, batch: int) -> dict[str, Any]:
     runs = {"dense": Run(args, None, 0.0)}
+    runs |= {"dense_fused": Run(args, None, 0.0, fused=True)}
     runs |= {phase: Run(args, pattern, progress) for phase, progress in PHASES.items()}
     x = torch.randn(batch, 3, args.image, args.image, device=args.device).to(memory_format=torch.channels_last)
     y = torch.randint(1000, (batch,), device=args.device)
@@ -65,6 +67,7 @@ def measure(args: argparse.Namespace, pattern: str, batch: int) -> dict[str, Any
         "batch": batch,
         "pattern": pattern,
         "dense_ms": 1e3 * dense,
+        "dense_fused_ms": 1e3 * statistics.median(times["dense_fused"]),
         "ratio": {name: statistics.median(times[name]) / dense for name in PHASES},
         "removal_step_extra_ms": 1e3 * (runs["before"].removal(x, y) - dense),
         "state_bytes_per_weight": {name: runs[name].state_bytes() for name in PHASES},
@@ -76,11 +79,12 @@ def measure(args: argparse.Namespace, pattern: str, batch: int) -> dict[str, Any
 class Run:
     """One network with its optimizer, dense or under LBC with its progress held at one point."""
 
-    def __init__(self, args: argparse.Namespace, pattern: str | None, progress: float) -> None:
+    def __init__(self, args: argparse.Namespace, pattern: str | None, progress: float, fused: bool = False) -> None:
         torch.manual_seed(0)
         net = models.build(args.model, classes=1000, input_shape=(3, args.image, args.image))
         self.net: nn.Module = net.to(args.device, memory_format=torch.channels_last)
-        self.optimizer = torch.optim.SGD(self.net.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
+        settings = {"momentum": 0.9, "weight_decay": 1e-4, "fused": fused or None}
+        self.optimizer = torch.optim.SGD(self.net.parameters(), 0.01, **settings)
         self.autocast = torch.autocast(args.device, torch.bfloat16, enabled=args.bf16)
         self.gpu = args.device != "cpu"
         self.sparsifier = nm.Sparsifier(self.net, nm.LBC(pattern, end=0.5)) if pattern else None

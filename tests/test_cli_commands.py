@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import toy
 from nmlearn import cli, train
@@ -161,6 +162,25 @@ def test_doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     assert "yes sound_package 1.2, for something" in lines
     assert "no absent_package not installed, for something; pip install absent_package" in lines
     assert "no cifar10 put it there" in lines
+
+
+def test_doctor_lists_the_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from nmlearn.cli import doctor
+    from nmlearn.kernels import native
+
+    found = {name: (state, text) for state, name, text in doctor._kernels()}
+    assert found["CPU"][0] is (native.library() is not None)
+    assert native.isa() in found["CPU"][1]
+    if not torch.cuda.is_available():
+        assert [state for state, _ in found.values()][1:] == [False, False, False]
+    monkeypatch.setenv("NMLEARN_KERNELS", str(tmp_path / "none.so"))
+    (state, _, text), *_ = doctor._kernels()
+    assert state is False
+    assert "was not built; packed layers run by the reference kernel" in text
+    assert "apt install g++" in text
+    (tmp_path / "text.so").write_text("no library")
+    monkeypatch.setenv("NMLEARN_KERNELS", str(tmp_path / "text.so"))
+    assert "built for another system" in native.lacking()
 
 
 def test_doctor_lists_the_data(monkeypatch: pytest.MonkeyPatch) -> None:

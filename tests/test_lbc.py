@@ -11,6 +11,7 @@ from torch import nn
 import nmlearn as nm
 from nets import batches, convnet, learn, sgd, train
 from nmlearn.errors import ConfigError, StateError
+from nmlearn.kernels import training
 from nmlearn.scores import equal_start
 from papers_lbc import MaskedLayer
 from papers_lbc import train as train_as_paper
@@ -31,8 +32,16 @@ def groups_by_position(sparsifier, name, tensor):
     return tensor.reshape(-1, tensor.shape[-1])
 
 
+@pytest.fixture(params=["kernels", "pytorch"])
+def path(request, monkeypatch):
+    """With the compiled kernels, where they are built, and without."""
+    if request.param == "pytorch":
+        monkeypatch.setattr(training, "_library", lambda: None)
+
+
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("pattern", ["2:4", "1:4", "2:8", "4:8", "1:16"])
+@pytest.mark.parametrize("pattern", ["2:4", "1:4", "3:4", "2:8", "4:8", "1:16"])
 @pytest.mark.parametrize("scores", ["factored", "explicit"])
 def test_is_the_papers_method(pattern, scores, schedule):
     """Momentum and weight decay on weights and scores, batch norm in between; losses, weights and survivors agree."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from nmlearn import masks
 from nmlearn.combinations import table
 from nmlearn.errors import StateError
+from nmlearn.kernels import removal
 from nmlearn.pattern import Pattern
 from nmlearn.scores import of_combinations
 
@@ -26,23 +27,28 @@ def weights_left(survivors: int, pattern: Pattern) -> int:
     return next(r for r in range(pattern.n, pattern.m + 1) if math.comb(r, pattern.n) >= survivors)
 
 
-def combinations_(alive_gc: Tensor, scores_g: Tensor, pattern: Pattern, survivors: int) -> Tensor:
+def combinations_(
+    alive_gc: Tensor, scores_g: Tensor, pattern: Pattern, survivors: int, *, explicit: bool = False
+) -> Tensor:
     """Leave the ``survivors`` best-scored of the combinations alive; the lowest number wins ties.
 
     Args:
         alive_gc: bool ``[..., C]``, contiguous, changed in place.
-        scores_g: float ``[..., M]`` scores of weights, whose sums score the combinations, or ``[..., C]`` their scores.
+        scores_g: float ``[..., M]`` scores of weights, whose sums score the combinations.
         survivors: how many stay in each group, at most as many as are alive.
+        explicit: the scores are ``[..., C]``, those of the combinations. (C and M tell nothing: they are equal at 3:4.)
 
     Returns:
         bool ``[..., M]``: the weights that a surviving combination holds.
     """
     t_cm = table(pattern, alive_gc.device, torch.float32)
     kept = torch.empty(*alive_gc.shape[:-1], pattern.m, dtype=torch.bool, device=alive_gc.device)
+    if not explicit and removal.combinations_(alive_gc, scores_g, t_cm, survivors, kept):
+        return kept
     alive, flat = alive_gc.view(-1, len(t_cm)), scores_g.reshape(-1, scores_g.shape[-1])
     step = max(1, _SCORES_AT_ONCE // len(t_cm))
     for some, s, out in zip(alive.split(step), flat.split(step), kept.view(-1, pattern.m).split(step), strict=True):
-        a_gc = s if s.shape[-1] == len(t_cm) else of_combinations(s, pattern)
+        a_gc = s if explicit else of_combinations(s, pattern)
         some.copy_(masks.top(a_gc.masked_fill(~some, -math.inf), survivors))
         out.copy_((some.float() @ t_cm) > 0)
     return kept

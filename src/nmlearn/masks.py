@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nmlearn.kernels import training
+
 # The integer type with the bits of a floating-point one, by bytes.
 SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Sorting needs about 20 bytes a value; this bounds the extra memory of one call to about 80 MB.
@@ -60,7 +62,8 @@ def clear_(x_w: Tensor, keep_w: Tensor) -> Tensor:
         x_w: float tensor of any width.
         keep_w: int8 bits of the same shape.
     """
-    x_w.view(SAME_SIZE[x_w.element_size()]).bitwise_and_(keep_w)
+    if not training.clear_(x_w, keep_w):
+        x_w.view(SAME_SIZE[x_w.element_size()]).bitwise_and_(keep_w)
     return x_w
 
 

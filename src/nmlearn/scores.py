@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nmlearn.combinations import table
+from nmlearn.kernels import training
 from nmlearn.pattern import Pattern
 
 
@@ -52,18 +53,34 @@ def sgd_(
     lr: float,
     momentum: float,
     weight_decay: float,
-) -> None:
-    """One SGD step on per-weight scores, whose gradient is ``grad * weight``; in place, a pass an operation.
+    weight_step: training.WeightStep | None = None,
+) -> list[int]:
+    """One SGD step on per-weight scores, whose gradient is ``grad * weight``; in place.
 
     As torch.optim.SGD without dampening: v <- momentum v + (g w + weight_decay s); s <- s - lr v. The momenta start at
     zero, which makes the first step torch's first step too. Lists of tensors of the weights' shapes; scores and momenta
-    have the dtype of :func:`dtype_for`, weights and grads any float dtype.
+    have the dtype of :func:`dtype_for`, weights and grads any float dtype. In one pass over memory where the compiled
+    kernels can, else a pass an operation; with the same bits as result.
+
+    Args:
+        weight_step: what the optimizer is about to do to the weights, which the same pass may do.
+
+    Returns:
+        The indices of the weights that were stepped too.
     """
+    lists = (scores, momenta, grads, weights)
+    left, stepped = training.score_step_(
+        *lists, lr=lr, momentum=momentum, weight_decay=weight_decay, weight_step=weight_step
+    )
+    if not left:
+        return stepped
+    scores, momenta, grads, weights = ([tensors[i] for i in left] for tensors in lists)
     torch._foreach_mul_(momenta, momentum)
     torch._foreach_addcmul_(momenta, grads, weights)
     if weight_decay:
         torch._foreach_add_(momenta, scores, alpha=weight_decay)
     torch._foreach_add_(scores, momenta, alpha=-lr)
+    return stepped
 
 
 def explicit_state(a_gc: Tensor, optimizer: str) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ learn before it and write into the weights after it, so that at every other mome
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nmlearn import masks, optimizers, states, targets
+from nmlearn.ahead import Ahead
 from nmlearn.errors import AttachError, StateError
 from nmlearn.groups import Grouping, misfit
 from nmlearn.methods.method import Batch, Method, State
@@ -57,6 +58,7 @@ class WeightStatus:
 class _Attachment:
     optimizer: Optimizer
     total_steps: int
+    ahead: Ahead
     hooks: list[Any] = field(default_factory=list)
     step: int = 0
     skip: bool = False
@@ -155,7 +157,7 @@ class Sparsifier:
         groups = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self._check_attach(optimizer, groups)
         self._taken = [self._take(row, groups[id(row.parameter)], optimizer) for row in self.plan.taken]
-        self._attached = _Attachment(optimizer, total_steps, self._hooks(optimizer))
+        self._attached = _Attachment(optimizer, total_steps, Ahead(optimizer), self._hooks(optimizer))
         self._measure(self._taken)
         self._write(self._written())
         return self
@@ -218,10 +220,17 @@ class Sparsifier:
             return
         for taken in self._written():
             self._look(taken)
+        stepped: list[_Taken] = []
         for lr_group in {taken.lr_group for taken in self._taken}:
             moved = [t for t in self._taken if t.lr_group == lr_group and t.parameter.grad is not None]
             if moved:
-                self.method.learn(self._batch(moved, grads=True), float(optimizer.param_groups[lr_group]["lr"]))
+                group = optimizer.param_groups[lr_group]
+                hooks = (self._before_step, self._after_step)
+                weight_step = self._attached.ahead.weight_step(group, [t.parameter for t in moved], hooks)
+                batch = replace(self._batch(moved, grads=True), weight_step=weight_step)
+                self.method.learn(batch, float(group["lr"]))
+                stepped += [moved[i] for i in batch.stepped]
+        self._attached.ahead.hide([taken.parameter for taken in stepped])
         if self.method.keeps_dense:
             for taken in self._taken:
                 local(taken.parameter).copy_(taken.state["dense"])
@@ -243,6 +252,7 @@ class Sparsifier:
         assert self._attached is not None
         if self._attached.skip:
             return
+        self._attached.ahead.show()
         self._attached.step += 1
         if self.method.keeps_dense:
             for taken in self._taken:

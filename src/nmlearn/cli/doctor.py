@@ -27,6 +27,10 @@ PACKAGES = {
     "onnxscript": "nmlearn export",
     "onnxruntime": "nmlearn export, to compare outputs",
 }
+BUILD_KERNELS = (
+    "It is built with nmlearn where there is a C++ compiler (on Debian: apt install g++): install nmlearn again, or "
+    "type `make kernels` in a clone of it"
+)
 INSTALL_NAMES = {"PIL": "pillow"}
 MARGIN = 26  # columns before a row's text
 
@@ -36,6 +40,7 @@ def run(words: list[str]) -> int:
     argparse.ArgumentParser(prog="nmlearn doctor", description=(__doc__ or "").split(": ", 1)[1]).parse_args(words)
     parts = {
         "This machine": _machine(),
+        "Kernels for packed weights": _kernels(),
         "Optional packages": _packages(),
         "Data (--data NAME, --data.options.X)": _data(),
         "Models (--model NAME, --model.options.X)": choices.models(),
@@ -88,6 +93,25 @@ def _instructions() -> str:
         lines = []
     flags = set(lines[0].split(":", 1)[1].split()) if lines else set()
     return ", ".join(name for name in CPU_FEATURES if name in flags) or f"unknown ({platform.machine()})"
+
+
+def _kernels() -> Iterator[Row]:
+    import torch
+
+    from nmlearn.kernels import native, semi_structured, triton_decode
+    from nmlearn.pattern import Pattern
+
+    lacking = native.lacking()
+    slow = "packed layers run by the reference kernel, which is slower than dense"
+    yield not lacking, "CPU", f"{lacking}; {slow}. {BUILD_KERNELS}" if lacking else f"{native.isa()} instructions"
+    example = torch.zeros(1, 64, dtype=torch.bfloat16, device="cuda" if torch.cuda.is_available() else "cpu")
+    gpu = {
+        "GPU, decode": triton_decode.supports(example, Pattern("1:4"), 64, 64),
+        "GPU, 2:4 cuSPARSELt": semi_structured.supports(example, Pattern("2:4"), 64, 64),
+        "GPU, 2:4 CUTLASS": semi_structured.supports(example, Pattern("2:4"), 64, 64, "cutlass"),
+    }
+    for name, why in gpu.items():
+        yield not why, name, why or "usable"
 
 
 def _packages() -> Iterator[Row]:

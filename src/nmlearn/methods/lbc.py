@@ -131,7 +131,11 @@ class LBC(Method):
         states = [batch.states[i] for i in learning]
         if self.scores == "factored":
             s, v = [state["score"] for state in states], [state["momentum"] for state in states]
-            scoring.sgd_(s, v, g, w, lr=lr, momentum=self.momentum, weight_decay=self.weight_decay)
+            own = batch.weight_step.of(learning) if batch.weight_step else None
+            stepped = scoring.sgd_(
+                s, v, g, w, lr=lr, momentum=self.momentum, weight_decay=self.weight_decay, weight_step=own
+            )
+            batch.stepped.extend(learning[i] for i in stepped)
             return
         for i, grad, weight, state in zip(learning, g, w, states, strict=True):
             cut = batch.groupings[i]
@@ -153,11 +157,12 @@ class LBC(Method):
             return False
         eliminate.check_finite(name, state["score"])
         keep_gm = grouping.view(state["keep"])
-        score = state["score"] if self.scores == "explicit" else grouping.view(state["score"])
+        explicit = self.scores == "explicit"
+        score = state["score"] if explicit else grouping.view(state["score"])
         if by_weight:
             kept = eliminate.weights(keep_gm != 0, score, value)
         else:
-            kept = eliminate.combinations_(state["alive"], score, pattern, value)
+            kept = eliminate.combinations_(state["alive"], score, pattern, value, explicit=explicit)
         keep_gm.copy_(masks.bits(kept))
         if value == (pattern.n if by_weight else 1):  # the best combination is left: nothing to learn any more
             for key in [key for key in state if key != "keep"]:

@@ -16,13 +16,14 @@ what the network computes with, and the sparsifier exchanges the two around the 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from nmlearn import masks
 from nmlearn.groups import Grouping
+from nmlearn.kernels.training import WeightStep
 from nmlearn.pattern import Pattern
 
 State = dict[str, Tensor]
@@ -36,12 +37,16 @@ class Batch:
         weights: what the network computes with; written in place.
         grads: their gradients, of the same shapes; empty where there are none to see (``Method.use``).
         states, groupings: what :meth:`Method.init` made, and how the weight is cut into groups.
+        weight_step: what the optimizer is about to do, where ``Method.learn`` may do it in its own pass; it adds the
+            indices of weights for which it did to ``stepped``.
     """
 
     weights: list[Tensor]
     grads: list[Tensor]
     states: list[State]
     groupings: list[Grouping]
+    weight_step: WeightStep | None = None
+    stepped: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

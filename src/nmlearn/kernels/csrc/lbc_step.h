@@ -1,0 +1,110 @@
+// The training step of LBC, elementwise: plain loops that the compiler vectorizes, so that it is memory that costs.
+//
+// Rounding is that of the PyTorch path on the same instruction set, operation by operation: torch's vectorized kernels
+// multiply and add in one rounding where there is hardware for it, and in two where there is none.
+#pragma once
+#include "job.h"
+#include "simd.h"
+
+namespace NM_ISA {
+
+static inline float multiply_add(float a, float b, float c) {
+#if defined(__FP_FAST_FMAF)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+constexpr int64_t BLOCK = 64;   // values of one round of prefetches: four cache lines of floats
+constexpr int64_t AHEAD = 512;  // values between a prefetch and its use
+
+static inline void prefetch_block(const void* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 0, 2);
+}
+
+template <typename T, bool DECAY>
+static inline void score_block(const ScoreStep& step, float* __restrict s, float* __restrict v, const T* __restrict g,
+                               const T* __restrict w, int64_t n) {
+  const float momentum = step.momentum, weight_decay = step.weight_decay, minus_lr = step.minus_lr;
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    float change = multiply_add(widen(g[i]), widen(w[i]), v[i] * momentum);
+    if (DECAY) change = multiply_add(s[i], weight_decay, change);
+    v[i] = change;
+    s[i] = multiply_add(change, minus_lr, s[i]);
+  }
+}
+
+// The same, and torch.optim.SGD with momentum on the weights. An fma with zero is a product that the compiler does not
+// round together with the sum after it, as torch does not.
+template <bool DECAY>
+static inline void sgd_block(const ScoreStep& step, float* __restrict s, float* __restrict v, const float* __restrict g,
+                             float* __restrict w, float* __restrict m, int64_t n) {
+  const float momentum = step.momentum, weight_decay = step.weight_decay, minus_lr = step.minus_lr;
+  const float w_momentum = step.weight_momentum, w_decay = step.weight_weight_decay;
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    float change = multiply_add(g[i], w[i], v[i] * momentum);
+    if (DECAY) change = multiply_add(s[i], weight_decay, change);
+    v[i] = change;
+    s[i] = multiply_add(change, minus_lr, s[i]);
+    const float d = w_decay != 0 ? multiply_add(w[i], w_decay, g[i]) : g[i];
+    const float moment = multiply_add(m[i], w_momentum, -0.0f) + d;
+    m[i] = moment;
+    w[i] = multiply_add(moment, minus_lr, w[i]);
+  }
+}
+
+template <bool DECAY>
+static void sgd_range(const ScoreStep& step, const ScoreTensor& t, int64_t from, int64_t to) {
+  const float* g = static_cast<const float*>(t.grad);
+  float* w = static_cast<float*>(t.weight);
+  for (int64_t i = from; i < to; i += BLOCK) {
+    const int64_t n = smaller(BLOCK, to - i);
+    const void* streams[] = {t.score + i, t.momentum + i, g + i, w + i, t.weight_moment + i};
+    for (const void* p : streams) prefetch_block(static_cast<const float*>(p) + AHEAD, BLOCK * 4);
+    sgd_block<DECAY>(step, t.score + i, t.momentum + i, g + i, w + i, t.weight_moment + i, n);
+  }
+}
+
+template <typename T, bool DECAY>
+static void score_range(const ScoreStep& step, const ScoreTensor& t, int64_t from, int64_t to) {
+  const T *g = static_cast<const T*>(t.grad), *w = static_cast<const T*>(t.weight);
+  int64_t i = from;
+  for (; i + BLOCK <= to; i += BLOCK) {  // prefetches past the end are harmless
+    prefetch_block(t.score + i + AHEAD, BLOCK * 4);
+    prefetch_block(t.momentum + i + AHEAD, BLOCK * 4);
+    prefetch_block(g + i + AHEAD, BLOCK * sizeof(T));
+    prefetch_block(w + i + AHEAD, BLOCK * sizeof(T));
+    score_block<T, DECAY>(step, t.score + i, t.momentum + i, g + i, w + i, BLOCK);
+  }
+  score_block<T, DECAY>(step, t.score + i, t.momentum + i, g + i, w + i, to - i);
+}
+
+// Without weight decay the PyTorch path leaves its term out, which matters to infinities and to the sign of zero.
+static void score_step(const ScoreStep& step, const ScoreTensor& t, int64_t from, int64_t to) {
+  const bool decay = step.weight_decay != 0, half = step.dtype == BF16;
+  if (t.weight_moment) return decay ? sgd_range<true>(step, t, from, to) : sgd_range<false>(step, t, from, to);
+  if (half && decay) return score_range<uint16_t, true>(step, t, from, to);
+  if (half) return score_range<uint16_t, false>(step, t, from, to);
+  if (decay) return score_range<float, true>(step, t, from, to);
+  score_range<float, false>(step, t, from, to);
+}
+
+template <typename T>
+static inline void clear_range(T* __restrict x, const int8_t* __restrict keep, int64_t from, int64_t to) {
+#pragma omp simd
+  for (int64_t i = from; i < to; i++) x[i] &= static_cast<T>(keep[i]);  // the sign bit of the keep bits fills T
+}
+
+static void clear(void* x, const int8_t* keep, int64_t bytes, int64_t from, int64_t to) {
+  switch (bytes) {
+    case 1: return clear_range(static_cast<int8_t*>(x), keep, from, to);
+    case 2: return clear_range(static_cast<int16_t*>(x), keep, from, to);
+    case 4: return clear_range(static_cast<int32_t*>(x), keep, from, to);
+    default: return clear_range(static_cast<int64_t*>(x), keep, from, to);
+  }
+}
+
+}  // namespace NM_ISA
