@@ -23,7 +23,8 @@ from nmlearn.errors import KernelError, PatternError, ViolationError
 from nmlearn.kernels import triton_decode
 from nmlearn.pattern import Pattern
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+pytestmark = needs_triton
 PATTERNS = ("2:4", "4:8", "1:4", "2:8", "1:8", "2:16", "1:16")
 # Of the largest sum of magnitudes in a row. The interpreter cuts a float32 off to bfloat16 instead of rounding it.
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 2**-11, torch.bfloat16: 2**-7}

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "acceleration.accelerate": ("Acceleration", "accelerate"),
     "checkpoint": ("load", "save"),
     "errors": ("NMLearnError",),
     "pattern": ("Pattern",),
@@ -30,6 +31,8 @@ _HOMES = {
     "methods.method": ("Method",),
     "methods.oneshot": ("OneShot",),
     "methods.srste": ("SRSTE",),
+    "packed": ("PackedConv2d", "PackedLinear"),
+    "packed_gpu": ("DecodeLinear", "SemiStructuredConv2d", "SemiStructuredLinear"),
     "sparsifier": ("Sparsifier", "WeightStatus"),
     "targets": ("Plan", "PlanRow"),
 }
@@ -37,6 +40,8 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
+    from nmlearn.acceleration.accelerate import Acceleration as Acceleration
+    from nmlearn.acceleration.accelerate import accelerate as accelerate
     from nmlearn.checkpoint import load as load
     from nmlearn.checkpoint import save as save
     from nmlearn.errors import NMLearnError as NMLearnError
@@ -49,6 +54,11 @@ if TYPE_CHECKING:
     from nmlearn.methods.method import Method as Method
     from nmlearn.methods.oneshot import OneShot as OneShot
     from nmlearn.methods.srste import SRSTE as SRSTE
+    from nmlearn.packed import PackedConv2d as PackedConv2d
+    from nmlearn.packed import PackedLinear as PackedLinear
+    from nmlearn.packed_gpu import DecodeLinear as DecodeLinear
+    from nmlearn.packed_gpu import SemiStructuredConv2d as SemiStructuredConv2d
+    from nmlearn.packed_gpu import SemiStructuredLinear as SemiStructuredLinear
     from nmlearn.pattern import Pattern as Pattern
     from nmlearn.sparsifier import Sparsifier as Sparsifier
     from nmlearn.sparsifier import WeightStatus as WeightStatus

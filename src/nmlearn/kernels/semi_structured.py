@@ -82,14 +82,32 @@ def pack(weight: Tensor, backend: Backend = "cusparselt", algorithm: int = 0) ->
     weight = weight.detach()
     _check_packable(weight, backend)
     _check_pattern(weight)
-    kind: Any = torch.sparse.SparseSemiStructuredTensorCUSPARSELT
-    if backend == "cutlass":
-        kind = torch.sparse.SparseSemiStructuredTensorCUTLASS
     chosen = {"alg_id": algorithm} if algorithm else {}  # older versions of torch know no such argument
     with warnings.catch_warnings(), torch.cuda.device_of(weight):
         warnings.filterwarnings("ignore", "The PyTorch API of SparseSemiStructuredTensor", UserWarning)
-        packed: Tensor = kind.from_dense(weight.contiguous(), **chosen)
+        packed: Tensor = _kind(backend).from_dense(weight.contiguous(), **chosen)
     return packed
+
+
+def parts(packed: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The plain tensors of what :func:`pack` returned: values (cuSPARSELt: with all else), and the metadata."""
+    return packed.packed, packed.meta  # type: ignore[attr-defined]
+
+
+def joined(values: Tensor, meta: Tensor | None, shape: tuple[int, int], backend: Backend, algorithm: int = 0) -> Tensor:
+    """The tensor ``[O, K]`` that :func:`parts` took apart; nothing is copied."""
+    inner = {"packed": values} if meta is None else {"packed": values, "meta": meta}
+    context = (torch.Size(shape), False, algorithm, False)  # no fused transposition, no gradient
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The PyTorch API of SparseSemiStructuredTensor", UserWarning)
+        whole: Tensor = _kind(backend).__tensor_unflatten__(inner, context, None, None)
+    return whole
+
+
+def _kind(backend: Backend) -> Any:
+    if backend == "cutlass":
+        return torch.sparse.SparseSemiStructuredTensorCUTLASS
+    return torch.sparse.SparseSemiStructuredTensorCUSPARSELT
 
 
 def _check_packable(weight: Tensor, backend: Backend) -> None:
@@ -164,7 +182,6 @@ def conv1x1(x: Tensor, packed: Tensor, bias: Tensor | None, stride: int | tuple[
     Raises:
         KernelError: x is not 4-D, or its dtype, device or channels are not the weight's.
     """
-    down, across = (stride, stride) if isinstance(stride, int) else stride
     if x.dim() != 4:
         raise KernelError(
             where="semi_structured.conv1x1",
@@ -172,5 +189,10 @@ def conv1x1(x: Tensor, packed: Tensor, bias: Tensor | None, stride: int | tuple[
             wrong="a convolution takes [B, C, H, W]",
             fix="add the dimension that is missing",
         )
-    pixels = x[:, :, ::down, ::across].permute(0, 2, 3, 1)
-    return linear(pixels, packed, bias).permute(0, 3, 1, 2)
+    return linear(pixels(x, stride), packed, bias).permute(0, 3, 1, 2)
+
+
+def pixels(x: Tensor, stride: int | tuple[int, int] = 1) -> Tensor:
+    """``[B, C, H, W] -> [B, H', W', C]``: what a 1x1 convolution multiplies, a view."""
+    down, across = (stride, stride) if isinstance(stride, int) else stride
+    return x[:, :, ::down, ::across].permute(0, 2, 3, 1)

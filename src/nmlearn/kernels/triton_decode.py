@@ -110,6 +110,33 @@ def pack(weight: Tensor, pattern: Pattern | str) -> tuple[Tensor, Tensor]:
     return values, torch.where(word > ADDRESSABLE, word - 2**32, word).to(torch.int32)
 
 
+def unpack(values: Tensor, index: Tensor, pattern: Pattern, outputs: int, inputs: int) -> Tensor:
+    """The dense weight ``[O, K]`` of what :func:`pack` returned, on any device.
+
+    Raises:
+        KernelError: values and index are not such a weight.
+    """
+    if not _is_packed(values, index, pattern, outputs, inputs):
+        raise KernelError(
+            where="triton_decode.unpack",
+            given=f"values {tuple(values.shape)}, index {index.dtype} {tuple(index.shape)} at {pattern}",
+            wrong=f"these are not a weight [{outputs}, {inputs}] packed by triton_decode.pack",
+            fix="check which tensors were loaded",
+        )
+    _, chunks, rows = index.shape
+    place = (index.unsqueeze(-1) >> (4 * torch.arange(CHUNK, dtype=torch.int32, device=index.device))) & 15
+    dense = values.new_zeros(rows, chunks, CHUNK, pattern.m)
+    # Places are all different but in groups of padding, whose values are all zero.
+    dense.scatter_(-1, place.permute(2, 1, 3, 0).long(), values.permute(2, 1, 3, 0))
+    return dense.flatten(1)[:outputs, :inputs].contiguous()
+
+
+def belongs(index: Tensor, pattern: Pattern) -> bool:
+    """Whether the index names no place outside a group: such a one would read beyond the input."""
+    place = (index.unsqueeze(-1) >> (4 * torch.arange(CHUNK, dtype=torch.int32, device=index.device))) & 15
+    return bool((place < pattern.m).all())
+
+
 def _planes(x_ogn: Tensor) -> Tensor:
     """``[O, groups, N]`` -> ``[N, C, R, 8]``, padded with zeros."""
     outputs, groups, _ = x_ogn.shape
@@ -182,12 +209,17 @@ def linear(
     return out
 
 
+def _is_packed(values: Tensor, index: Tensor, pattern: Pattern, outputs: int, inputs: int) -> bool:
+    """Whether these have the shapes that :func:`pack` gives."""
+    cells = (pattern.n, -(-inputs // (CHUNK * pattern.m)), _padded(outputs))
+    return tuple(values.shape) == (*cells, CHUNK) and tuple(index.shape) == cells and index.dtype == torch.int32
+
+
 def _check_operands(
     x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, pattern: Pattern, outputs: int
 ) -> None:
     inputs = x.shape[-1] if x.dim() else 0
-    cells = (pattern.n, -(-inputs // (CHUNK * pattern.m)), _padded(outputs))
-    packed = tuple(values.shape) == (*cells, CHUNK) and tuple(index.shape) == cells and index.dtype == torch.int32
+    packed = _is_packed(values, index, pattern, outputs, inputs)
     others = [values, index] if bias is None else [values, index, bias]
     reasons = {
         supports(x, pattern, outputs, inputs): True,

@@ -1,0 +1,227 @@
+"""``accelerate``: exchange the layers that a packed kernel was measured to be faster for, and say which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nmlearn.acceleration import exchange, gpu_timing, measured
+from nmlearn.acceleration.candidates import Found, find
+from nmlearn.acceleration.gpu import Gpu, gpu_of
+from nmlearn.acceleration.observing import Seen, observe
+from nmlearn.acceleration.timing import interleaved
+from nmlearn.errors import KernelError
+from nmlearn.kernels import native
+
+FASTER = 0.97  # a kernel is chosen when it takes at most this share of the best dense time
+_TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.01}  # of the largest output
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was found for one layer; times in milliseconds, None where nothing was measured.
+
+    `why` is the reason of a layer left dense; errors of kernels that were tried are told for exchanged layers too.
+    """
+
+    name: str
+    weight: tuple[int, ...]
+    pattern: str
+    input: tuple[int, ...]
+    eager_ms: float | None
+    dense_ms: float | None
+    sparse_ms: float | None
+    kernel: str
+    chosen: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """What :func:`accelerate` did; ``print`` shows the table.
+
+    Attributes:
+        rows: one for each Linear and Conv2d of the model.
+        before_ms, after_ms: the whole model on the example, dense (the faster memory format) and as it is now.
+        kernels: the instruction set of the kernels, or the GPU; threads: how many computed.
+        images: the memory format that the model's convolutions run in, "" without convolutions.
+        graph: whether before_ms and after_ms are of CUDA graphs that hold the whole model.
+        gpu: whether the model is on a GPU.
+    """
+
+    rows: list[Row]
+    before_ms: float
+    after_ms: float
+    kernels: str
+    threads: int
+    images: str
+    graph: bool = False
+    gpu: bool = False
+
+    def __str__(self) -> str:
+        head = ("layer", "weight", "pattern", "input", "eager", "dense", "sparse", "kernel or reason")
+        lines = [head, *(_cells(row) for row in self.rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        table = [
+            "  ".join(
+                c.rjust(w) if 4 <= i <= 6 else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+            )
+            for line in lines
+        ]
+        count = sum(row.chosen for row in self.rows)
+        model = f"model {self.before_ms:.3g} ms dense, {self.after_ms:.3g} ms now"
+        how = f"{self.kernels} kernels, {self.threads} threads"
+        note = "times in ms; eager is torch as it is, dense the best of it and oneDNN with a pre-packed weight"
+        if self.gpu:
+            how = f"{self.kernels}, {'in a CUDA graph' if self.graph else 'called from Python'}"
+            note = "times in ms; layers in CUDA graphs where they can be captured; eager is torch as it is"
+        where = f"{how}{', ' + self.images if self.images else ''}"
+        return "\n".join(
+            [*(line.rstrip() for line in table), f"{count} of {len(self.rows)} layers packed; {model} ({where})", note]
+        )
+
+
+def accelerate(
+    model: nn.Module, example_inputs: Any, *, int8: bool = False, cache: Path | None = measured.DEFAULT
+) -> Acceleration:
+    """Exchange layers of a finalized model in place, each only where it was measured faster than the best dense one.
+
+    Every Linear and Conv2d whose zeros have a pattern is timed on the shapes that the example gives it: eager, oneDNN
+    with a pre-packed weight, and each kernel that takes it, taking turns. Batch norm after a packed convolution is
+    folded into it; additions and activations that follow in a block's own code are done by the kernel. The model is
+    then compared with what it computed before, and put back if that is not the same or not faster.
+
+    On an NVIDIA GPU the ways are eager, Triton's decode and 2:4 by cuSPARSELt and CUTLASS; nothing is folded. Times are
+    those of CUDA graphs where the layer, and the whole model, can be captured: run the model in one.
+
+    Args:
+        model: in evaluation mode, on the CPU (float32 or bfloat16) or an NVIDIA GPU; changed in place.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments, of the shapes to be fast for.
+        int8: keep packed weights as int8 with one float32 scale a row: smaller, for few tokens faster, not exact; on
+            CPUs alone.
+        cache: a JSON file that keeps times per machine, so that a second call measures nothing; None measures anew.
+
+    Returns:
+        the table: a row a layer with shapes, times, and the kernel, or the reason why it is left dense.
+
+    Raises:
+        KernelError: the model is in training mode, or computes something else with packed layers (it is put back).
+    """
+    if model.training:
+        fix = "call model.eval() first"
+        raise KernelError(
+            where="accelerate", given="a model in training mode", wrong="packed layers do not train", fix=fix
+        )
+    call = _caller(model, example_inputs)
+    with torch.inference_mode():
+        seen = observe(model, call)
+        times = measured.Times(cache)
+        found = {name: find(name, layer, seen, times, int8) for name, layer in seen.layers.items()}
+        times.save()
+        images = _faster_format(found)
+        rows = [_row(name, found[name], seen, images) for name in seen.layers]
+        gpu = _gpu(seen)
+        before = _dense_time(model, call, gpu)
+        choices = {row.name: found[row.name].choice(row.kernel) for row in rows if row.chosen}
+        if not choices:
+            return _report(rows, before, before, images, gpu)
+        change = exchange.exchange(model, choices, seen, images)
+        try:
+            _compare(seen.output, call(), int8)
+            after = _time("after", call, gpu)
+        except BaseException:
+            change.undo()
+            raise
+        if _like(after, before) >= _like(before, after):
+            change.undo()
+            rows = [replace(row, chosen=False, why="the model as a whole was not faster") for row in rows]
+            after = before
+    return _report(rows, before, after, images, gpu)
+
+
+def _report(
+    rows: list[Row], before: dict[str, float], after: dict[str, float], images: str, gpu: Gpu | None
+) -> Acceleration:
+    times = (_like(before, after) * 1e3, _like(after, before) * 1e3)
+    kernels, graph = native.isa() or "reference", "graph" in before and "graph" in after
+    kernels = kernels if gpu is None else gpu.name()
+    return Acceleration(rows, *times, kernels, torch.get_num_threads(), images, graph, gpu is not None)
+
+
+def _gpu(seen: Seen) -> Gpu | None:
+    """The GPU of the model's last layer, which is the last to be done."""
+    gpus = [gpu for layer in seen.layers.values() if (gpu := gpu_of(layer.weight.device))]
+    return gpus[-1] if gpus else None
+
+
+def _time(name: str, call: Callable[[], Any], gpu: Gpu | None) -> dict[str, float]:
+    """The seconds of the whole model, "called" and, on a GPU, in a "graph" if it can be captured."""
+    return {"called": interleaved({name: call})[name]} if gpu is None else gpu_timing.of_model(name, call, gpu)
+
+
+def _like(times: dict[str, float], others: dict[str, float]) -> float:
+    """Of these times the one that can be compared with the others'; in a graph rather than called."""
+    return times["graph" if "graph" in times and "graph" in others else "called"]
+
+
+def _caller(model: nn.Module, inputs: Any) -> Callable[[], Any]:
+    if isinstance(inputs, Tensor):
+        return lambda: model(inputs)
+    if isinstance(inputs, dict):
+        return lambda: model(**inputs)
+    return lambda: model(*inputs)
+
+
+def _faster_format(found: dict[str, Found]) -> str:
+    """The memory format in which the convolutions take the least time together, each by its fastest way in it."""
+    images = [f for f in found.values() if f.images]
+    if not images:
+        return ""
+    return min(("channels_last", "contiguous"), key=lambda name: sum(f.best(name)[1] for f in images))
+
+
+def _row(name: str, found: Found, seen: Seen, images: str) -> Row:
+    shape = tuple(seen.layers[name].weight.shape)
+    given = seen.shapes(name)
+    if found.why:
+        pattern = "" if found.pattern is None else str(found.pattern)
+        return Row(name, shape, pattern, given, None, None, None, "", False, found.why)
+    kernel, seconds = found.best_sparse(images)
+    dense, eager, sparse = found.dense(), found.eager(images), seconds * 1e3 if kernel else None
+    chosen = seconds <= FASTER * dense
+    why = "" if chosen else "the best dense is as fast" if kernel else "no kernel took all its inputs"
+    errors = "; ".join(f"{way}: {reason}" for way, reason in found.failed.items())
+    why = "; ".join(reason for reason in (why, errors) if reason)
+    return Row(name, shape, str(found.pattern), given, eager * 1e3, dense * 1e3, sparse, kernel, chosen, why)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    times = ["" if t is None else f"{t:.3f}" for t in (row.eager_ms, row.dense_ms, row.sparse_ms)]
+    sizes = ["x".join(str(length) for length in shape) for shape in (row.weight, row.input)]
+    return (row.name, sizes[0], row.pattern, sizes[1], *times, row.kernel if row.chosen else row.why)
+
+
+def _dense_time(model: nn.Module, call: Callable[[], Any], gpu: Gpu | None) -> dict[str, float]:
+    """The faster of the two memory formats; the model is left in the one it had."""
+    now = _time("now", call, gpu)
+    with exchange.formatted(model, torch.channels_last) as changed:
+        last = _time("last", call, gpu) if changed else now
+    return {how: min(now[how], last[how]) for how in now if how in last}
+
+
+def _compare(expected: Any, got: Any, int8: bool) -> None:
+    """Nothing is promised bit for bit: sums are taken in another order."""
+    for a, b in zip(exchange.tensors(expected), exchange.tensors(got), strict=True):
+        if not a.is_floating_point():
+            continue
+        tolerance = 0.1 if int8 else _TOLERANCE.get(a.dtype, 2e-3)
+        worst = (a.double() - b.double()).abs().max() if a.numel() else torch.zeros(())
+        if not worst <= tolerance * a.double().abs().max().clamp_min(1e-6):
+            wrong = f"an output differs by up to {float(worst):.3g} with the packed layers; the model was put back"
+            fix = "leave it dense, and report the model: a layer of it is used in a way that was not seen"
+            raise KernelError(where="accelerate", given=f"output of shape {tuple(a.shape)}", wrong=wrong, fix=fix)

@@ -1,0 +1,114 @@
+"""What one layer could run by, and how long each way takes on the shapes it saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from nmlearn.acceleration import cpu_ways, gpu_ways
+from nmlearn.acceleration.fusing import Choice
+from nmlearn.acceleration.gpu import gpu_of
+from nmlearn.acceleration.gpu_ways import GpuChoice
+from nmlearn.acceleration.measured import Times
+from nmlearn.acceleration.observing import Dense, Seen
+from nmlearn.pattern import Pattern
+from nmlearn.zeros import tightest
+
+FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+# The ways of a convolution in each memory format, and those of a linear layer.
+_SPARSE = {
+    "channels_last": ("rows", "tokens", *gpu_ways.WAYS),
+    "contiguous": ("tokens of planes",),
+    "": ("rows", "tokens", *gpu_ways.WAYS),
+}
+_EAGER = {"channels_last": "eager channels_last", "contiguous": "eager", "": "eager"}
+
+
+@dataclass
+class Found:
+    """The times of one layer, in seconds for all its calls together, and why ways failed; or why there are none."""
+
+    name: str
+    layer: Dense
+    pattern: Pattern | None
+    int8: bool
+    why: str = ""
+    times: dict[str, float] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def images(self) -> bool:
+        return isinstance(self.layer, nn.Conv2d) and not self.why
+
+    def add(self, seconds: Mapping[str, float], count: int) -> None:
+        """Count the times of another shape; a way that does not take it is no way of the layer."""
+        ways = [way for way in seconds if way in self.times or not self.times]
+        self.times = {way: self.times.get(way, 0.0) + count * seconds[way] for way in ways}
+
+    def dense(self) -> float:
+        return min(seconds for way, seconds in self.times.items() if way.startswith(("eager", "prepacked")))
+
+    def eager(self, images: str) -> float:
+        return self.times[_EAGER[images if self.images else ""]]
+
+    def best_sparse(self, images: str) -> tuple[str, float]:
+        ways = [way for way in _SPARSE[images if self.images else ""] if way in self.times]
+        if not ways:
+            return "", float("inf")
+        return min(((way, self.times[way]) for way in ways), key=lambda pair: pair[1])
+
+    def best(self, images: str) -> tuple[str, float]:
+        """The fastest way that a layer can be left in: packed, or eager."""
+        return min(self.best_sparse(images), (_EAGER[images], self.eager(images)), key=lambda pair: pair[1])
+
+    def choice(self, kernel: str) -> Choice | GpuChoice:
+        assert self.pattern is not None
+        if kernel in gpu_ways.WAYS:
+            return GpuChoice(self.layer, self.pattern, kernel)
+        return cpu_ways.choice(self.layer, self.pattern, kernel, self.name, self.int8)
+
+
+def find(name: str, layer: Dense, seen: Seen, times: Times, int8: bool) -> Found:
+    """Measure a layer's ways, or say why it has only the dense one."""
+    pattern = tightest(layer.weight.detach() != 0, 1)
+    if pattern is None:
+        return Found(name, layer, None, int8, "dense: its zeros have no pattern")
+    found = Found(name, layer, pattern, int8, _refusal(name, layer, pattern, seen, int8))
+    if not found.why:
+        for (shape, dtype), count in seen.inputs[name].items():
+            _measure(found, pattern, shape, dtype, count, times)
+    return found
+
+
+def _refusal(name: str, layer: Dense, pattern: Pattern, seen: Seen, int8: bool) -> str:
+    if name in seen.readers:
+        return "its parent reads the weight itself"
+    if not seen.inputs[name]:
+        return "the example did not call it"
+    if gpu_of(layer.weight.device):
+        return gpu_ways.refusal(layer, pattern, seen.inputs[name], int8)
+    return cpu_ways.refusal(layer, pattern)
+
+
+def _measure(
+    found: Found, pattern: Pattern, shape: tuple[int, ...], dtype: torch.dtype, count: int, times: Times
+) -> None:
+    layer, name, int8, gpu = found.layer, found.name, found.int8, gpu_of(found.layer.weight.device)
+    what = f"{_geometry(layer)} {pattern} {'int8 ' if int8 else ''}on {list(shape)} {str(dtype)[6:]}"
+    if gpu is None:
+        found.add(times.of(what, lambda: cpu_ways.calls(layer, pattern, name, int8, shape, dtype)), count)
+        return
+    on_gpu = f"{what}, {gpu.described()}"
+    seconds, failed = times.of_failing(on_gpu, lambda: gpu_ways.measure(layer, pattern, shape, dtype, gpu))
+    found.add(seconds, count)
+    found.failed |= failed
+
+
+def _geometry(layer: Dense) -> str:
+    shape = "x".join(str(length) for length in layer.weight.shape)
+    if isinstance(layer, nn.Linear):
+        return f"linear {shape}"
+    return f"conv {shape} stride {layer.stride} padding {layer.padding} dilation {layer.dilation} groups {layer.groups}"

@@ -1,0 +1,110 @@
+"""Putting packed layers into a model, in place and so that it can be undone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nmlearn.acceleration import fusing, gpu_ways
+from nmlearn.acceleration.candidates import FORMATS
+from nmlearn.acceleration.fusing import Choice
+from nmlearn.acceleration.gpu_ways import GpuChoice
+from nmlearn.acceleration.observing import Seen
+
+
+@dataclass
+class Change:
+    """What was exchanged: (parent, child's name, what was there), and weights moved to another memory format."""
+
+    children: list[tuple[nn.Module, str, nn.Module]] = field(default_factory=list)
+    weights: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def put(self, model: nn.Module, name: str, new: nn.Module) -> None:
+        parent, _, child = name.rpartition(".")
+        holder = model.get_submodule(parent)
+        self.children.append((holder, child, getattr(holder, child)))
+        setattr(holder, child, new)
+
+    def undo(self) -> None:
+        for holder, child, old in reversed(self.children):
+            setattr(holder, child, old)
+        for parameter, data in self.weights:
+            parameter.data = data
+
+
+def exchange(model: nn.Module, choices: Mapping[str, Choice | GpuChoice], seen: Seen, images: str) -> Change:
+    """Pack the chosen layers, a block with all it folds in where its code can be traced, else the layer alone.
+
+    On a GPU it is always the layer alone.
+
+    Args:
+        choices: by qualified name.
+        images: the memory format that the convolutions left dense shall work in.
+    """
+    change = Change()
+    with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode could not be written to later
+        _exchange_all(model, choices, seen, images, change)
+    return change
+
+
+def _exchange_all(
+    model: nn.Module, choices: Mapping[str, Choice | GpuChoice], seen: Seen, images: str, change: Change
+) -> None:
+    try:
+        blocks: dict[str, dict[str, Choice]] = {}
+        for name, choice in choices.items():
+            if isinstance(choice, GpuChoice):
+                change.put(model, name, gpu_ways.pack(choice))
+                continue
+            block, _, child = name.rpartition(".")
+            blocks.setdefault(block, {})[child] = choice
+        for name in sorted(blocks, key=lambda name: -name.count(".")):  # the innermost first
+            _exchange_block(model, name, blocks[name], seen, change)
+        if images:
+            _to_format(model, FORMATS[images], change)
+    except BaseException:
+        change.undo()
+        raise
+
+
+def _exchange_block(model: nn.Module, name: str, choices: Mapping[str, Choice], seen: Seen, change: Change) -> None:
+    block = model.get_submodule(name)
+    # The model itself cannot be exchanged in place for its rewritten form; a container has no code of its own.
+    new = fusing.rewritten(block, choices, seen.blocks[name]) if name and name in seen.blocks else None
+    if new is not None:
+        change.put(model, name, new)
+        return
+    for child, choice in choices.items():
+        change.put(model, f"{name}.{child}" if name else child, fusing.pack(choice))
+
+
+def _to_format(model: nn.Module, images: torch.memory_format, change: Change) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            change.weights.append((module.weight, module.weight.data))
+            module.weight.data = module.weight.data.contiguous(memory_format=images)
+
+
+@contextmanager
+def formatted(model: nn.Module, images: torch.memory_format) -> Iterator[bool]:
+    """The model with its convolutions' weights in a memory format, put back afterwards; yields whether it has any."""
+    change = Change()
+    _to_format(model, images, change)
+    try:
+        yield bool(change.weights)
+    finally:
+        change.undo()
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """All tensors in a nest of tuples, lists and mappings, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return [t for item in value for t in tensors(item)] if isinstance(value, list | tuple) else []

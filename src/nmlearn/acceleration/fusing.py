@@ -1,0 +1,195 @@
+"""Batch norm, residual addition and activation around a packed layer, found in a block's own code and folded into it.
+
+A block is the module whose forward calls the layer. Its forward is traced (torch.fx) with all its children as leaves;
+where that is not possible the block stays as it is and only the layer itself is exchanged.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from nmlearn.kernels.layouts import Layout
+from nmlearn.packed import Packed, PackedConv2d, PackedLinear
+from nmlearn.pattern import Pattern
+
+Dense = nn.Linear | nn.Conv2d
+_FUNCTIONS: dict[Any, str] = {F.relu: "relu", torch.relu: "relu", F.gelu: "gelu", F.silu: "silu", torch.relu_: "relu"}
+_MODULES: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.SiLU: "silu"}
+_METHODS = {"relu": "relu", "relu_": "relu"}
+_ADDITIONS = (operator.add, operator.iadd, torch.add)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A dense layer that is to be packed."""
+
+    layer: Dense
+    pattern: Pattern
+    layout: Layout
+    name: str
+    int8: bool = False
+
+
+def pack(choice: Choice, norm: nn.BatchNorm2d | None = None, activation: str = "none") -> Packed:
+    """The packed layer, with the batch norm that follows it folded in."""
+    layer = choice.layer
+    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    if norm is not None:
+        weight, bias = folded(weight, bias, norm)
+    same: dict[str, Any] = {"layout": choice.layout, "activation": activation, "name": choice.name, "int8": choice.int8}
+    if isinstance(layer, nn.Linear):
+        return PackedLinear(weight, bias, choice.pattern, **same).eval()
+    geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "groups": layer.groups}
+    return PackedConv2d(weight, bias, choice.pattern, **geometry, **same).eval()  # type: ignore[arg-type]
+
+
+def folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution that includes the batch norm after it (in its inference form)."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    shift = (0 if bias is None else bias.double()) - norm.running_mean.double()
+    new_bias = shift * scale + (0 if norm.bias is None else norm.bias.detach().double())
+    new_weight = weight.double() * scale.view(-1, 1, 1, 1)
+    return new_weight.to(weight.dtype), new_bias.to(weight.dtype)
+
+
+def rewritten(block: nn.Module, choices: Mapping[str, Choice], inputs: tuple[Any, ...]) -> fx.GraphModule | None:
+    """The block with these children packed and what follows them folded in; None where its code cannot be traced.
+
+    Args:
+        block: left as it is.
+        choices: by the child's name in the block.
+        inputs: what the block was called with; shapes of additions are taken from a run on it.
+    """
+    graph = _trace(block)
+    if graph is None:
+        return None
+    shapes = _shapes(block, graph, inputs)
+    modules = dict(block.named_modules())
+    packed: dict[str, nn.Module] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_module" or node.target not in choices or node.target in packed:
+            continue
+        if sum(n.op == "call_module" and n.target == node.target for n in graph.nodes) > 1 or len(node.args) != 1:
+            packed[node.target] = pack(choices[node.target])
+            continue
+        packed[node.target] = _fold(graph, node, choices[node.target], modules, shapes)
+    graph.lint()
+    kept = {n.target: packed.get(n.target, modules.get(n.target)) for n in graph.nodes if n.op == "call_module"}
+    kept |= {n.target: _attribute(block, n.target) for n in graph.nodes if n.op == "get_attr"}
+    return fx.GraphModule(kept, graph, type(block).__name__).eval()
+
+
+def _fold(graph: fx.Graph, node: fx.Node, choice: Choice, modules: Mapping[str, nn.Module], shapes: Any) -> Packed:
+    """Packs the layer of a node, and gives the node's place at the end of what it takes in."""
+    chain, norm, residual, activation = [node], None, None, "none"
+    after = _only_user(chain[-1])
+    if after is not None and isinstance(choice.layer, nn.Conv2d) and _is_norm(after, modules):
+        norm = modules[after.target]  # type: ignore[index]
+        chain.append(after)
+        after = _only_user(after)
+    other = _addend(after, chain[-1], shapes)
+    if after is not None and other is not None:
+        residual = other
+        chain.append(after)
+        after = _only_user(after)
+    found = _activation(after, modules)
+    if after is not None and found:
+        activation = found
+        chain.append(after)
+    layer = pack(choice, norm, activation)  # type: ignore[arg-type]
+    if len(chain) > 1:
+        with graph.inserting_after(chain[-1]):
+            args = (*node.args, *([] if residual is None else [residual]))
+            new = graph.call_module(str(node.target), args)
+        chain[-1].replace_all_uses_with(new)
+        for old in reversed(chain):
+            graph.erase_node(old)
+    return layer
+
+
+def _trace(block: nn.Module) -> fx.Graph | None:
+    class Leaves(fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            return True
+
+    try:
+        graph = Leaves().trace(block)
+    except Exception:  # whatever a forward does that a trace cannot follow: it is then left as it is
+        return None
+    for node in graph.nodes:
+        node.type = None  # annotations that are strings could not be pickled
+    return graph
+
+
+def _shapes(block: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:
+    """What each node gives for the inputs: tensors' shapes, None for anything else."""
+    shapes: dict[fx.Node, Any] = {}
+
+    class Shapes(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            shapes[n] = tuple(value.shape) if isinstance(value, Tensor) else None
+            return value
+
+    try:
+        with torch.inference_mode():
+            Shapes(fx.GraphModule(block, graph)).run(*inputs)
+    except Exception:  # called with keywords or the like: additions are then left alone
+        return {}
+    return shapes
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _is_norm(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    module = modules.get(str(node.target)) if node.op == "call_module" else None
+    return type(module) is nn.BatchNorm2d and module.running_mean is not None and not module.training
+
+
+def _addend(node: fx.Node | None, own: fx.Node, shapes: Mapping[fx.Node, Any]) -> fx.Node | None:
+    """The other side of an addition of two tensors of one shape."""
+    if (
+        node is None
+        or node.op != "call_function"
+        or node.target not in _ADDITIONS
+        or node.kwargs
+        or len(node.args) != 2
+    ):
+        return None
+    other = node.args[1] if node.args[0] is own else node.args[0]
+    if not isinstance(other, fx.Node) or other is own or shapes.get(other) is None:
+        return None
+    return other if shapes.get(other) == shapes.get(own) else None
+
+
+def _activation(node: fx.Node | None, modules: Mapping[str, nn.Module]) -> Literal["relu", "gelu", "silu"] | None:
+    name: Any = None
+    if node is None:
+        return None
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        if isinstance(module, nn.GELU):
+            name = "gelu" if module.approximate == "none" else None
+        else:
+            name = _MODULES.get(type(module))
+    elif node.op == "call_function" and node.kwargs.get("approximate", "none") == "none":
+        name = _FUNCTIONS.get(node.target)
+    elif node.op == "call_method":
+        name = _METHODS.get(str(node.target))
+    return name  # type: ignore[no-any-return]
+
+
+def _attribute(block: nn.Module, path: Any) -> Any:
+    return operator.attrgetter(path)(block)
