@@ -30,19 +30,22 @@ def filled(page: Path) -> str:
 
     def table(match: re.Match[str]) -> str:
         result = json.loads((ROOT / "results" / f"{match[2]}.json").read_text())
-        lines = step_time(result) if "rows" in result else comparison(result)
+        kind = kernels if result.get("what") == "nmlearn bench" else step_time if "rows" in result else comparison
+        lines = kind(result)
         return match[1] + "\n".join(lines) + "\n" + match[4]
 
     return _MARKED.sub(table, page.read_text())
 
 
 def step_time(result: dict[str, Any]) -> list[str]:
-    head = ["batch", "pattern", "dense, ms", "before", "during", "after", "a removal, ms more", "state, bytes/weight"]
+    head = ["batch", "pattern", "dense, ms", "its SGD fused, ms", "before", "during", "after", "a removal, ms more"]
+    head += ["state, bytes/weight"]
     rows = [
         [
             str(row["batch"]),
             row["pattern"],
             f"{row['dense_ms']:.0f}",
+            f"{row['dense_fused_ms']:.0f}" if "dense_fused_ms" in row else "",
             *(f"{row['ratio'][phase]:.3f}" for phase in ("before", "during", "after")),
             f"{row['removal_step_extra_ms']:.0f}",
             f"{row['state_bytes_per_weight']['during']:g}",
@@ -73,6 +76,18 @@ def comparison(result: dict[str, Any]) -> list[str]:
         for row in sorted(result["table"], key=lambda row: (row["pattern"] is not None, _density(row["pattern"])))
     ]
     return _markdown(head, rows)
+
+
+def kernels(result: dict[str, Any]) -> list[str]:
+    """A line a suite and dtype: over the best dense, and over eager in brackets."""
+    found = result["summary"]
+    patterns = list(dict.fromkeys(line["pattern"] for line in found))
+    rows = []
+    for suite, dtype in dict.fromkeys((line["suite"], line["dtype"]) for line in found):
+        cells = {line["pattern"]: line for line in found if (line["suite"], line["dtype"]) == (suite, dtype)}
+        ratios = [f"{cells[p]['over_best']:.2f} ({cells[p]['over_eager']:.2f})" if p in cells else "" for p in patterns]
+        rows.append([f"{suite}, {dtype}", *ratios])
+    return _markdown(["", *patterns], rows)
 
 
 def _gap(row: dict[str, Any]) -> str:

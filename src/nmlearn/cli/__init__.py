@@ -19,6 +19,7 @@ COMMANDS = {
     "plan": "which weights of a model would be taken, and why the others not",
     "inspect": "which pattern the weights of a file have",
     "export": "the model of a run as an ONNX file, checked",
+    "bench": "how fast packed layers are on this machine",
     "pack": "a model file, smaller by its zeros",
     "unpack": "an ordinary safetensors file out of a packed one",
     "report": "one HTML page about a run or a comparison",
