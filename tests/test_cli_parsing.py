@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nmlearn import __version__, cli
-from nmlearn.cli import export, inspect, pack, parsing, plan, report, unpack
+from nmlearn.cli import bench, export, inspect, pack, parsing, plan, report, unpack
 from nmlearn.errors import ConfigError, NMLearnError
 from nmlearn.train import CompareConfig, TrainConfig, recipe
 
@@ -111,6 +111,8 @@ def test_documented_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -
         modules = {"export": export, "inspect": inspect, "report": report, "pack": pack, "unpack": unpack}
         module = modules[command]
         assert vars(module.parser().parse_args(words)).keys() & {"path", "source"}
+    elif command == "bench":
+        assert bench.parser().parse_args(words)
     else:
         assert command in cli.COMMANDS and not words
 
