@@ -75,7 +75,7 @@ class Packed(nn.Module):
     def weight_bytes(self) -> int:
         """The bytes of values, index and scale."""
         buffers = [self.values, self.index, *([] if self.scale is None else [self.scale])]
-        return sum(buffer.numel() * buffer.element_size() for buffer in buffers)
+        return sum(buffer.nbytes for buffer in buffers)
 
     def extra_repr(self) -> str:
         shape = "x".join(str(length) for length in self.form.shape)

@@ -85,7 +85,7 @@ def rewritten(block: nn.Module, choices: Mapping[str, Choice], inputs: tuple[Any
         packed[node.target] = _fold(graph, node, choices[node.target], modules, shapes)
     graph.lint()
     kept = {n.target: packed.get(n.target, modules.get(n.target)) for n in graph.nodes if n.op == "call_module"}
-    kept |= {n.target: _attribute(block, n.target) for n in graph.nodes if n.op == "get_attr"}
+    kept |= {n.target: operator.attrgetter(n.target)(block) for n in graph.nodes if n.op == "get_attr"}
     return fx.GraphModule(kept, graph, type(block).__name__).eval()
 
 
@@ -189,7 +189,3 @@ def _activation(node: fx.Node | None, modules: Mapping[str, nn.Module]) -> Liter
     elif node.op == "call_method":
         name = _METHODS.get(str(node.target))
     return name  # type: ignore[no-any-return]
-
-
-def _attribute(block: nn.Module, path: Any) -> Any:
-    return operator.attrgetter(path)(block)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from nmlearn import cpuinfo
 from nmlearn.acceleration.timing import interleaved
 from nmlearn.atomic import write_atomic
 from nmlearn.kernels import native
@@ -75,9 +76,4 @@ def machine() -> dict[str, str | int]:
 
 
 def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith(("model name", "model\t"))]
-    except OSError:
-        names = []
-    return " ".join(sorted(set(names))) or platform.processor() or platform.machine()
+    return " ".join(sorted(set(cpuinfo.fields("model name", "model")))) or platform.processor() or platform.machine()

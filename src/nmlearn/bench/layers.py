@@ -44,8 +44,7 @@ def decode(patterns: Sequence[str], dtype: torch.dtype, seconds: float) -> Itera
     """One token; weights take turns so that none is in a cache when its turn comes."""
     for out, inputs in DECODE:
         x, layer = torch.randn(1, inputs).to(dtype), nn.Linear(inputs, out).to(dtype)
-        size = layer.weight.numel() * layer.weight.element_size()
-        dense = [copy.deepcopy(layer).requires_grad_(False) for _ in range(_copies(size))]
+        dense = [copy.deepcopy(layer).requires_grad_(False) for _ in range(_copies(layer.weight.nbytes))]
         calls = {"eager": _in_turn([_on(baselines.eager(one), x) for one in dense])}
         if baselines.prepacked(layer, x):
             calls["prepacked"] = _in_turn([_on(baselines.prepacked(one, x), x) for one in dense])

@@ -51,8 +51,7 @@ def networks(patterns: Sequence[str], dtype: torch.dtype, seconds: float) -> Ite
 
 def nbytes(model: nn.Module) -> int:
     """Bytes of all parameters and buffers."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
 
 
 def _frozen(model: nn.Module, x: torch.Tensor) -> Any:

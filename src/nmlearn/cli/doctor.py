@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from nmlearn import cpuinfo
 from nmlearn.cli import choices, console
 from nmlearn.errors import NMLearnError
 
@@ -86,12 +87,8 @@ def _machine() -> Iterator[Row]:
 
 
 def _instructions() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            lines = [line for line in file if line.startswith(("flags", "Features"))]
-    except OSError:
-        lines = []
-    flags = set(lines[0].split(":", 1)[1].split()) if lines else set()
+    lines = cpuinfo.fields("flags", "Features")
+    flags = set(lines[0].split()) if lines else set()
     return ", ".join(name for name in CPU_FEATURES if name in flags) or f"unknown ({platform.machine()})"
 
 

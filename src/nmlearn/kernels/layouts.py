@@ -13,7 +13,6 @@ Shape suffixes: o rows, k inputs, p places kept (k / m * n), s steps.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -165,7 +164,7 @@ def pack_rows(v_gop: Tensor, k_gop: Tensor, form: Form) -> tuple[Tensor, Tensor]
 
 def unpack_rows(values: Tensor, index: Tensor, form: Form) -> tuple[Tensor, Tensor]:
     n, m = form.pattern.n, form.pattern.m
-    per_tap = -(-form.channels // LANES) * (LANES * n // m)
+    per_tap = _steps_of_tap(form)
     words = index[:-LANES].view(*values.shape[:2], -(-values.shape[2] // 8), LANES)
     places = (words.mT.unsqueeze(-1) >> torch.arange(0, 32, 4, device=index.device)) & 15
     places = places.flatten(-2)[..., : values.shape[-2]].flatten(1, 2)[:, : form.rows]
@@ -180,10 +179,13 @@ def unpack_rows(values: Tensor, index: Tensor, form: Form) -> tuple[Tensor, Tens
 
 def _windows(x_gop: Tensor, form: Form, fill: int) -> Tensor:
     """Steps of a row, each tap padded to whole windows of 16 inputs."""
-    n, m = form.pattern.n, form.pattern.m
     x = x_gop.unflatten(-1, (form.taps, -1))
-    per_tap = -(-form.channels // LANES) * (LANES * n // m)
-    return F.pad(x, (0, per_tap - x.shape[-1]), value=fill).flatten(-2)
+    return F.pad(x, (0, _steps_of_tap(form) - x.shape[-1]), value=fill).flatten(-2)
+
+
+def _steps_of_tap(form: Form) -> int:
+    """Steps of the row lanes for one tap, whose channels are padded to whole windows of 16."""
+    return -(-form.channels // LANES) * (LANES * form.pattern.n // form.pattern.m)
 
 
 def pack_tokens(v_gop: Tensor, k_gop: Tensor, form: Form) -> tuple[Tensor, Tensor]:
@@ -209,13 +211,11 @@ def unpack_tokens(values: Tensor, index: Tensor, form: Form) -> tuple[Tensor, Te
     return torch.cat(rows(values), dim=-1), torch.cat(k, dim=-1)
 
 
-@functools.lru_cache(maxsize=4096)
 def sizes(form: Form, layout: Layout) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The shapes of values and index."""
-    n, m = form.pattern.n, form.pattern.m
     if layout == "tokens":
-        size = (form.groups * form.rows * form.taps * form.channels // m * n,)
+        size = (form.groups * form.rows * form.taps * form.channels // form.pattern.m * form.pattern.n,)
         return size, size
-    steps = form.taps * -(-form.channels // LANES) * (LANES * n // m)
+    steps = form.taps * _steps_of_tap(form)
     blocks = -(-form.rows // LANES)
     return (form.groups, blocks, steps, LANES), (form.groups * blocks * -(-steps // 8) * LANES + LANES,)

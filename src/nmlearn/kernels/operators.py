@@ -51,18 +51,16 @@ def _linear(
     channels = x.shape[-1]
     form = _form(n, m, 1, rows, channels, ())
     _check_sizes("packed_linear", values, index, form, layout)
-    lib = native.library() if x.device.type == "cpu" else None
-    dtype = _DTYPE.get((x.dtype, scale is not None))
-    if lib is None or dtype is None or (layout == "tokens" and scale is not None):
+    compiled = _compiled(x, scale, layout)
+    if compiled is None:
         weight = reference.dense(values, index, scale, form, layout)
         return reference.linear(x, weight, bias, residual, activation).contiguous()
     y = x.new_empty((*size, rows))
     if not x.numel() or not rows:
         return y
+    lib, dtype = compiled
     shape = _linear_shape(x.numel() // channels, form, ACTIVATIONS.index(activation), dtype)
-    call = _Call(lib, layout, shape, y, torch.contiguous_format, None)
-    if x.is_contiguous() and (residual is None or residual.is_contiguous()):
-        _remember(key, call)
+    call = _remember(key, _Call(lib, layout, shape, y, torch.contiguous_format, None))
     return call(x, values, index, scale, bias, residual)
 
 
@@ -93,24 +91,31 @@ def _conv2d(
     _check("packed_conv2d", x, values, index, scale, bias, residual, size, rows, layout, activation)
     form = _form(n, m, groups, rows // groups, x.shape[1] // groups, tuple(kernel))
     _check_sizes("packed_conv2d", values, index, form, layout)
-    lib = native.library() if x.device.type == "cpu" else None
-    dtype = _DTYPE.get((x.dtype, scale is not None))
+    compiled = _compiled(x, scale, layout)
     images = _memory_format(x, layout)
-    if lib is None or dtype is None or form.taps > _MOST_TAPS or (layout == "tokens" and scale is not None):
+    if compiled is None or form.taps > _MOST_TAPS:
         weight = reference.dense(values, index, scale, form, layout)
         y = reference.conv2d(x, weight, bias, residual, stride, padding, dilation, groups, activation)
         return y.contiguous(memory_format=images)
     y = torch.empty(size, dtype=x.dtype, memory_format=images)
     if not y.numel() or not x.numel():
         return y
+    lib, dtype = compiled
     places = (tuple(x.shape[2:]), tuple(size[2:]), tuple(stride), tuple(padding), tuple(dilation))
     first = images == torch.contiguous_format
     shape = _conv_shape(x.shape[0], form, places, ACTIVATIONS.index(activation), dtype, first)
     zeros = _zeros(form.channels, x.dtype) if any(padding) else None
-    call = _Call(lib, layout, shape, y, images, zeros)
-    if all(given is None or given.is_contiguous(memory_format=images) for given in (x, residual)):
-        _remember(key, call)
+    call = _remember(key, _Call(lib, layout, shape, y, images, zeros))
     return call(x, values, index, scale, bias, residual)
+
+
+def _compiled(x: Tensor, scale: Tensor | None, layout: str) -> tuple[CDLL, int] | None:
+    """The library, and its code for these dtypes; None where the reference kernel has to do it."""
+    lib = native.library() if x.device.type == "cpu" else None
+    dtype = _DTYPE.get((x.dtype, scale is not None))
+    if lib is None or dtype is None or (layout == "tokens" and scale is not None):
+        return None
+    return lib, dtype
 
 
 def _known(*operands: Tensor | None) -> tuple[object, ...]:
@@ -124,7 +129,7 @@ class _Call:
     def __init__(
         self, lib: CDLL, layout: str, shape: native.Shape, y: Tensor, images: torch.memory_format, zeros: Tensor | None
     ) -> None:
-        self.run, self.kernel, self.shape = lib.nm_run, native.KERNELS[layout], shape
+        self.run, self.kernel = lib.nm_run, native.KERNELS[layout]
         self.size, self.stride, self.dtype, self.images = y.shape, y.stride(), y.dtype, images
         self.reference = byref(shape)
         self.zeros = zeros
@@ -164,24 +169,22 @@ _CALLS: dict[object, _Call] = {}
 _MOST_CALLS = 4096  # a server that sees every length of text begins anew now and then
 
 
-def _remember(key: object, call: _Call) -> None:
+def _remember(key: object, call: _Call) -> _Call:
     if len(_CALLS) >= _MOST_CALLS:
         _CALLS.clear()
     _CALLS[key] = call
+    return call
 
 
-@functools.lru_cache(maxsize=4096)
 def _form(n: int, m: int, groups: int, rows: int, channels: int, kernel: tuple[int, ...]) -> Form:
     return Form(Pattern(n, m), groups, rows, channels, kernel)
 
 
-@functools.lru_cache(maxsize=4096)
 def _linear_shape(tokens: int, form: Form, activation: int, dtype: int) -> native.Shape:
     sizes = dict.fromkeys(native.SIZES, 1) | {"pad_h": 0, "pad_w": 0, "batch": tokens} | _weight(form)
     return native.Shape(**sizes, activation=activation, dtype=dtype)
 
 
-@functools.lru_cache(maxsize=4096)
 def _conv_shape(
     batch: int, form: Form, places: tuple[tuple[int, ...], ...], activation: int, dtype: int, first: bool
 ) -> native.Shape:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import nmlearn
+from nmlearn import cpuinfo
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -36,11 +37,7 @@ def now() -> str:
 
 def cpu_name() -> str:
     """The processor's name as the system gives it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
+    names = cpuinfo.fields("model name")
     return names[0] if names else platform.processor() or platform.machine()
 
 
