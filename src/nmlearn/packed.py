@@ -15,6 +15,7 @@ from nmlearn import kernels
 from nmlearn.errors import KernelError
 from nmlearn.kernels import layouts, reference
 from nmlearn.kernels.layouts import Form, Layout
+from nmlearn.kernels.shortcut import Shortcut
 from nmlearn.pattern import Pattern
 
 
@@ -46,6 +47,7 @@ class Packed(nn.Module):
                 fix = f"choose from {', '.join(known)}"
                 raise KernelError(where=name, given=f"{key}={given!r}", wrong="there is no such thing", fix=fix)
         self.form, self.layout, self.activation = form, layout, activation
+        self._shortcut = Shortcut()
         if bias is not None and tuple(bias.shape) != (self.rows,):
             given = f"a bias of shape {tuple(bias.shape)}"
             raise KernelError(
@@ -87,6 +89,20 @@ class Packed(nn.Module):
         buffers = self._buffers  # asked directly: an attribute of a module takes as long as a small layer
         return buffers["values"], buffers["index"], buffers["scale"], buffers["bias"]
 
+    def _run(self, operator: Any, x: Tensor, residual: Tensor | None, *geometry: Any) -> Tensor:
+        """The operator, or what it found to do when it was called like this before."""
+        operands = self._operands()
+        eager = not torch.compiler.is_compiling()
+        call = self._shortcut.find(x, residual, operands) if eager else None
+        if call is not None:
+            return call(x, *operands, residual)
+        n, m = self.pattern.n, self.pattern.m
+        more = (n, m, self.rows, *geometry, self.layout, self.activation)
+        y: Tensor = operator(x, *operands, residual, *more)
+        if eager:
+            self._shortcut.keep(x, residual, operands, kernels.known(x, *operands, residual, *more))
+        return y
+
     def _load_from_state_dict(self, state: Any, prefix: str, *others: Any) -> None:
         """Refuses the index of a weight of another pattern, whose shape may be the same."""
         super()._load_from_state_dict(state, prefix, *others)
@@ -100,6 +116,7 @@ class Packed(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Packed:
         """`.to(bfloat16)` converts the values and the bias; the scales of int8 values stay float32."""
         scale = self.scale
+        self._shortcut.clear()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if scale is not None and self.scale is not None and self.scale.dtype != torch.float32:
             self.scale = scale.to(self.scale.device)
@@ -147,12 +164,7 @@ class PackedLinear(Packed):
         if x.dim() < 1 or x.shape[-1] != self.in_features:
             wrong = f"the layer takes [..., {self.in_features}]"
             raise KernelError(where="PackedLinear", given=f"x of shape {tuple(x.shape)}", wrong=wrong, fix="check x")
-        values, index, scale, bias = self._operands()
-        n, m = self.pattern.n, self.pattern.m
-        y: Tensor = kernels.packed_linear(
-            x, values, index, scale, bias, residual, n, m, self.rows, self.layout, self.activation
-        )
-        return y
+        return self._run(kernels.packed_linear, x, residual)
 
 
 class PackedConv2d(Packed):
@@ -200,13 +212,8 @@ class PackedConv2d(Packed):
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             wrong = f"the layer takes [batch, {self.in_channels}, height, width]"
             raise KernelError(where="PackedConv2d", given=f"x of shape {tuple(x.shape)}", wrong=wrong, fix="check x")
-        values, index, scale, bias = self._operands()
-        n, m = self.pattern.n, self.pattern.m
-        y: Tensor = kernels.packed_conv2d(
-            x, values, index, scale, bias, residual, n, m, self.rows, self.form.kernel,
-            self.stride, self.padding, self.dilation, self.groups, self.layout, self.activation,
-        )  # fmt: skip
-        return y
+        geometry = (self.form.kernel, self.stride, self.padding, self.dilation, self.groups)
+        return self._run(kernels.packed_conv2d, x, residual, *geometry)
 
 
 def refuse_gradient(x: Tensor, name: str) -> None:

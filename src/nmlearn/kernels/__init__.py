@@ -30,5 +30,6 @@ from __future__ import annotations
 from nmlearn.kernels.gpu_operators import decode_linear as decode_linear
 from nmlearn.kernels.gpu_operators import semi_structured_linear as semi_structured_linear
 from nmlearn.kernels.operators import ACTIVATIONS as ACTIVATIONS
+from nmlearn.kernels.operators import known as known
 from nmlearn.kernels.operators import packed_conv2d as packed_conv2d
 from nmlearn.kernels.operators import packed_linear as packed_linear

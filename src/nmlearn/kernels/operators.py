@@ -83,7 +83,7 @@ def _conv2d(
     activation: str,
 ) -> Tensor:
     geometry = (tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), groups)
-    key = (_known(x, values, index, scale, bias, residual), n, m, rows, layout, activation, geometry)
+    key = (_known(x, values, index, scale, bias, residual), n, m, rows, *geometry, layout, activation)
     known = _CALLS.get(key)  # in one step: another thread may be emptying it
     if known is not None:
         return known(x, values, index, scale, bias, residual)
@@ -174,6 +174,11 @@ def _remember(key: object, call: _Call) -> _Call:
         _CALLS.clear()
     _CALLS[key] = call
     return call
+
+
+def known(*arguments: object) -> _Call | None:
+    """The call that an operator remembered for these arguments, all of them in its schema's order."""
+    return _CALLS.get((_known(*arguments[:6]), *arguments[6:]))  # type: ignore[arg-type]
 
 
 def _form(n: int, m: int, groups: int, rows: int, channels: int, kernel: tuple[int, ...]) -> Form:
