@@ -75,12 +75,20 @@ def test_a_tile_fits_its_byte(layout: str, pattern: str) -> None:
 def test_weight_of_another_pattern_does_not_belong() -> None:
     for layout in operands.LAYOUTS:
         weight = torch.zeros(4, 32)
-        weight[:, :4] = 1.0  # 4:8, and not 2:4
-        form, other = (layouts.form(weight, nm.Pattern(pattern)) for pattern in ("4:8", "2:4"))
+        weight[:, :8] = 1.0  # 8:16, and not 4:8
+        form, other = (layouts.form(weight, nm.Pattern(pattern)) for pattern in ("8:16", "4:8"))
         assert layouts.sizes(form, layout) == layouts.sizes(other, layout)
         packed = layouts.pack(weight, form, layout)
         assert layouts.belongs(*packed, form, layout)
         assert not layouts.belongs(*packed, other, layout)
+
+
+def test_two_bits_a_step_where_m_divides_four() -> None:
+    dense = torch.rand(16, 64) + 1
+    for pattern, bits in (("2:4", 2), ("1:4", 2), ("1:2", 2), ("4:8", 4), ("1:16", 4)):
+        form = layouts.form(dense, nm.Pattern(pattern))
+        steps = 64 * form.pattern.n // form.pattern.m
+        assert layouts.sizes(form, "rows")[1] == (-(-steps * bits // 32) * 16 + 16,)
 
 
 def refused(error: type[nm.NMLearnError], text: str, weight: Tensor, pattern: str, **options: object) -> None:

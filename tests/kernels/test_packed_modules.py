@@ -88,8 +88,8 @@ def test_state_dict(call: operands.Call, tmp_path: Path) -> None:
 def test_state_of_another_pattern() -> None:
     for layout in operands.LAYOUTS:
         weight = torch.zeros(8, 32)
-        weight[:, 4:8] = 1.0
-        right, wrong = (PackedLinear(weight * k, None, p, layout=layout) for k, p in ((0, "2:4"), (1, "4:8")))
+        weight[:, 8:16] = 1.0
+        right, wrong = (PackedLinear(weight * k, None, p, layout=layout) for k, p in ((0, "4:8"), (1, "8:16")))
         model = nn.Sequential(right)
         with pytest.raises(RuntimeError, match=r"0\.index: given an index that names inputs outside their groups"):
             model.load_state_dict({f"0.{key}": value for key, value in wrong.state_dict().items()})

@@ -2,7 +2,8 @@
 
     rows     "row lanes": sixteen output rows in the lanes. values [groups, blocks, steps, 16], index flat int32,
              [groups][blocks][ceil(steps / 8)][16] with 4 bits a step, and 16 words more, which kernels may read beyond
-             the last code; a step is one non-zero of each of 16 rows.
+             the last code; a step is one non-zero of each of 16 rows. Where M divides 4, 2 bits a step are enough:
+             [groups][blocks][ceil(steps / 16)][16].
     tokens   "token lanes": sixteen tokens in the lanes. values and index (uint8) flat, [groups][tile][row][slot].
 
 Both run over K = taps * channels of one convolution group, channels last; a linear layer has one tap and one group.
@@ -151,12 +152,13 @@ def pack_rows(v_gop: Tensor, k_gop: Tensor, form: Form) -> tuple[Tensor, Tensor]
     # What pads a tap's last window looks beyond its inputs, where kernels put zeros: an infinite input stays out of it.
     v, k = _windows(v_gop, form, 0), _windows(k_gop % form.channels % LANES, form, LANES - 1)
     blocks, steps = -(-form.rows // LANES), v.shape[-1]
-    words = -(-steps // 8)
+    bits, per_word = _code(form)
+    words = -(-steps // per_word)
     values = v.new_zeros(form.groups, blocks * LANES, steps)
     values[:, : form.rows] = v
-    places = k.new_zeros(form.groups, blocks * LANES, words * 8)
-    places[:, : form.rows, :steps] = k
-    shifted = places.unflatten(-1, (words, 8)) << torch.arange(0, 32, 4, device=k.device)
+    places = k.new_zeros(form.groups, blocks * LANES, words * per_word)
+    places[:, : form.rows, :steps] = k & (1 << bits) - 1
+    shifted = places.unflatten(-1, (words, per_word)) << torch.arange(0, 32, bits, device=k.device)
     index = shifted.sum(-1).to(torch.int32)
     values, index = (x.unflatten(1, (blocks, LANES)).mT for x in (values, index))
     return values.contiguous(), F.pad(index.flatten(), (0, LANES))
@@ -165,13 +167,15 @@ def pack_rows(v_gop: Tensor, k_gop: Tensor, form: Form) -> tuple[Tensor, Tensor]
 def unpack_rows(values: Tensor, index: Tensor, form: Form) -> tuple[Tensor, Tensor]:
     n, m = form.pattern.n, form.pattern.m
     per_tap = _steps_of_tap(form)
-    words = index[:-LANES].view(*values.shape[:2], -(-values.shape[2] // 8), LANES)
-    places = (words.mT.unsqueeze(-1) >> torch.arange(0, 32, 4, device=index.device)) & 15
+    bits, per_word = _code(form)
+    words = index[:-LANES].view(*values.shape[:2], -(-values.shape[2] // per_word), LANES)
+    places = (words.mT.unsqueeze(-1) >> torch.arange(0, 32, bits, device=index.device)) & (1 << bits) - 1
     places = places.flatten(-2)[..., : values.shape[-2]].flatten(1, 2)[:, : form.rows]
     v = values.mT.flatten(1, 2)[:, : form.rows]
     kept = form.channels // m * n
     steps = torch.arange(per_tap, device=index.device)
-    window = steps // (LANES * n // m) * LANES
+    base = 1 << bits  # the inputs among which a code chooses start at a multiple of so many
+    window = steps // (base * n // m) * base
     k = places.unflatten(-1, (form.taps, per_tap)) + window
     k = k + (torch.arange(form.taps, device=index.device) * form.channels)[:, None]
     return v.unflatten(-1, (form.taps, per_tap))[..., :kept].flatten(-2), k[..., :kept].flatten(-2).long()
@@ -181,6 +185,12 @@ def _windows(x_gop: Tensor, form: Form, fill: int) -> Tensor:
     """Steps of a row, each tap padded to whole windows of 16 inputs."""
     x = x_gop.unflatten(-1, (form.taps, -1))
     return F.pad(x, (0, _steps_of_tap(form) - x.shape[-1]), value=fill).flatten(-2)
+
+
+def _code(form: Form) -> tuple[int, int]:
+    """Bits of a step's code, and how many codes are in a word."""
+    bits = 4 if 4 % form.pattern.m else 2
+    return bits, 32 // bits
 
 
 def _steps_of_tap(form: Form) -> int:
@@ -218,4 +228,4 @@ def sizes(form: Form, layout: Layout) -> tuple[tuple[int, ...], tuple[int, ...]]
         return size, size
     steps = form.taps * _steps_of_tap(form)
     blocks = -(-form.rows // LANES)
-    return (form.groups, blocks, steps, LANES), (form.groups * blocks * -(-steps // 8) * LANES + LANES,)
+    return (form.groups, blocks, steps, LANES), (form.groups * blocks * -(-steps // _code(form)[1]) * LANES + LANES,)

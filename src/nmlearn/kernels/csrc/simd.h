@@ -54,7 +54,8 @@ NM_INLINE void store_first(float* p, f16 v, int64_t n) {
 }
 #endif
 
-// A table of 16 consecutive activations, looked up by the low four bits of each lane.
+// A table of 16 consecutive activations, looked up by the low four bits of each lane; or a quarter of it, known to the
+// caller, by the low two bits of each lane after place_in.
 #if defined(__AVX512F__)
 struct Table {
   __m512 all;
@@ -63,12 +64,22 @@ NM_INLINE Table table(f16 v) { return {reinterpret_cast<__m512>(v)}; }
 NM_INLINE f16 look_up(const Table& t, u16 index) {
   return reinterpret_cast<f16>(_mm512_permutexvar_ps(reinterpret_cast<__m512i>(index), t.all));
 }
+NM_INLINE u16 place_in(int quarter, u16 codes) {  // (codes & 3) | 4 * quarter in one instruction
+  return reinterpret_cast<u16>(_mm512_ternarylogic_epi32(reinterpret_cast<__m512i>(codes), _mm512_set1_epi32(3),
+                                                         _mm512_set1_epi32(4 * quarter), 0xea));
+}
+NM_INLINE f16 look_up_in(const Table& t, int, u16 place) { return look_up(t, place); }
 #elif defined(__AVX2__)
 struct Table {
   __m256 low, high;
+  float all[16];  // a quarter is read from here into both halves, which needs no shuffle
 };
 NM_INLINE Table table(f16 v) {
-  return {reinterpret_cast<__m256>(v.part[0]), reinterpret_cast<__m256>(v.part[1])};
+  Table t;
+  t.low = reinterpret_cast<__m256>(v.part[0]);
+  t.high = reinterpret_cast<__m256>(v.part[1]);
+  store(t.all, v);
+  return t;
 }
 NM_INLINE f_part half_look_up(const Table& t, u_part lanes) {
   const __m256i index = reinterpret_cast<__m256i>(lanes);
@@ -78,6 +89,14 @@ NM_INLINE f_part half_look_up(const Table& t, u_part lanes) {
 }
 NM_INLINE f16 look_up(const Table& t, u16 index) {
   return {{half_look_up(t, index.part[0]), half_look_up(t, index.part[1])}};
+}
+NM_INLINE u16 place_in(int, u16 codes) { return codes; }
+NM_INLINE f16 look_up_in(const Table& t, int quarter, u16 place) {
+  const __m256 both = _mm256_broadcast_ps(reinterpret_cast<const __m128*>(t.all + 4 * quarter));
+  f16 out;
+  for (int p = 0; p < 2; p++)
+    out.part[p] = reinterpret_cast<f_part>(_mm256_permutevar_ps(both, reinterpret_cast<__m256i>(place.part[p])));
+  return out;
 }
 #else
 struct Table {
@@ -93,6 +112,14 @@ NM_INLINE f16 look_up(const Table& t, u16 index) {
   float out[16];
   memcpy(at, &index, sizeof at);
   for (int i = 0; i < 16; i++) out[i] = t.all[at[i] & 15];
+  return load(out);
+}
+NM_INLINE u16 place_in(int, u16 codes) { return codes; }
+NM_INLINE f16 look_up_in(const Table& t, int quarter, u16 place) {
+  uint32_t at[16];
+  float out[16];
+  memcpy(at, &place, sizeof at);
+  for (int i = 0; i < 16; i++) out[i] = t.all[4 * quarter + (at[i] & 3)];
   return load(out);
 }
 #endif
