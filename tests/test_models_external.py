@@ -12,6 +12,7 @@ import torch
 
 from nmlearn import models
 from nmlearn.errors import ConfigError
+from nmlearn.integrations import torchvision as torchvision_of_others
 from nmlearn.models import external
 
 
@@ -42,7 +43,7 @@ def test_packages_that_do_not_import_are_named(
         raise error(asked)
 
     monkeypatch.setattr(importlib, "import_module", failing)
-    monkeypatch.setattr(external, "TORCHVISION_SCHEMAS", {})
+    monkeypatch.setattr(torchvision_of_others, "SCHEMAS", {})
     with pytest.raises(ConfigError) as caught:
         models.build(name, classes=10, input_shape=(3, 32, 32))
     assert caught.value.given == f"{package}:..." and package in caught.value.wrong and said in caught.value.fix

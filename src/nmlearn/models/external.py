@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,16 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from nmlearn.errors import ConfigError
+from nmlearn.integrations import torchvision
 
 Options = dict[str, Any]
 Builder = Callable[[str, int, tuple[int, ...], str, Options], nn.Module]
 
-# Schemas that torchvision's Python code refers to at import. Its builds for other accelerators than this torch's cannot
-# load their compiled part, and then the import fails although the classification models need none of it.
-TORCHVISION_SCHEMAS = {
-    "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-}
 NEED_TORCHVISION = ("torchvision", "timm")
 HEADS = {
     "image": "AutoModelForImageClassification",
@@ -85,7 +79,7 @@ def imported(package: str) -> Any:
     Raises:
         ConfigError: it is not installed, or does not work with this torch.
     """
-    _load_torchvision()
+    torchvision.load()
     try:
         return importlib.import_module(package)
     except Exception as error:  # a build for another torch fails with RuntimeError, OSError or nearly anything
@@ -112,19 +106,6 @@ def _images_only(package: str, name: str, kind: str) -> None:
     if kind != "image":
         given, fix = f"{package}:{name}", "use gpt, text-transformer or transformers:FOLDER"
         raise ConfigError(where="model.name", given=given, wrong=f"takes images, and this is {kind} data", fix=fix)
-
-
-def _load_torchvision() -> None:
-    """Import torchvision if it is there, since timm and transformers import it too; a failure is theirs to report."""
-    with contextlib.suppress(Exception):
-        try:
-            importlib.import_module("torchvision")
-        except RuntimeError:
-            # Only now: a build that fits defines these operators itself, and nobody may define one twice.
-            for name, schema in TORCHVISION_SCHEMAS.items():
-                if not hasattr(torch.ops.torchvision, name):
-                    torch.library.define(f"torchvision::{name}", schema)
-            importlib.import_module("torchvision")
 
 
 def _head(kind: str, classes: int) -> Options:
