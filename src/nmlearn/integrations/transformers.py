@@ -1,4 +1,6 @@
-"""Packed models of Hugging Face's transformers: a folder that ``from_pretrained`` reads, and how to write one.
+"""Hugging Face's transformers: a callback for its Trainer, :class:`NMCallback`, and packed models.
+
+A packed model is a folder that ``from_pretrained`` reads:
 
     from nmlearn.integrations.transformers import save_packed   # importing it registers the reader
 
@@ -17,7 +19,7 @@ import tempfile
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -25,6 +27,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from nmlearn import checkpoint
 from nmlearn.errors import ConfigError, FormatError, StateError
 from nmlearn.targets import Rule, unwrap
+
+if TYPE_CHECKING:
+    from nmlearn.integrations.transformers_trainer import NMCallback as NMCallback
 
 METHOD = "nmlearn"  # quant_method in config.json, by which transformers finds the reader
 WEIGHTS = "model.safetensors"
@@ -134,3 +139,12 @@ class PackedReader(HfQuantizer):
     def is_trainable(self) -> bool:
         """True: what was loaded is an ordinary model."""
         return True
+
+
+def __getattr__(name: str) -> Any:
+    """The callback, loaded when it is first asked for: importing the Trainer takes seconds."""
+    if name != "NMCallback":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from nmlearn.integrations.transformers_trainer import NMCallback
+
+    return NMCallback

@@ -1,0 +1,285 @@
+"""N:M sparsity in the Trainer of Hugging Face's transformers: a callback.
+
+    from nmlearn.integrations.transformers import NMCallback
+
+    trainer = Trainer(model, args, train_dataset=data, callbacks=[NMCallback(nm.LBC("2:4"))])
+    trainer.train()                  # learns, logs, saves with every checkpoint, and verifies at the end
+    trainer.save_model()             # an ordinary model with zeros in place
+
+Made for transformers 5; docs/huggingface.md tells more.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from nmlearn.atomic import write_atomic
+from nmlearn.errors import AttachError, StateError
+from nmlearn.integrations import torchvision
+from nmlearn.methods.method import Method
+from nmlearn.optimizers import innermost
+from nmlearn.shards import local
+from nmlearn.sparsifier import Sparsifier
+from nmlearn.targets import Plan, Rule
+from nmlearn.verify import violation
+
+torchvision.load()
+
+from transformers.trainer_callback import TrainerCallback  # noqa: E402
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+FILE = "nmlearn.pt"  # beside optimizer.pt in every checkpoint
+FORMAT = 1
+# Optimizers that step inside backward: gradients are gone before a sparsifier could see them.
+_STEPS_IN_BACKWARD = ("LayerWiseDummyOptimizer", "Lomo", "AdaLomo")
+
+
+class NMCallback(TrainerCallback):
+    """Learns N:M sparsity in a Trainer; one callback for one Trainer.
+
+    It attaches when training begins, writes its state into every checkpoint and reads it back on
+    ``resume_from_checkpoint``, adds ``nm_density``, ``nm_progress`` and ``nm_mask_changed`` to what the Trainer logs,
+    and verifies every group when training ends. Where the Trainer looks for a best model, checkpoints whose weights
+    do not fit their patterns yet never count: the best is the best of those that do.
+
+    Args:
+        method: what to do; its pattern holds where no rule says otherwise.
+        rules: see :func:`nmlearn.targets.plan`.
+        finalize: False leaves ``callback.sparsifier.finalize()`` to the caller, for trainings that may stop early.
+
+    Raises:
+        PlanError, PatternError: rules that cannot be followed, when the Trainer is made.
+        AttachError: what cannot work: DeepSpeed, FSDP 1, optimizers that step in backward or lack the weights, a
+            callback that another training is using.
+        StateError: a training that resumes from a checkpoint without this callback's state, or with another's.
+        ViolationError: at the end of a training that stopped before the schedule did.
+    """
+
+    def __init__(self, method: Method, rules: Mapping[str, Rule] | None = None, *, finalize: bool = True) -> None:
+        self.method, self.rules, self.finalize = method, rules, finalize
+        self._sparsifier: Sparsifier | None = None
+        self._last_masks: dict[str, Tensor] = {}
+        self._best_fits = False
+
+    @property
+    def sparsifier(self) -> Sparsifier:
+        """The sparsifier: made with the Trainer, attached while it trains.
+
+        Raises:
+            StateError: there is no Trainer yet.
+        """
+        if self._sparsifier is None:
+            fix = "make the Trainer with callbacks=[callback] first; what add_callback adds waits for train()"
+            raise StateError(where="NMCallback", given="no Trainer", wrong="there is no model yet", fix=fix)
+        return self._sparsifier
+
+    @property
+    def plan(self) -> Plan:
+        """What is taken, and why the rest is left dense; print it before training."""
+        return self.sparsifier.plan
+
+    # Beginning
+
+    def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Plan, so that mistakes in the rules show before anything runs."""
+        _refuse_arguments(args)
+        if model is not None and not self._attached():
+            self._sparsifier = Sparsifier(model, self.method, self.rules)
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        """Attach to the optimizer, and go on from a checkpoint where the Trainer does."""
+        _refuse_arguments(args)
+        _refuse_training(model, optimizer)
+        trainer, folder = _calling()
+        if trainer is not None:
+            self._stand_first(trainer)
+        self._release(model)
+        self._sparsifier = Sparsifier(model, self.method, self.rules).attach(optimizer, state.max_steps)
+        self._best_fits = False
+        if state.global_step > 0:
+            self._load(Path(folder or _checkpoint(args, state)) / FILE, state)
+        self._last_masks = self._masks()
+
+    def _attached(self) -> bool:
+        return self._sparsifier is not None and self._sparsifier.total_steps > 0
+
+    def _release(self, model: Any) -> None:
+        """Let go of a training of the same model that ended without saying so: interrupted, or out of memory."""
+        if not self._attached():
+            return
+        if self.sparsifier.model is not model:
+            wrong = "another Trainer is training with it"
+            raise AttachError(where="NMCallback", given="one callback", wrong=wrong, fix="make one for each Trainer")
+        self.sparsifier.detach()
+
+    def _stand_first(self, trainer: Trainer) -> None:
+        """Before the callbacks that write logs (TensorBoard ...), so that they see what is added to them."""
+        line = trainer.callback_handler.callbacks
+        line.remove(self)
+        line.insert(0, self)
+
+    # Saving and resuming
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add the sparsifier's state to the checkpoint that was just written."""
+        if not self._attached() or args.save_only_model or state.is_hyper_param_search:
+            return
+        saved = {
+            "format": FORMAT,
+            "global_step": state.global_step,
+            "best_fits": self._best_fits,
+            "sparsifier": self.sparsifier.state_dict(),
+        }
+        if args.should_save:
+            write_atomic(_checkpoint(args, state) / FILE, lambda file: torch.save(saved, file))
+
+    def _load(self, path: Path, state: Any) -> None:
+        saved = _read(path)
+        if saved["global_step"] != state.global_step:
+            wrong = f"it was saved at step {saved['global_step']}, and the training resumes at {state.global_step}"
+            raise StateError(where=str(path), given="this file", wrong=wrong, fix="resume from a whole checkpoint")
+        self.sparsifier.load_state_dict(saved["sparsifier"])
+        self._best_fits = saved["best_fits"]
+
+    # While training
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Add where the sparsifier stands to the logs of a training step."""
+        if not self._attached() or not logs or "loss" not in logs:
+            return
+        before, self._last_masks = self._last_masks, self._masks()
+        size = sum(mask.numel() for mask in self._last_masks.values())
+        kept = sum(int(mask.sum()) for mask in self._last_masks.values())
+        changed = sum(int((mask ^ before[name]).sum()) for name, mask in self._last_masks.items())
+        ours = {
+            "nm_density": kept / size,
+            "nm_progress": self.sparsifier.progress,
+            "nm_mask_changed": changed / size,
+        }
+        logs.update(ours)
+        state.log_history[-1].update(ours)  # the Trainer put a copy there already
+
+    def _masks(self) -> dict[str, Tensor]:
+        return {name: mask.clone() for name, mask in self.sparsifier.masks().items()}
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See whether what was evaluated, and may become the best model, fits its patterns."""
+        if self._attached():
+            self._best_fits = all(not violation(local(row.parameter), row.grouping) for row in self.plan.taken)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Forget a best model that does not fit its patterns: the next one that is evaluated is better."""
+        if self._attached() and not self._best_fits:
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+
+    # Ending
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Verify and detach; the Trainer has loaded its best model by now, if it was to."""
+        if not self._attached():
+            return
+        self._last_masks = {}
+        pruned = state.is_hyper_param_search and state.global_step < state.max_steps  # a trial without prospects
+        if pruned:
+            self.sparsifier.detach()
+        elif self.finalize:
+            self.sparsifier.finalize()
+
+
+def _refuse_arguments(args: Any) -> None:
+    """Refuse what TrainingArguments say already.
+
+    Raises:
+        AttachError: DeepSpeed, optimizers that step in backward, checkpoints that callbacks are not told of.
+    """
+    name, given, wrong, fix = "", "", "", ""
+    optim = str(getattr(args.optim, "value", args.optim))
+    if getattr(args, "deepspeed", None):
+        name, given, wrong = (
+            "deepspeed",
+            "a configuration",
+            "DeepSpeed steps copies of the weights that it keeps itself",
+        )
+        fix = "train with DDP or FSDP 2"
+    elif optim.endswith("layerwise") or "lomo" in optim:
+        name, given, wrong = "optim", optim, "it steps inside backward, where gradients are gone before they are seen"
+        fix = "choose an optimizer that steps after backward, such as adamw_torch"
+    elif getattr(args, "enable_jit_checkpoint", False):
+        name, given, wrong = "enable_jit_checkpoint", "True", "callbacks are not told of these checkpoints"
+        fix = "save by save_steps"
+    if wrong:
+        raise AttachError(where=f"TrainingArguments.{name}", given=given, wrong=wrong, fix=fix)
+
+
+def _refuse_training(model: nn.Module, optimizer: Any) -> None:
+    """Refuse what only shows when the Trainer has prepared model and optimizer.
+
+    Raises:
+        AttachError: named.
+    """
+    kinds = {type(module).__name__ for module in model.modules()}
+    given = type(innermost(optimizer)).__name__
+    if "deepspeed" in f"{type(optimizer).__module__} {type(optimizer).__name__}".lower():
+        wrong, fix = "DeepSpeed steps copies of the weights that it keeps itself", "train with DDP or FSDP 2"
+    elif given in _STEPS_IN_BACKWARD:
+        wrong = "it steps inside backward, where gradients are gone before they are seen"
+        fix = "choose an optimizer that steps after backward, such as adamw_torch"
+    elif "FullyShardedDataParallel" in kinds:
+        given, wrong = "FSDP 1", "it flattens weights, so that groups cannot be told apart"
+        fix = 'set fsdp_config={"version": 2}'
+    else:
+        return
+    raise AttachError(where="NMCallback", given=given, wrong=wrong, fix=fix)
+
+
+def _calling() -> tuple[Trainer | None, str | None]:
+    """The Trainer whose event this is, and the folder it resumes from.
+
+    A callback is given neither, so they are looked up in the call stack. Without them training works all the same: its
+    logs come too late for some, and checkpoints are looked for in ``output_dir``.
+    """
+    from transformers import Trainer
+
+    frame = inspect.currentframe()
+    while frame is not None:
+        trainer = frame.f_locals.get("self")
+        if isinstance(trainer, Trainer) and "resume_from_checkpoint" in frame.f_locals:
+            return trainer, frame.f_locals["resume_from_checkpoint"]
+        frame = frame.f_back
+    return None, None
+
+
+def _checkpoint(args: Any, state: Any) -> Path:
+    return Path(os.fspath(args.output_dir)) / f"checkpoint-{state.global_step}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What on_save wrote; nothing in it is executed.
+
+    Raises:
+        StateError: no such file, or not one of ours.
+    """
+    if not path.is_file():
+        wrong = f"no {FILE} there: it was saved without NMCallback, or as a model only"
+        fix = "resume from a checkpoint that has one, or start a new training from this model with from_pretrained"
+        raise StateError(where=str(path.parent), given="a checkpoint to resume from", wrong=wrong, fix=fix)
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises RuntimeError, EOFError, UnpicklingError ... for broken files
+        wrong = f"it cannot be read: {type(error).__name__}: {error}"
+        raise StateError(where=str(path), given="this file", wrong=wrong, fix="resume from another") from error
+    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+        wrong = f"not a state of version {FORMAT}"
+        raise StateError(where=str(path), given="this file", wrong=wrong, fix="resume from another")
+    return saved
