@@ -10,11 +10,12 @@ import torch
 from torch.utils.data import Dataset
 
 import nmlearn as nm
+from nmlearn.errors import AttachError, PlanError, StateError, ViolationError
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from nmlearn.integrations.transformers import NMCallback  # noqa: E402
+from nmlearn.integrations.transformers import NMCallback, save_packed  # noqa: E402
 from nmlearn.integrations.transformers_trainer import FILE  # noqa: E402
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -35,6 +36,18 @@ class Sentences(Dataset):
         return {"input_ids": self.tokens[i], "labels": self.labels[i]}
 
 
+class Stop(transformers.TrainerCallback):
+    """Ends a training at a step: in good order, or by an exception."""
+
+    def __init__(self, step: int, error: type[Exception] | None = None) -> None:
+        self.step, self.error = step, error
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step and self.error:
+            raise self.error
+        control.should_training_stop |= state.global_step == self.step
+
+
 def bert(seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
     return transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL))
@@ -44,7 +57,8 @@ def trainer(folder: Path, model: torch.nn.Module, *callbacks: Any, **options: An
     options = {"max_steps": 8, "logging_steps": 4, "save_strategy": "no", "report_to": "none"} | options
     plain = {"per_device_train_batch_size": 4, "use_cpu": True, "disable_tqdm": True, "learning_rate": 1e-2}
     args = transformers.TrainingArguments(output_dir=str(folder), **(plain | options))
-    return transformers.Trainer(model, args, train_dataset=Sentences(), callbacks=list(callbacks))
+    data = {"train_dataset": Sentences(), "eval_dataset": Sentences(4)}
+    return transformers.Trainer(model, args, callbacks=list(callbacks), **data)
 
 
 def fits(model: torch.nn.Module, callback: NMCallback) -> bool:
@@ -53,15 +67,22 @@ def fits(model: torch.nn.Module, callback: NMCallback) -> bool:
     return all(int((row.grouping.view(named[row.name]) != 0).sum(-1).max()) == row.pattern.n for row in rows)
 
 
-def test_the_same_as_attaching_by_hand(tmp_path):
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2, "bf16": True, "max_grad_norm": 0.1}])
+def test_the_same_as_attaching_by_hand(options, tmp_path):
     callback = NMCallback(nm.LBC("2:4"), rules={"*.query": "1:4"})
-    one = trainer(tmp_path, bert(), callback)
+    one = trainer(tmp_path, bert(), callback, **options)
     assert len(callback.plan.taken) == 13 and not callback.sparsifier.total_steps, "planned before training"
     one.train()
     model = bert()
     optimizer = trainer(tmp_path, model).create_optimizer()
     sparsifier = nm.Sparsifier(model, nm.LBC("2:4"), rules={"*.query": "1:4"}).attach(optimizer, 8)
-    other = trainer(tmp_path, model)
+    other = trainer(tmp_path, model, **options)
     other.optimizer = optimizer
     other.train()
     assert sparsifier.step == 8 and callback.sparsifier.total_steps == 0, "detached at the end"
@@ -84,7 +105,212 @@ def test_resumes_bit_for_bit(method, tmp_path):
     assert same(whole.sparsifier.state_dict(), second.sparsifier.state_dict())
 
 
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+def test_logs_reach_the_callbacks_that_write_them(tmp_path):
+    seen: list[dict[str, float]] = []
+
+    class Writer(transformers.TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            seen.append(dict(logs))
+
+    run = trainer(tmp_path, bert(), Writer(), NMCallback(nm.LBC("2:4", end=0.5)))
+    run.train()
+    assert [logs["nm_progress"] for logs in seen if "loss" in logs] == [0.5, 1.0]
+    assert [logs["nm_density"] for logs in seen if "loss" in logs] == [0.5, 0.5]
+    assert [logs["nm_mask_changed"] for logs in seen if "loss" in logs] == [0.5, 0.0]
+    assert [logs["nm_mask_changed"] for logs in run.state.log_history if "loss" in logs] == [0.5, 0.0]
+    assert "nm_progress" not in seen[-1], "the summary at the end is not about a step"
+
+
+def test_tensorboard_sees_them(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    trainer(tmp_path, bert(), NMCallback(nm.LBC("2:4")), report_to="tensorboard").train()
+    [folder] = {file.parent for file in tmp_path.rglob("events.out.tfevents.*")}
+    events = accumulator.EventAccumulator(str(folder)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/nm_density")] == [(4, 0.5), (8, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"gradient_accumulation_steps": 3, "max_steps": -1, "num_train_epochs": 2}, 6),
+        ({"bf16": True, "max_grad_norm": 0.01, "max_steps": 5}, 5),
+        ({"gradient_checkpointing": True, "max_steps": 5}, 5),
+        ({"optim": "adafactor", "max_steps": 5}, 5),
+        ({"optim": "sgd", "max_steps": 5, "lr_scheduler_type": "constant"}, 5),
+    ],
+    ids=["accumulation", "bf16", "checkpointing", "adafactor", "sgd"],
+)
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing")
+def test_counts_optimizer_steps(options, steps, tmp_path):
+    callback = NMCallback(nm.LBC("2:4", end=1.0), finalize=False)
+    run = trainer(tmp_path, bert(), callback, **options)
+    run.train()
+    sparsifier = callback.sparsifier
+    assert (sparsifier.step, sparsifier.total_steps, run.state.global_step) == (steps, steps, steps)
+    sparsifier.finalize()
+    assert fits(run.model, callback)
+
+
+def test_saves_an_ordinary_model(tmp_path):
+    callback = NMCallback(nm.LBC("2:4"))
+    config = {"vocab_size": 64, "n_embd": 32, "n_layer": 1, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+    model = transformers.GPT2ForSequenceClassification(transformers.GPT2Config(pad_token_id=0, **config))
+    run = trainer(tmp_path, model, callback)
+    run.train()
+    assert {row.kind for row in callback.plan.taken} == {"Conv1D"} and fits(model, callback)
+    run.save_model(str(tmp_path / "dense"))
+    save_packed(model, tmp_path / "packed")
+    for folder in ("dense", "packed"):
+        loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / folder)
+        assert same(loaded.state_dict(), model.state_dict())
+
+
+def evaluated(folder: Path, callback: NMCallback, losses: list[float], *more: Any, **options: Any) -> Any:
+    """A Trainer that evaluates and saves every second step, with these losses, and loads the best model at the end."""
+
+    class Graded(transformers.TrainerCallback):
+        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+            metrics["eval_loss"] = losses[state.global_step // 2 - 1]
+
+    often = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "max_steps": 10}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": False}
+    return trainer(folder, bert(), Graded(), *more, callback, **(often | best | options))
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_the_best_model_is_one_that_fits(limit, tmp_path):
+    callback = NMCallback(nm.LBC("2:4", end=0.5))  # settled from step 5 on
+    run = evaluated(tmp_path, callback, [0.1, 0.2, 0.5, 0.4, 0.6], save_total_limit=limit)
+    run.train()
+    assert run.state.best_global_step == 8 and run.state.best_metric == 0.4
+    best = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "checkpoint-8")
+    assert same(run.model.state_dict(), best.state_dict()) and fits(best, callback)
+
+
+def test_the_best_model_across_a_resume(tmp_path):
+    losses = [0.1, 0.2, 0.5, 0.6, 0.7]
+    options = {"save_steps": 4, "eval_steps": 2}
+    with pytest.raises(KeyboardInterrupt):
+        stop = Stop(5, KeyboardInterrupt)
+        evaluated(tmp_path, NMCallback(nm.LBC("2:4", end=0.5)), losses, stop, **options).train()
+    run = evaluated(tmp_path, NMCallback(nm.LBC("2:4", end=0.5)), losses, **options)
+    run.train(resume_from_checkpoint=True)
+    assert run.state.best_metric == 0.5, "not 0.2, which was measured at step 4 and is in the state that was resumed"
+
+
+def test_stopping_early(tmp_path):
+    """Patience begins when the masks have settled, wherever the two callbacks stand in line."""
+    patience = transformers.EarlyStoppingCallback(early_stopping_patience=1)
+    callback = NMCallback(nm.LBC("2:4", end=0.5))
+    run = evaluated(tmp_path, callback, [0.1, 0.2, 0.3, 0.4, 0.5], patience)
+    run.train()
+    assert run.state.global_step == 8 and fits(run.model, callback)
+
+
+def test_stopped_before_the_end_of_the_schedule(tmp_path):
+    with pytest.raises(ViolationError, match=r"progress 0\.250 of its schedule"):
+        trainer(tmp_path, bert(), NMCallback(nm.LBC("2:4", end=0.5)), Stop(2)).train()
+    callback = NMCallback(nm.LBC("2:4", end=0.5), finalize=False)
+    trainer(tmp_path, bert(), callback, Stop(2)).train()
+    assert callback.sparsifier.progress == 0.25
+
+
+def test_trains_again(tmp_path):
+    """After an interruption, and after an end: with the same callback."""
+    callback, stop = NMCallback(nm.LBC("2:4")), Stop(3, KeyboardInterrupt)
+    run = trainer(tmp_path, bert(), callback, stop)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    stop.step = -1
+    run.train()
+    run.train()
+    assert fits(run.model, callback)
+    trainer(tmp_path, other := bert(1), callback).train()
+    assert fits(other, callback)
+
+
+def test_a_model_made_by_the_trainer(tmp_path):
+    callback = NMCallback(nm.LBC("2:4"))
+    args = transformers.TrainingArguments(str(tmp_path), max_steps=4, use_cpu=True, report_to="none", disable_tqdm=True)
+    run = transformers.Trainer(None, args, train_dataset=Sentences(), model_init=lambda: bert(), callbacks=[callback])
+    run.train()
+    assert callback.sparsifier.model is run.model and fits(run.model, callback)
+
+
+def test_added_later(tmp_path):
+    run, callback = trainer(tmp_path, bert()), NMCallback(nm.LBC("2:4"))
+    run.add_callback(callback)
+    with pytest.raises(StateError, match="no Trainer"):
+        _ = callback.plan
+    run.train()
+    assert fits(run.model, callback) and "nm_density" in run.state.log_history[0]
+
+
+def test_what_is_refused_when_the_trainer_is_made(tmp_path):
+    with pytest.raises(PlanError, match="matches no module"):
+        trainer(tmp_path, bert(), NMCallback(nm.LBC("2:4"), rules={"nothing": "1:4"}))
+    with pytest.raises(AttachError, match="steps inside backward"):
+        trainer(tmp_path, bert(), NMCallback(nm.LBC("2:4")), optim="galore_adafactor_layerwise")
+    with pytest.raises(AttachError, match="callbacks are not told"):
+        trainer(tmp_path, bert(), NMCallback(nm.LBC("2:4")), enable_jit_checkpoint=True)
+    args = transformers.TrainingArguments(str(tmp_path), use_cpu=True)
+    args.deepspeed = {"zero_optimization": {"stage": 1}}
+    with pytest.raises(AttachError, match="DeepSpeed"):
+        transformers.Trainer(bert(), args, callbacks=[NMCallback(nm.LBC("2:4"))])
+
+
+def test_what_is_refused_when_training_begins(tmp_path):
+    from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
+
+    run = trainer(tmp_path, model := bert(), NMCallback(nm.LBC("2:4")))
+    run.optimizer = LayerWiseDummyOptimizer({})
+    with pytest.raises(AttachError, match="steps inside backward"):
+        run.train()
+    run = trainer(tmp_path, model, NMCallback(nm.LBC("2:4")))
+    run.optimizer = torch.optim.AdamW(model.classifier.parameters())
+    with pytest.raises(AttachError, match="does not hold 13 taken weights"):
+        run.train()
+    callback = NMCallback(nm.LBC("2:4"))
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, model, callback, Stop(1, KeyboardInterrupt)).train()
+    with pytest.raises(AttachError, match="one for each Trainer"):
+        trainer(tmp_path, bert(), callback).train()
+
+
+def test_checkpoints_that_are_refused(tmp_path):
+    trainer(tmp_path, bert(), NMCallback(nm.LBC("2:4")), save_strategy="steps", save_steps=4).train()
+    file = tmp_path / "checkpoint-4" / FILE
+
+    def resume(method: nm.Method) -> None:
+        trainer(tmp_path, bert(), NMCallback(method)).train(resume_from_checkpoint=str(file.parent))
+
+    with pytest.raises(StateError, match=r"end: given 0\.5: this sparsifier has 0\.75"):
+        resume(nm.LBC("2:4", end=0.75))
+    written = file.read_bytes()
+    file.write_bytes(written[:-100])
+    with pytest.raises(StateError, match="cannot be read"):
+        resume(nm.LBC("2:4"))
+    file.write_bytes((tmp_path / "checkpoint-8" / FILE).read_bytes())
+    with pytest.raises(StateError, match="saved at step 8, and the training resumes at 4"):
+        resume(nm.LBC("2:4"))
+    file.unlink()
+    with pytest.raises(StateError, match="saved without NMCallback"):
+        resume(nm.LBC("2:4"))
+
+
+def test_models_only(tmp_path):
+    trainer(tmp_path, bert(), NMCallback(nm.LBC("2:4")), save_strategy="steps", save_only_model=True).train()
+    assert not (tmp_path / "checkpoint-8" / FILE).exists()
+
+
+def test_a_trial_that_is_given_up_needs_no_pattern(tmp_path):
+    callback = NMCallback(nm.LBC("2:4"))
+    run = trainer(tmp_path, bert(), callback, Stop(2))
+    stop = run.callback_handler.callbacks[-2]
+    assert isinstance(stop, Stop)
+    begin = stop.on_train_begin
+    stop.on_train_begin = lambda args, state, control, **k: (
+        setattr(state, "is_hyper_param_search", True) or begin(args, state, control, **k)
+    )
+    run.train()
+    assert callback.sparsifier.total_steps == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +18,36 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
+def sharded(weight: Tensor) -> bool:
+    """Whether this rank holds a part of the weight only."""
+    return hasattr(weight, "placements")
+
+
+def shard(tensor: Tensor, weight: Tensor) -> Tensor:
+    """This rank's part of a saved tensor of a weight's state, which may be whole: saved by one process, or gathered."""
+    if not sharded(weight) or sharded(tensor) or not tensor.dim():
+        return local(tensor)
+    from torch.distributed.tensor import distribute_tensor
+
+    whole = tensor.to(local(weight).device)
+    mesh, placements = weight.device_mesh, weight.placements  # type: ignore[attr-defined]
+    return local(distribute_tensor(whole, mesh, placements, src_data_rank=None))  # all ranks have it: nothing is sent
+
+
+def gathered(state: Any) -> Any:
+    """A state with whole tensors in place of sharded ones, for a file that one process writes; all have to call it."""
+    if isinstance(state, Mapping):
+        return {key: gathered(value) for key, value in state.items()}
+    return state.full_tensor() if hasattr(state, "full_tensor") else state
+
+
 def placed(state: Mapping[str, Tensor], weight: Tensor, grouping: Grouping) -> dict[str, Tensor]:
     """The tensors of a state as DTensors placed like the weight, where the weight is one; scalars stay as they are.
 
     Per-weight tensors have the weight's dimensions; per-combination ones those of its groups and one more, so that the
     dimension that the weight is sharded along is theirs too.
     """
-    if not hasattr(weight, "placements"):
+    if not sharded(weight):
         return dict(state)
     return {key: _placed(tensor, weight, grouping) for key, tensor in state.items()}
 

@@ -21,7 +21,7 @@ from nmlearn.groups import Grouping, misfit
 from nmlearn.methods.method import Batch, Method, State
 from nmlearn.pattern import Pattern
 from nmlearn.quiet import Quiet
-from nmlearn.shards import local, placed
+from nmlearn.shards import local, placed, shard
 from nmlearn.targets import Plan, Rule
 from nmlearn.verify import verify
 
@@ -368,7 +368,7 @@ class Sparsifier:
             entry = saved["weights"][taken.name]
             taken.value = entry["value"]
             taken.state.clear()
-            shards = {key: local(tensor) for key, tensor in entry["state"].items()}
+            shards = {key: shard(tensor, taken.parameter) for key, tensor in entry["state"].items()}
             taken.state.update(states.copied(shards, local(taken.parameter)))
         self._measure(self._taken)
         self._write(self._written())

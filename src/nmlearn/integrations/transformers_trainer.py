@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from nmlearn.atomic import write_atomic
@@ -25,7 +26,7 @@ from nmlearn.errors import AttachError, StateError
 from nmlearn.integrations import torchvision
 from nmlearn.methods.method import Method
 from nmlearn.optimizers import innermost
-from nmlearn.shards import local
+from nmlearn.shards import gathered, local, sharded
 from nmlearn.sparsifier import Sparsifier
 from nmlearn.targets import Plan, Rule
 from nmlearn.verify import violation
@@ -139,7 +140,7 @@ class NMCallback(TrainerCallback):
             "format": FORMAT,
             "global_step": state.global_step,
             "best_fits": self._best_fits,
-            "sparsifier": self.sparsifier.state_dict(),
+            "sparsifier": gathered(self.sparsifier.state_dict()),
         }
         if args.should_save:
             write_atomic(_checkpoint(args, state) / FILE, lambda file: torch.save(saved, file))
@@ -159,9 +160,7 @@ class NMCallback(TrainerCallback):
         if not self._attached() or not logs or "loss" not in logs:
             return
         before, self._last_masks = self._last_masks, self._masks()
-        size = sum(mask.numel() for mask in self._last_masks.values())
-        kept = sum(int(mask.sum()) for mask in self._last_masks.values())
-        changed = sum(int((mask ^ before[name]).sum()) for name, mask in self._last_masks.items())
+        kept, changed, size = self._counts(before).tolist()
         ours = {
             "nm_density": kept / size,
             "nm_progress": self.sparsifier.progress,
@@ -170,13 +169,28 @@ class NMCallback(TrainerCallback):
         logs.update(ours)
         state.log_history[-1].update(ours)  # the Trainer put a copy there already
 
+    def _counts(self, before: Mapping[str, Tensor]) -> Tensor:
+        """int64 ``[3]``: the values of all taken weights that are kept, whose mask changed, and that there are."""
+        masks = self._last_masks
+        rows = [
+            [mask.sum(), (mask ^ before[name]).sum(), torch.tensor(mask.numel(), device=mask.device)]
+            for name, mask in masks.items()
+        ]
+        counts = torch.stack([torch.stack(row) for row in rows]).sum(0)
+        if any(sharded(row.parameter) for row in self.plan.taken):
+            dist.all_reduce(counts)
+        return counts
+
     def _masks(self) -> dict[str, Tensor]:
         return {name: mask.clone() for name, mask in self.sparsifier.masks().items()}
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See whether what was evaluated, and may become the best model, fits its patterns."""
         if self._attached():
-            self._best_fits = all(not violation(local(row.parameter), row.grouping) for row in self.plan.taken)
+            self._best_fits = _all_agree(self._fits())
+
+    def _fits(self) -> bool:
+        return all(not violation(local(row.parameter), row.grouping) for row in self.plan.taken)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Forget a best model that does not fit its patterns: the next one that is evaluated is better."""
@@ -241,6 +255,15 @@ def _refuse_training(model: nn.Module, optimizer: Any) -> None:
     else:
         return
     raise AttachError(where="NMCallback", given=given, wrong=wrong, fix=fix)
+
+
+def _all_agree(here: bool) -> bool:
+    """Whether it holds in every process: each sees its own shards only, and all have to go the same way."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return here
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, here)
+    return all(everywhere)
 
 
 def _calling() -> tuple[Trainer | None, str | None]:
