@@ -1,0 +1,45 @@
+"""Hugging Face's accelerate needs nothing from here, but for one case: sharded weights.
+
+    model, optimizer = accelerator.prepare(model, optimizer)
+    sparsifier = nm.Sparsifier(model, nm.LBC("2:4")).attach(optimizer, total_steps)
+    accelerator.register_for_checkpointing(sparsifier)             # one process, or DDP
+    accelerator.register_for_checkpointing(WholeState(sparsifier))  # FSDP 2
+
+docs/accelerate.md tells more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nmlearn.shards import gathered
+from nmlearn.sparsifier import Sparsifier
+
+
+@dataclass(frozen=True)
+class WholeState:
+    """A sparsifier's state with whole tensors, for FSDP 2.
+
+    ``accelerator.save_state`` writes what the first process holds, which of a sharded tensor is a part, and would load
+    that part in every process. Whole tensors load under any number of processes, sharded or not.
+
+    Attributes:
+        sparsifier: attached.
+    """
+
+    sparsifier: Sparsifier
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sparsifier's, gathered; all processes have to call it."""
+        state: dict[str, Any] = gathered(self.sparsifier.state_dict())
+        return state
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """The sparsifier's; every process takes its part.
+
+        Raises:
+            StateError: see :meth:`nmlearn.Sparsifier.load_state_dict`.
+        """
+        self.sparsifier.load_state_dict(saved)
