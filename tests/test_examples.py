@@ -11,8 +11,10 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SAID = {
     "plain_loop": "finished, 6.25% of the hidden layer left",
     "huggingface_packed": "same logits: True",
+    "trainer": "finished: 25% of the queries left, 50% of the values",
+    "accelerate_loop": "finished after 128 steps, 50% of the middle left",
 }
-NEEDS = {"huggingface_packed": "transformers"}
+NEEDS = {"huggingface_packed": "transformers", "trainer": "accelerate", "accelerate_loop": "accelerate"}
 
 
 def test_every_example_is_run():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -294,13 +295,48 @@ def test_checkpoints_that_are_refused(tmp_path):
     with pytest.raises(StateError, match="saved at step 8, and the training resumes at 4"):
         resume(nm.LBC("2:4"))
     file.unlink()
+    callback = NMCallback(nm.LBC("2:4"))
     with pytest.raises(StateError, match="saved without NMCallback"):
-        resume(nm.LBC("2:4"))
+        trainer(tmp_path, bert(), callback).train(resume_from_checkpoint=str(file.parent))
+    trainer(tmp_path, bert(), callback).train()  # nothing is left attached
+
+
+def test_sharding_of_the_first_kind_is_refused(tmp_path):
+    class FullyShardedDataParallel(torch.nn.Module):
+        pass
+
+    model = bert()
+    model.add_module("wrapped", FullyShardedDataParallel())
+    with pytest.raises(AttachError, match="flattens weights"):
+        trainer(tmp_path, model, NMCallback(nm.LBC("2:4"))).train()
+
+
+def test_a_dense_run_has_an_ordinary_best_model(tmp_path):
+    run = evaluated(tmp_path, NMCallback(nm.Dense("2:4")), [0.1, 0.2, 0.5, 0.4, 0.6])
+    run.train()
+    assert run.state.best_global_step == 2
 
 
 def test_models_only(tmp_path):
     trainer(tmp_path, bert(), NMCallback(nm.LBC("2:4")), save_strategy="steps", save_only_model=True).train()
     assert not (tmp_path / "checkpoint-8" / FILE).exists()
+
+
+def test_uploads_have_it(tmp_path, monkeypatch):
+    """Checkpoints are uploaded by a thread that begins before callbacks hear of them."""
+    uploaded: dict[str, set[str]] = {}
+
+    def upload(folder_path: str, **kwargs: Any) -> Any:
+        uploaded[Path(folder_path).name] = {file.name for file in Path(folder_path).iterdir()}
+        return None
+
+    run = trainer(tmp_path, bert(), NMCallback(nm.LBC("2:4")), save_strategy="steps", save_steps=4)
+    monkeypatch.setattr(transformers.trainer, "hf_api", lambda: SimpleNamespace(upload_folder=upload))
+    monkeypatch.setattr(transformers.trainer, "PushInProgress", lambda jobs: None)
+    run.push_in_progress = None
+    run.args.push_to_hub, run.args.hub_strategy = True, transformers.trainer.HubStrategy.CHECKPOINT
+    run.train()
+    assert FILE in uploaded["checkpoint-4"] and FILE in uploaded["checkpoint-8"]
 
 
 def test_a_trial_that_is_given_up_needs_no_pattern(tmp_path):

@@ -15,7 +15,7 @@ import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -40,8 +40,13 @@ if TYPE_CHECKING:
 
 FILE = "nmlearn.pt"  # beside optimizer.pt in every checkpoint
 FORMAT = 1
-# Optimizers that step inside backward: gradients are gone before a sparsifier could see them.
 _STEPS_IN_BACKWARD = ("LayerWiseDummyOptimizer", "Lomo", "AdaLomo")
+# What is wrong with some, and what to do instead.
+_IN_BACKWARD = (
+    "it steps inside backward, where gradients are gone before they are seen",
+    "choose an optimizer that steps after backward, such as adamw_torch",
+)
+_COPIES = ("DeepSpeed steps copies of the weights that it keeps itself", "train with DDP or FSDP 2")
 
 
 class NMCallback(TrainerCallback):
@@ -109,7 +114,7 @@ class NMCallback(TrainerCallback):
         self._sparsifier = Sparsifier(model, self.method, self.rules).attach(optimizer, state.max_steps)
         self._best_fits = False
         if state.global_step > 0:
-            self._load(Path(folder or _checkpoint(args, state)) / FILE, state)
+            self._resume(Path(folder or _checkpoint(args, state)) / FILE, state)
         self._last_masks = self._masks()
 
     def _attached(self) -> bool:
@@ -145,12 +150,24 @@ class NMCallback(TrainerCallback):
         if args.should_save:
             write_atomic(_checkpoint(args, state) / FILE, lambda file: torch.save(saved, file))
 
-    def _load(self, path: Path, state: Any) -> None:
-        saved = _read(path)
-        if saved["global_step"] != state.global_step:
-            wrong = f"it was saved at step {saved['global_step']}, and the training resumes at {state.global_step}"
-            raise StateError(where=str(path), given="this file", wrong=wrong, fix="resume from a whole checkpoint")
-        self.sparsifier.load_state_dict(saved["sparsifier"])
+    def on_push_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """An upload of a checkpoint begins before on_save: add the state now, where one process can do that."""
+        if self._attached() and _checkpoint(args, state).is_dir() and not self._sharded():
+            self.on_save(args, state, control)
+
+    def _sharded(self) -> bool:
+        return any(sharded(row.parameter) for row in self.plan.taken)
+
+    def _resume(self, path: Path, state: Any) -> None:
+        try:
+            saved = _read(path)
+            if saved["global_step"] != state.global_step:
+                wrong = f"it was saved at step {saved['global_step']}, and the training resumes at {state.global_step}"
+                raise StateError(where=str(path), given="this file", wrong=wrong, fix="resume from a whole checkpoint")
+            self.sparsifier.load_state_dict(saved["sparsifier"])
+        except StateError:
+            self.sparsifier.detach()
+            raise
         self._best_fits = saved["best_fits"]
 
     # While training
@@ -171,13 +188,12 @@ class NMCallback(TrainerCallback):
 
     def _counts(self, before: Mapping[str, Tensor]) -> Tensor:
         """int64 ``[3]``: the values of all taken weights that are kept, whose mask changed, and that there are."""
-        masks = self._last_masks
         rows = [
-            [mask.sum(), (mask ^ before[name]).sum(), torch.tensor(mask.numel(), device=mask.device)]
-            for name, mask in masks.items()
+            torch.stack([mask.sum(), (mask ^ before[name]).sum(), torch.tensor(mask.numel(), device=mask.device)])
+            for name, mask in self._last_masks.items()
         ]
-        counts = torch.stack([torch.stack(row) for row in rows]).sum(0)
-        if any(sharded(row.parameter) for row in self.plan.taken):
+        counts = torch.stack([row.to(rows[0].device) for row in rows]).sum(0)  # layers may lie on several devices
+        if self._sharded():
             dist.all_reduce(counts)
         return counts
 
@@ -190,7 +206,8 @@ class NMCallback(TrainerCallback):
             self._best_fits = _all_agree(self._fits())
 
     def _fits(self) -> bool:
-        return all(not violation(local(row.parameter), row.grouping) for row in self.plan.taken)
+        free = not self.method.masks_weights
+        return free or all(not violation(local(row.parameter), row.grouping) for row in self.plan.taken)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Forget a best model that does not fit its patterns: the next one that is evaluated is better."""
@@ -217,44 +234,34 @@ def _refuse_arguments(args: Any) -> None:
     Raises:
         AttachError: DeepSpeed, optimizers that step in backward, checkpoints that callbacks are not told of.
     """
-    name, given, wrong, fix = "", "", "", ""
     optim = str(getattr(args.optim, "value", args.optim))
     if getattr(args, "deepspeed", None):
-        name, given, wrong = (
-            "deepspeed",
-            "a configuration",
-            "DeepSpeed steps copies of the weights that it keeps itself",
-        )
-        fix = "train with DDP or FSDP 2"
-    elif optim.endswith("layerwise") or "lomo" in optim:
-        name, given, wrong = "optim", optim, "it steps inside backward, where gradients are gone before they are seen"
-        fix = "choose an optimizer that steps after backward, such as adamw_torch"
-    elif getattr(args, "enable_jit_checkpoint", False):
-        name, given, wrong = "enable_jit_checkpoint", "True", "callbacks are not told of these checkpoints"
-        fix = "save by save_steps"
-    if wrong:
-        raise AttachError(where=f"TrainingArguments.{name}", given=given, wrong=wrong, fix=fix)
+        _refuse("TrainingArguments.deepspeed", "a configuration", *_COPIES)
+    if optim.endswith("layerwise") or "lomo" in optim:
+        _refuse("TrainingArguments.optim", optim, *_IN_BACKWARD)
+    if getattr(args, "enable_jit_checkpoint", False):
+        wrong = "callbacks are not told of these checkpoints"
+        _refuse("TrainingArguments.enable_jit_checkpoint", "True", wrong, "save by save_steps")
 
 
 def _refuse_training(model: nn.Module, optimizer: Any) -> None:
     """Refuse what only shows when the Trainer has prepared model and optimizer.
 
     Raises:
-        AttachError: named.
+        AttachError: DeepSpeed, optimizers that step in backward, FSDP 1.
     """
-    kinds = {type(module).__name__ for module in model.modules()}
-    given = type(innermost(optimizer)).__name__
+    inner = type(innermost(optimizer)).__name__
     if "deepspeed" in f"{type(optimizer).__module__} {type(optimizer).__name__}".lower():
-        wrong, fix = "DeepSpeed steps copies of the weights that it keeps itself", "train with DDP or FSDP 2"
-    elif given in _STEPS_IN_BACKWARD:
-        wrong = "it steps inside backward, where gradients are gone before they are seen"
-        fix = "choose an optimizer that steps after backward, such as adamw_torch"
-    elif "FullyShardedDataParallel" in kinds:
-        given, wrong = "FSDP 1", "it flattens weights, so that groups cannot be told apart"
-        fix = 'set fsdp_config={"version": 2}'
-    else:
-        return
-    raise AttachError(where="NMCallback", given=given, wrong=wrong, fix=fix)
+        _refuse("optimizer", type(optimizer).__name__, *_COPIES)
+    if inner in _STEPS_IN_BACKWARD:
+        _refuse("optimizer", inner, *_IN_BACKWARD)
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        wrong = "it flattens weights, so that groups cannot be told apart"
+        _refuse("model", "FSDP 1", wrong, 'set fsdp_config={"version": 2}')
+
+
+def _refuse(where: str, given: str, wrong: str, fix: str) -> NoReturn:
+    raise AttachError(where=where, given=given, wrong=wrong, fix=fix)
 
 
 def _all_agree(here: bool) -> bool:
@@ -278,7 +285,8 @@ def _calling() -> tuple[Trainer | None, str | None]:
     while frame is not None:
         trainer = frame.f_locals.get("self")
         if isinstance(trainer, Trainer) and "resume_from_checkpoint" in frame.f_locals:
-            return trainer, frame.f_locals["resume_from_checkpoint"]
+            folder = frame.f_locals["resume_from_checkpoint"]
+            return trainer, None if isinstance(folder, bool) else folder
         frame = frame.f_back
     return None, None
 
