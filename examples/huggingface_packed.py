@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+import transformers
 
 import nmlearn as nm
 from nmlearn.integrations.transformers import save_packed  # importing it also lets from_pretrained read the folder
@@ -28,10 +28,10 @@ def batch(size: int = 64, length: int = 16) -> tuple[torch.Tensor, torch.Tensor]
 
 def main() -> None:
     torch.manual_seed(0)
-    config = BertConfig(
+    config = transformers.BertConfig(
         vocab_size=64, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256
     )
-    model = BertForSequenceClassification(config)
+    model = transformers.BertForSequenceClassification(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     sparsifier = nm.Sparsifier(model, nm.LBC("2:4", end=0.5))
     sparsifier.attach(optimizer, total_steps=STEPS)
@@ -48,7 +48,7 @@ def main() -> None:
         model.save_pretrained(dense)  # an ordinary folder, zeros in place
         save_packed(model, packed)
         sizes = [(path / "model.safetensors").stat().st_size for path in (dense, packed)]
-        loaded = AutoModelForSequenceClassification.from_pretrained(packed)
+        loaded = transformers.AutoModelForSequenceClassification.from_pretrained(packed)
 
     tokens, labels = batch(1000)
     with torch.no_grad():

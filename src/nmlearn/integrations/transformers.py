@@ -26,10 +26,13 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from nmlearn import checkpoint
 from nmlearn.errors import ConfigError, FormatError, StateError
+from nmlearn.integrations import torchvision
 from nmlearn.targets import Rule, unwrap
 
 if TYPE_CHECKING:
     from nmlearn.integrations.transformers_trainer import NMCallback as NMCallback
+
+torchvision.load()  # before transformers imports a model: most of them need it where it is installed
 
 METHOD = "nmlearn"  # quant_method in config.json, by which transformers finds the reader
 WEIGHTS = "model.safetensors"
