@@ -1,0 +1,26 @@
+"""Learning in Lightning's Trainer: one callback.
+
+    from nmlearn.integrations.lightning import NMCallback
+
+    trainer = pl.Trainer(max_epochs=10, callbacks=[NMCallback(nm.LBC("2:4"))])
+    trainer.fit(model)
+
+For ``import lightning.pytorch as pl``; ``nmlearn.integrations.pytorch_lightning`` has the same callback for
+``import pytorch_lightning as pl``. docs/lightning.md tells more.
+"""
+
+from __future__ import annotations
+
+from nmlearn.integrations import torchvision
+from nmlearn.integrations.lightning_hooks import LearningHooks
+
+torchvision.load()  # which Lightning imports too, by way of torchmetrics
+
+from lightning.pytorch import Callback  # noqa: E402
+
+
+class NMCallback(LearningHooks, Callback):
+    """Learns N:M sparsity while ``Trainer.fit`` trains, with its state in Lightning's checkpoints.
+
+    See :class:`nmlearn.integrations.lightning_hooks.LearningHooks` for arguments, attributes and errors.
+    """

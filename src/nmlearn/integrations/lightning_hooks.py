@@ -1,0 +1,263 @@
+"""What the callbacks of lightning.pytorch and pytorch_lightning do; neither package is imported here.
+
+Everything happens in the Trainer's hooks: `on_train_start` comes when weights, optimizers and their states are there
+and restored, which is when a sparsifier can attach and take its own state; `on_train_end` is where it finalizes.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nmlearn.errors import AttachError, StateError
+from nmlearn.methods.method import Method
+from nmlearn.sparsifier import Sparsifier
+from nmlearn.targets import Rule
+
+_SHARDING = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
+_AVERAGING = ("WeightAveraging", "StochasticWeightAveraging")
+
+
+class LearningHooks:
+    """The hooks of ``NMCallback``, without the class of the framework that it is a callback of.
+
+    Args:
+        method: what learns, for instance ``nm.LBC("2:4")``.
+        rules: as for :class:`nmlearn.Sparsifier`. Names are those in the ``state_dict`` of the LightningModule, for
+            instance "model.hidden", or those inside of ``module``.
+        module: the qualified name of the submodule that is made sparse; "" is the whole LightningModule.
+        optimizer: which of several optimizers holds its weights, counted as ``configure_optimizers`` returns them.
+        total_steps: how often that optimizer steps in the whole training. Without it the Trainer is asked.
+        log: whether to log ``nm/progress`` and ``nm/density`` every step and ``nm/mask_change`` every epoch.
+
+    Attributes:
+        sparsifier: the :class:`nmlearn.Sparsifier`; None before the first training starts.
+        finalized: whether the model has been verified to be N:M sparse at the end of training.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        rules: Mapping[str, Rule] | None = None,
+        *,
+        module: str = "",
+        optimizer: int | None = None,
+        total_steps: int | None = None,
+        log: bool = True,
+    ) -> None:
+        self.method, self.rules, self.module = method, rules, module
+        self.optimizer, self.total_steps, self.log = optimizer, total_steps, log
+        self.sparsifier: Sparsifier | None = None
+        self.finalized = False
+        self._fitting = self._settled = False
+        self._epochs: int | None = None
+        self._saved: dict[str, Any] = {}
+        self._masks: dict[str, Tensor] = {}
+        self._seen = (-1, 1.0)  # advances, and the density after them
+
+    # Starting
+
+    @property
+    def state_key(self) -> str:
+        """What a checkpoint calls this callback's state; several may learn on different modules."""
+        return f"NMCallback{ {'module': self.module} }"
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Prepare for a new training: forget the last one, and get behind the callbacks that average weights."""
+        self._fitting = stage == "fit"
+        if not self._fitting:
+            return
+        if self.sparsifier is not None:
+            self.sparsifier.detach()
+        self.sparsifier, self.finalized, self._saved, self._masks = None, False, {}, {}
+        self._epochs = trainer.max_epochs  # SWA adds one later, in which nothing steps
+        others = [callback for callback in trainer.callbacks if callback is not self]
+        first = next((i for i, other in enumerate(others) if _is(other, "Checkpoint")), len(others))
+        trainer.callbacks = [*others[:first], self, *others[first:]]  # a new list: the old one is being walked through
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Attach, and go on where a checkpoint stood.
+
+        Raises:
+            AttachError: sharded weights, an optimizer or a number of steps that cannot be known, and what
+                :meth:`nmlearn.Sparsifier.attach` raises.
+            StateError: a checkpoint of another method, model or training length, or one that had finalized.
+        """
+        _check_strategy(trainer)
+        optimizer = self._chosen(trainer)
+        self.sparsifier = Sparsifier(self._target(pl_module), self.method, self.rules)
+        steps = self._steps(trainer) if self.total_steps is None else self.total_steps
+        self.sparsifier.attach(optimizer, steps)
+        if self._saved:
+            self.sparsifier.load_state_dict(self._saved["sparsifier"])
+            self._saved = {}
+        self._settled = self._has_settled()
+        self._masks = self.sparsifier.masks() if self.log else {}
+        self._seen = (-1, 1.0)
+
+    def _target(self, pl_module: Any) -> nn.Module:
+        module: nn.Module = pl_module.get_submodule(self.module)
+        return module
+
+    def _chosen(self, trainer: Any) -> torch.optim.Optimizer:
+        optimizers = trainer.optimizers
+        number = self.optimizer if self.optimizer is not None else 0
+        several = len(optimizers) > 1 and self.optimizer is None
+        if several or not 0 <= number < len(optimizers):
+            raise AttachError(
+                where="NMCallback(optimizer=...)",
+                given=self.optimizer,
+                wrong=f"configure_optimizers returned {len(optimizers)}",
+                fix=f"say which one holds the weights to learn: a number from 0 to {len(optimizers) - 1}",
+            )
+        chosen: torch.optim.Optimizer = optimizers[number]
+        return chosen
+
+    def _steps(self, trainer: Any) -> int:
+        """The optimizer steps of the whole training; without a saved state, of what is left of it."""
+        if not trainer.lightning_module.automatic_optimization:
+            _refuse_steps("manual optimization", "how often training_step steps cannot be known")
+        if any(
+            _is(other, "GradientAccumulationScheduler")
+            and other.going_to_accumulate_grad_batches()
+            and len(other.scheduling) > 1
+            for other in trainer.callbacks
+        ):
+            _refuse_steps("GradientAccumulationScheduler", "its steps differ from epoch to epoch")
+        longer, trainer.fit_loop.max_epochs = trainer.fit_loop.max_epochs, self._epochs
+        steps = trainer.estimated_stepping_batches
+        trainer.fit_loop.max_epochs = longer
+        if steps in (math.inf, -1):
+            _refuse_steps(f"a training of {steps} steps", "a schedule needs an end")
+        return int(steps) - (0 if self._saved else trainer.global_step)
+
+    # On the way
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log, and restart the rankings of checkpoints when the masks have reached their pattern."""
+        assert self.sparsifier is not None
+        moved = self.sparsifier.advances != self._seen[0]
+        if moved:
+            self._seen = (self.sparsifier.advances, self._density())
+        if moved and not self._settled and self._has_settled():
+            self._settled = True
+            for other in trainer.callbacks:
+                _restart(other)
+        if self.log and not trainer.barebones:
+            values = {"nm/progress": self.sparsifier.progress, "nm/density": self._seen[1]}
+            pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Log which share of the masks' entries changed in this epoch."""
+        if not self.log or trainer.barebones:
+            return
+        assert self.sparsifier is not None
+        masks = self.sparsifier.masks()
+        changed = sum(int((mask != self._masks[name]).sum()) for name, mask in masks.items())
+        share = changed / max(1, sum(mask.numel() for mask in masks.values()))
+        self._masks = masks
+        pl_module.log("nm/mask_change", share, sync_dist=trainer.world_size > 1)
+
+    def _density(self) -> float:
+        assert self.sparsifier is not None
+        status = self.sparsifier.status()
+        sizes = [math.prod(one.shape) for one in status]
+        return sum(one.density * size for one, size in zip(status, sizes, strict=True)) / max(1, sum(sizes))
+
+    def _has_settled(self) -> bool:
+        assert self.sparsifier is not None
+        return all(one.density <= one.pattern.density + 1e-9 for one in self.sparsifier.status())
+
+    # Ending
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Finalize, an average that another callback has put into the model too.
+
+        A training that stopped before the masks reached their pattern is left attached, with a warning: it can be
+        resumed.
+
+        Raises:
+            ViolationError: the schedule has ended and some weight breaks its pattern.
+        """
+        assert self.sparsifier is not None
+        if self.sparsifier.progress < 1 and not self._has_settled():
+            if trainer.is_global_zero:
+                warnings.warn(_unfinished(self.sparsifier), stacklevel=2)
+            return
+        if any(_is(other, *_AVERAGING) for other in trainer.callbacks):
+            self.sparsifier.finalize(model=self._target(pl_module))
+        self.sparsifier.finalize()
+        self.finalized, self._masks = True, {}
+
+    # Saving, resuming
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of this callback: the sparsifier's state, or that it has finalized."""
+        if self._saved or self.finalized:
+            return self._saved or {"finalized": True}
+        attached = self.sparsifier is not None and self.sparsifier.total_steps > 0
+        return {"sparsifier": self.sparsifier.state_dict()} if self.sparsifier and attached else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until training starts: the Trainer gives it before there are optimizers.
+
+        Raises:
+            StateError: the state of a training that had finalized, for any method but :class:`nmlearn.Keep`.
+        """
+        if not self._fitting:  # validation or test with a checkpoint: the weights are all that is needed
+            return
+        finalized = bool(state_dict.get("finalized"))
+        if finalized and self.method.name != "keep":
+            raise StateError(
+                where="ckpt_path",
+                given="a checkpoint from after the end of training",
+                wrong="learning was finalized and its state freed",
+                fix='resume from one that was saved in training, or keep its zeros with NMCallback(nm.Keep("N:M"))',
+            )
+        self._saved = {} if finalized else state_dict
+
+
+def _is(callback: Any, *names: str) -> bool:
+    """Whether a callback is of a class of these names, in whichever of the two packages."""
+    return any(kind.__name__ in names for kind in type(callback).__mro__)
+
+
+def _check_strategy(trainer: Any) -> None:
+    if _is(trainer.strategy, *_SHARDING):
+        raise AttachError(
+            where="Trainer(strategy=...)",
+            given=type(trainer.strategy).__name__,
+            wrong="it flattens or shards weights, and its checkpoints hold callbacks' states of one process only",
+            fix='use "ddp", or a loop of your own with FSDP2, which the sparsifier supports',
+        )
+
+
+def _refuse_steps(given: str, wrong: str) -> None:
+    fix = "give total_steps, the number of steps of its optimizer, or max_epochs or max_steps to the Trainer"
+    raise AttachError(where="NMCallback(total_steps=...)", given=given, wrong=wrong, fix=fix)
+
+
+def _restart(callback: Any) -> None:
+    """Rank what monitors a metric afresh: a denser model's score is no measure for the sparse ones.
+
+    Checkpoints so far become the worst there are, so that ModelCheckpoint replaces them by the next ones itself.
+    """
+    if _is(callback, "ModelCheckpoint") and callback.monitor is not None:
+        worst = torch.tensor(math.inf if callback.mode == "min" else -math.inf)
+        callback.best_k_models = dict.fromkeys(callback.best_k_models, worst)
+        callback.best_model_score = callback.kth_value = worst
+    elif _is(callback, "EarlyStopping"):
+        callback.best_score = torch.tensor(math.inf if callback.mode == "min" else -math.inf)
+        callback.wait_count = 0
+
+
+def _unfinished(sparsifier: Sparsifier) -> str:
+    return (
+        f"training stopped at progress {sparsifier.progress:.3f} of the schedule, before the masks reached their "
+        "pattern: the model is not N:M sparse; resume it from a checkpoint, or plan it with total_steps"
+    )
