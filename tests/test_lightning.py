@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -337,3 +340,21 @@ def test_the_other_package(tmp_path):
     assert callback.finalized and isinstance(callback, other.Callback) and obeys(net)
     again = fit(tmp_path, NMCallback(METHODS["lbc"]), ckpt_path=save.file)  # and their checkpoints are alike
     assert same(snapshot(again), snapshot(net))
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_learn_what_one_does(tmp_path):
+    import lightning_ranks
+
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    program = [str(Path(__file__).with_name("lightning_ranks.py")), str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, *program], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert same(one["masks"], other["masks"]) and same(one["weights"], other["weights"])
+    alone = lightning_ranks.trained(tmp_path)
+    assert same(alone["masks"], one["masks"])
+    for name, weight in alone["weights"].items():
+        torch.testing.assert_close(one["weights"][name], weight, rtol=0, atol=1e-6)
