@@ -19,7 +19,6 @@ from nmlearn.train.ranks import leave
 from test_lightning import Loader, Net, Watch, fit
 
 
-
 class Share(Loader):
     """This rank's share of every batch."""
 

@@ -12,19 +12,32 @@ from nmlearn.errors import AttachError
 
 
 def innermost(optimizer: Optimizer) -> Optimizer:
-    """The optimizer that steps, inside wrappers that pass steps on (as accelerate's does)."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
+    """The optimizer that steps, inside wrappers that pass steps on (as accelerate's and timm's Lookahead do)."""
+    for name in ("optimizer", "_base_optimizer"):
+        if isinstance(inner := getattr(optimizer, name, None), Optimizer):
+            return innermost(inner)
     return optimizer
 
 
-def check(optimizer: Optimizer, total_steps: int) -> None:
+def check(optimizer: Optimizer, total_steps: int, keeps_dense: bool = False) -> None:
     """Refuse what cannot be learned beside.
 
+    Args:
+        optimizer: as the user gave it, in its wrappers.
+        keeps_dense: whether the optimizer moves dense weights that others do not see (``Method.keeps_dense``).
+
     Raises:
-        AttachError: an optimizer that evaluates its closure several times a step, or a training without steps.
+        AttachError: an optimizer that evaluates its closure several times a step, one that averages weights beside
+            dense ones, or a training without steps.
     """
-    if isinstance(optimizer, torch.optim.LBFGS):
+    if keeps_dense and hasattr(optimizer, "_base_optimizer"):
+        raise AttachError(
+            where="attach",
+            given=type(optimizer).__name__,
+            wrong="it averages the weights in use, and this method learns in dense ones behind them",
+            fix="use the optimizer inside of it, or a method like LBC that has one weight only",
+        )
+    if isinstance(innermost(optimizer), torch.optim.LBFGS):
         raise AttachError(
             where="attach",
             given=type(optimizer).__name__,

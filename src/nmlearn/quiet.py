@@ -25,6 +25,8 @@ _KEEP_ZEROS = (
     optim.Adadelta,
     optim.RMSprop,
 )
+# The weights that timm's Lookahead writes back after the step now and then.
+_SLOW = "lookahead_slow_buff"
 # Writes through ``.data`` are not counted: whoever makes them sees zeros again after at most this many steps.
 _TRUSTED_STEPS = 100
 
@@ -67,6 +69,9 @@ class Quiet:
     def after_step(self, keep_w: Tensor) -> None:
         """The weight is clear now; clear its moments too where that lasts."""
         if not self._watched:
+            state = self.optimizer.state.get(self.parameter, {})
+            if (slow := state.get(_SLOW)) is not None:
+                masks.clear_(slow, keep_w)
             return
         if not self._moments_clear:
             for moment in self._moments():

@@ -152,8 +152,8 @@ class Sparsifier:
             AttachError: attached already, an optimizer that misses a taken weight or that evaluates its closure several
                 times a step, or total_steps below 1.
         """
+        optimizers.check(optimizer, total_steps, self.method.keeps_dense)
         optimizer = optimizers.innermost(optimizer)
-        optimizers.check(optimizer, total_steps)
         groups = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self._check_attach(optimizer, groups)
         self._taken = [self._take(row, groups[id(row.parameter)], optimizer) for row in self.plan.taken]

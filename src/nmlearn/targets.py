@@ -28,7 +28,12 @@ _LAYERS: list[tuple[Any, str, int | str]] = [
 ]
 # Layers of libraries that are not imported here, by their qualified type name.
 _FOREIGN_LAYERS = {"transformers.pytorch_utils.Conv1D": 0}
-_WRAPPERS = ("DistributedDataParallel", "DataParallel", "AveragedModel")
+# Layers that compute with a standardized weight, (w - mean) / std: where w is zero, that is not.
+_STANDARDIZING = {
+    f"timm.layers.std_conv.{name}"
+    for name in ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame")
+}
+_WRAPPERS = ("DistributedDataParallel", "DataParallel", "AveragedModel", "ModelEmaV2", "ModelEmaV3")
 _WRAPPING = re.compile(r"(^|\.)(_orig_mod|_checkpoint_wrapped_module)(?=\.|$)")
 
 
@@ -104,7 +109,7 @@ def plan(model: nn.Module, method: Method, rules: Mapping[str, Rule] | None = No
     """Decide for every weight of two or more dimensions.
 
     Args:
-        model: any module; DDP, DataParallel, AveragedModel and torch.compile wrappers are looked through.
+        model: any module; DDP, DataParallel, torch.compile, AveragedModel and timm's EMA wrappers are looked through.
         method: gives the pattern where no rule does.
         rules: a glob on a module's qualified name (then all in it) or on a weight's, to a pattern, None for dense, or a
             :class:`Grouping` where the input axis must be said. The last match wins, over the defaults too: the first
@@ -208,6 +213,8 @@ def _refusal(item: _Found, grouping: Grouping) -> str:
         return f"{item.parameter.dtype} is not a floating-point type"
     if not item.parameter.requires_grad:
         return "frozen: requires_grad is False"
+    if _STANDARDIZING & {f"{kind.__module__}.{kind.__name__}" for kind in type(item.owner).__mro__}:
+        return "its layer standardizes the weight in forward, which makes zeros non-zero"
     return misfit(tuple(item.parameter.shape), grouping.axis, grouping.pattern)
 
 
@@ -302,7 +309,7 @@ def _check_rule(
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside DDP, DataParallel, AveragedModel and torch.compile wrappers."""
+    """The user's own module inside DDP, DataParallel, torch.compile, AveragedModel and timm's EMA wrappers."""
     while True:
         if type(model).__name__ in _WRAPPERS:
             model = model.module  # type: ignore[assignment]

@@ -1,0 +1,58 @@
+"""A sparsifier's state in its optimizer's ``state_dict``, for training scripts that save and restore optimizers alone.
+
+    sparsifier.attach(optimizer, total_steps)
+    carry(sparsifier, optimizer)              # timm's CheckpointSaver and resume_checkpoint take it along from here on
+
+timm itself needs nothing else, and is not imported; docs/timm.md tells more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+from nmlearn.errors import StateError
+from nmlearn.optimizers import innermost
+from nmlearn.sparsifier import Sparsifier
+
+KEY = "nmlearn"
+
+
+def carry(sparsifier: Sparsifier, optimizer: Optimizer) -> None:
+    """Let ``optimizer.state_dict()`` hold the sparsifier's state as well, and ``load_state_dict`` restore it.
+
+    Once the sparsifier is finalized, or detached, both are the optimizer's alone again.
+
+    Args:
+        sparsifier: attached to the optimizer. Load the model's weights before the optimizer's state.
+        optimizer: wrappers are looked through.
+
+    Raises:
+        StateError: later, by ``load_state_dict``, when the state was saved without a sparsifier's or belongs to another.
+    """
+    held: list[dict[str, Any]] = []
+
+    def save(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        return state | {KEY: sparsifier.state_dict()} if sparsifier.total_steps else state
+
+    def hold(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        if sparsifier.total_steps and KEY not in state:
+            raise StateError(
+                where="optimizer.load_state_dict",
+                given=f"a state with {', '.join(state)}",
+                wrong="it has no state of a sparsifier, so the masks and their schedule would start anew",
+                fix="load the weights alone to start learning from them",
+            )
+        held[:] = [state[KEY]] if sparsifier.total_steps else []
+        return {key: value for key, value in state.items() if key != KEY}
+
+    def load(_: Optimizer) -> None:
+        for state in held:
+            sparsifier.load_state_dict(state)
+        held.clear()
+
+    inner = innermost(optimizer)
+    inner.register_state_dict_post_hook(save)
+    inner.register_load_state_dict_pre_hook(hold)
+    inner.register_load_state_dict_post_hook(load)
