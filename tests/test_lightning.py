@@ -238,6 +238,8 @@ def test_averaged_weights_are_finalized(first, tmp_path):
     assert callback.finalized and obeys(net)
     plain = fit(tmp_path, NMCallback(METHODS["lbc"]))
     assert not torch.equal(plain.model.hidden.weight, net.model.hidden.weight), "the average is in the model"
+    callback.sparsifier.finalize(model=(loaded := Net()))  # as for an average from a checkpoint
+    assert obeys(loaded) and torch.equal(loaded.model.hidden.weight != 0, net.model.hidden.weight != 0)
     kept = watch.masks["model.hidden.weight"]
     assert torch.equal(net.model.hidden.weight, watch.weights["model.hidden.weight"] * kept)
 

@@ -20,10 +20,10 @@ try:
 except ConfigError as error:
     pytest.skip(f"needs the optional package timm: {error.wrong}", allow_module_level=True)
 
-import timm.layers  # noqa: E402
-import timm.optim  # noqa: E402
-import timm.scheduler  # noqa: E402
-import timm.utils  # noqa: E402
+import timm.layers
+import timm.optim
+import timm.scheduler
+import timm.utils
 
 STEPS = 16
 
@@ -184,13 +184,22 @@ def test_standardized_weights_are_left_dense(layer, monkeypatch):
         conv(torch.randn(1, 8, 6, 6))
     assert len(used) == 1 and bool((used[0] != 0).all())
     model = nn.Sequential(nn.Conv2d(3, 8, 3), conv, nn.Conv2d(8, 8, 3), nn.Linear(8, 8))
-    for rules in (None, {"1.weight": nm.Grouping("2:4", 1), "2": "1:4"}):
-        if rules is not None:
-            with pytest.raises(PlanError, match="standardizes the weight in forward, which makes zeros non-zero"):
-                nm.Sparsifier(model, nm.LBC("2:4"), rules)
-            continue
-        rows = {row.name: row for row in nm.Sparsifier(model, nm.LBC("2:4")).plan.rows}
-        assert "standardizes" in rows["1.weight"].reason and rows["2.weight"].pattern is not None
+    rows = {row.name: row for row in nm.Sparsifier(model, nm.LBC("2:4")).plan.rows}
+    assert "standardizes" in rows["1.weight"].reason and rows["2.weight"].pattern is not None
+    for rule in ("2:4", nm.Grouping("2:4", 1)):
+        with pytest.raises(PlanError, match="standardizes the weight in forward, which makes zeros non-zero"):
+            nm.Sparsifier(model, nm.LBC("2:4"), {"1": rule})
+
+
+@pytest.mark.parametrize(("name", "most"), [("repvgg_a0", 4), ("levit_128s", 2)])
+def test_merged_branches_are_denser_and_merged_norms_are_not(name, most):
+    model = timm.create_model(name, num_classes=8)
+    for row in nm.Sparsifier(model, nm.LBC("2:4")).plan.taken:
+        view = row.grouping.view(row.parameter.data)
+        view.masked_fill_(torch.rand(view.shape).argsort(-1) >= 2, 0)
+    merged = nm.Sparsifier(timm.utils.reparameterize_model(model.eval()), nm.LBC("2:4")).plan.taken
+    assert len(merged) > 10
+    assert max(int((row.grouping.view(row.parameter.detach()) != 0).sum(-1).max()) for row in merged) == most
 
 
 @pytest.mark.parametrize(

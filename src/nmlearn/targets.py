@@ -30,8 +30,7 @@ _LAYERS: list[tuple[Any, str, int | str]] = [
 _FOREIGN_LAYERS = {"transformers.pytorch_utils.Conv1D": 0}
 # Layers that compute with a standardized weight, (w - mean) / std: where w is zero, that is not.
 _STANDARDIZING = {
-    f"timm.layers.std_conv.{name}"
-    for name in ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame")
+    f"timm.layers.std_conv.{name}" for name in ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame")
 }
 _WRAPPERS = ("DistributedDataParallel", "DataParallel", "AveragedModel", "ModelEmaV2", "ModelEmaV3")
 _WRAPPING = re.compile(r"(^|\.)(_orig_mod|_checkpoint_wrapped_module)(?=\.|$)")

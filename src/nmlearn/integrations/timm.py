@@ -29,7 +29,7 @@ def carry(sparsifier: Sparsifier, optimizer: Optimizer) -> None:
         optimizer: wrappers are looked through.
 
     Raises:
-        StateError: later, by ``load_state_dict``, when the state was saved without a sparsifier's or belongs to another.
+        StateError: later, by ``load_state_dict``, when the state has no sparsifier's, or another's.
     """
     held: list[dict[str, Any]] = []
 
