@@ -15,6 +15,7 @@ SAID = {
     "accelerate_loop": "finished after 128 steps, 50% of the middle left",
     "lightning_fit": "finished, 25.00% of the hidden layer left",
     "timm_train": "finished, at most 50.0% of each of 14 weights left",
+    "lora": "base untouched by the adapter: True; 14 merged weights are 2:4",
 }
 NEEDS = {
     "huggingface_packed": "transformers",
@@ -22,6 +23,7 @@ NEEDS = {
     "accelerate_loop": "accelerate",
     "lightning_fit": "lightning",
     "timm_train": "timm",
+    "lora": "peft",
 }
 # What a framework says about itself: the beginnings of the messages, and their types.
 OTHERS = {
@@ -30,6 +32,7 @@ OTHERS = {
         "The 'train_dataloader' does not have many workers:UserWarning",
         "The 'val_dataloader' does not have many workers:UserWarning",
     ],
+    "lora": ["`is_gradient_checkpointing` is deprecated:FutureWarning"],  # between peft and transformers
 }
 
 

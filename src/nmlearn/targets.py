@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from nmlearn import adapters
 from nmlearn.errors import PatternError, PlanError
 from nmlearn.groups import Grouping, misfit
 from nmlearn.methods.method import Method
@@ -95,13 +96,24 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Found:
-    """A parameter of two or more dimensions and where it was found first."""
+    """A parameter of two or more dimensions and where it was found first.
+
+    ``called`` is what rules may call it: its names, and those it had before PEFT. ``inside`` are the same of the place
+    of :func:`nmlearn.adapters.places` that it is in, and ``aside`` why no pattern is meant for that.
+    """
 
     names: tuple[str, ...]
     kinds: tuple[str, ...]
     axes: tuple[int | str, ...]
     parameter: nn.Parameter
     owner: nn.Module
+    called: tuple[str, ...]
+    inside: tuple[str, ...]
+    aside: str
+
+    def meant(self, glob: str) -> bool:
+        """Whether a rule is about it. One about a layer is not about the adapter that was put into the layer."""
+        return any(matches(glob, name) for name in self.called) and not any(matches(glob, name) for name in self.inside)
 
 
 def plan(model: nn.Module, method: Method, rules: Mapping[str, Rule] | None = None) -> Plan:
@@ -112,7 +124,8 @@ def plan(model: nn.Module, method: Method, rules: Mapping[str, Rule] | None = No
         method: gives the pattern where no rule does.
         rules: a glob on a module's qualified name (then all in it) or on a weight's, to a pattern, None for dense, or a
             :class:`Grouping` where the input axis must be said. The last match wins, over the defaults too: the first
-            convolution and the output layer stay dense, as in the paper.
+            convolution and the output layer stay dense, as in the paper. Of a model with adapters of PEFT, the names
+            from before PEFT match as well; an adapter's own weights stay dense unless a rule names them (``*lora_A*``).
 
     Raises:
         PlanError: a rule matches nothing, or gives a pattern to nothing that can take one.
@@ -124,7 +137,7 @@ def plan(model: nn.Module, method: Method, rules: Mapping[str, Rule] | None = No
     hits: dict[str, list[PlanRow]] = {glob: [] for glob in read}
     decided: dict[str, list[PlanRow]] = {glob: [] for glob in read}
     for item in found:
-        matched = [glob for glob in read if any(matches(glob, name) for name in item.names)]
+        matched = [glob for glob in read if item.meant(glob)]
         rows.append(_decide(item, method, read, matched, defaults))
         for glob in matched:
             hits[glob].append(rows[-1])
@@ -220,7 +233,10 @@ def _refusal(item: _Found, grouping: Grouping) -> str:
 def _find(model: nn.Module) -> Iterator[_Found]:
     """Every parameter of two or more dimensions once, in the model's order, with all its names."""
     by_id: dict[int, _Found] = {}
-    for path, module in unwrap(model).named_modules(remove_duplicate=False):
+    inner = unwrap(model)
+    peft = adapters.wrapped(inner)
+    places = {plain_name(path): why for path, why in adapters.places(inner).items()}
+    for path, module in inner.named_modules(remove_duplicate=False):
         for own, parameter in module._parameters.items():
             if isinstance(parameter, nn.parameter.UninitializedParameter):
                 raise PlanError(
@@ -232,12 +248,18 @@ def _find(model: nn.Module) -> Iterator[_Found]:
             if parameter is None or parameter.dim() < 2:
                 continue
             name, axis = plain_name(f"{path}.{own}" if path else own), _layer_axis(module, own, parameter)
+            called: tuple[str, ...] = (name, adapters.original_name(name)) if peft else (name,)
             seen = by_id.get(id(parameter))
             if seen is None:
-                by_id[id(parameter)] = _Found((name,), (type(module).__name__,), (axis,), parameter, module)
+                place = adapters.owner(name, places)
+                inside = () if place is None else (place, adapters.original_name(place))
+                aside = "" if place is None else places[place]
+                kinds = (type(module).__name__,)
+                by_id[id(parameter)] = _Found((name,), kinds, (axis,), parameter, module, called, inside, aside)
             else:
                 kinds = (*seen.kinds, type(module).__name__)
-                by_id[id(parameter)] = replace(seen, names=(*seen.names, name), kinds=kinds, axes=(*seen.axes, axis))
+                names, called = (*seen.names, name), (*seen.called, *called)
+                by_id[id(parameter)] = replace(seen, names=names, called=called, kinds=kinds, axes=(*seen.axes, axis))
     yield from by_id.values()
 
 
@@ -254,13 +276,14 @@ def _layer_axis(module: nn.Module, own: str, parameter: nn.Parameter) -> int | s
 
 
 def _dense_by_default(found: list[_Found]) -> dict[str, str]:
-    """The first convolution and the output layer, as in the paper (LBC keeps both dense)."""
-    reasons = {}
-    for item in found:
+    """The first convolution and the output layer, as in the paper (LBC keeps both dense), and what PEFT added."""
+    reasons = {item.names[0]: item.aside for item in found if item.aside}
+    own = [item for item in found if not item.aside]
+    for item in own:
         if isinstance(item.owner, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             reasons[item.names[0]] = "first convolution: dense by default, as in the paper"
             break
-    linear = [item for item in found if isinstance(item.owner, nn.Linear)]
+    linear = [item for item in own if isinstance(item.owner, nn.Linear)]
     if linear and not any(_same_place(linear[-1], other) for other in linear[:-1]):
         reasons[linear[-1].names[0]] = "output layer: dense by default, as in the paper"
     return reasons
@@ -283,7 +306,7 @@ def matches(glob: str, weight: str) -> bool:
 
 def _names(glob: str, item: _Found) -> bool:
     """Whether a glob means this very weight, and not everything there is."""
-    return bool(glob.strip("*")) and any(fnmatch.fnmatchcase(name, glob) for name in item.names)
+    return bool(glob.strip("*")) and any(fnmatch.fnmatchcase(name, glob) for name in item.called)
 
 
 def _check_rule(

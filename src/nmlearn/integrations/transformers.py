@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from nmlearn import checkpoint
+from nmlearn import adapters, checkpoint
 from nmlearn.errors import ConfigError, FormatError, StateError
 from nmlearn.integrations import torchvision
 from nmlearn.targets import Rule, unwrap
@@ -50,10 +50,16 @@ def save_packed(model: Any, directory: str | os.PathLike[str], patterns: Mapping
         patterns: as for :func:`nmlearn.save`, by the names in the file, which for some models are not the modules'.
 
     Raises:
-        ConfigError: the model is quantized already.
+        ConfigError: the model is quantized already, or has adapters of PEFT.
         ViolationError, PatternError, PlanError: those of :func:`nmlearn.save`; the folder is dense then.
     """
     model, folder = unwrap(model), Path(directory)
+    if adapters.wrapped(model):
+        wrong, fix = (
+            "it has adapters of PEFT",
+            "merge them first (docs/peft.md), or save them alone: model.save_pretrained",
+        )
+        raise ConfigError(where="save_packed", given=type(model).__name__, wrong=wrong, fix=fix)
     if getattr(model.config, "quantization_config", None) is not None:
         given = type(model.config.quantization_config).__name__
         wrong = "its weights are stored in the format of another quantization, which cannot be packed"
