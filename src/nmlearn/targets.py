@@ -254,8 +254,8 @@ def _find(model: nn.Module) -> Iterator[_Found]:
                 place = adapters.owner(name, places)
                 inside = () if place is None else (place, adapters.original_name(place))
                 aside = "" if place is None else places[place]
-                kinds = (type(module).__name__,)
-                by_id[id(parameter)] = _Found((name,), kinds, (axis,), parameter, module, called, inside, aside)
+                kind = type(module).__name__
+                by_id[id(parameter)] = _Found((name,), (kind,), (axis,), parameter, module, called, inside, aside)
             else:
                 kinds = (*seen.kinds, type(module).__name__)
                 names, called = (*seen.names, name), (*seen.called, *called)
