@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nmlearn import __version__, cli
-from nmlearn.cli import bench, export, inspect, pack, parsing, plan, report, unpack
+from nmlearn.cli import bench, export, import_lbc, inspect, pack, parsing, plan, report, unpack
 from nmlearn.errors import ConfigError, NMLearnError
 from nmlearn.train import CompareConfig, TrainConfig, recipe
 
@@ -107,9 +107,9 @@ def test_documented_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -
     if command in kinds:
         words = [word for word in words if word != "--print_config"]
         assert isinstance(parsing.parse(kinds[command], command, words, ""), kinds[command])
-    elif command in ("export", "inspect", "report", "pack", "unpack"):
+    elif command in ("export", "import-lbc", "inspect", "report", "pack", "unpack"):
         modules = {"export": export, "inspect": inspect, "report": report, "pack": pack, "unpack": unpack}
-        module = modules[command]
+        module = {"import-lbc": import_lbc, **modules}[command]
         assert vars(module.parser().parse_args(words)).keys() & {"path", "source"}
     elif command == "bench":
         assert bench.parser().parse_args(words)

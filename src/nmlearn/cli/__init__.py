@@ -22,6 +22,7 @@ COMMANDS = {
     "bench": "how fast packed layers are on this machine",
     "pack": "a model file, smaller by its zeros",
     "unpack": "an ordinary safetensors file out of a packed one",
+    "import-lbc": "a model file out of a checkpoint of LBC's authors",
     "report": "one HTML page about a run or a comparison",
     "doctor": "what is installed or missing; data, models and methods with their options",
 }
@@ -122,7 +123,7 @@ def _run(words: list[str]) -> int:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean nmlearn {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"
         raise ConfigError(where="nmlearn", given=command, wrong="there is no such command", fix=hint)
-    return int(importlib.import_module(f"nmlearn.cli.{command}").run(words[1:]))
+    return int(importlib.import_module(f"nmlearn.cli.{command.replace('-', '_')}").run(words[1:]))
 
 
 def _help() -> str:
