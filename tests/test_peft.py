@@ -188,6 +188,8 @@ def test_refusals() -> None:
     with pytest.raises(ConfigError, match="prompts cannot be merged"):
         merge(prompts)
     adapted = with_adapter(bert(), lora)
+    with pytest.raises(ConfigError, match="no adapter other"):
+        merge(adapted, ["default", "other"])
     adapted.merge_adapter()
     with pytest.raises(ConfigError, match="merged into it already"):
         merge(adapted)

@@ -149,7 +149,7 @@ def merge(
         StateError: base weights that are not plain memory: sharded, quantized or offloaded ones.
         ViolationError: the base does not fit ``patterns``; PatternError, PlanError: they cannot be followed.
     """
-    _check(model)
+    _check(model, adapters or ())
     sparse = _sparse(model, patterns or {})
     verify({each.name: (each.before(), cut) for each, cut in sparse}, 1.0)
     before = [(each, cut, each.before().clone()) for each, cut in sparse]
@@ -171,7 +171,7 @@ def _merged(model: Any, adapters: list[str] | None, unload: bool) -> Any:
     return model
 
 
-def _check(model: Any) -> None:
+def _check(model: Any, adapters: Sequence[str]) -> None:
     wrong = ""
     if not hasattr(model, "merge_and_unload") or not _layers(model):
         wrong, fix = "it has no adapter that PEFT can merge", "give a model of get_peft_model; prompts cannot be merged"
@@ -180,6 +180,8 @@ def _check(model: Any) -> None:
             "an adapter is merged into it already, and the base's zeros are gone",
             "call model.unmerge_adapter()",
         )
+    elif unknown := [name for name in adapters if name not in model.peft_config]:
+        wrong, fix = f"it has no adapter {', '.join(unknown)}", f"its adapters are {', '.join(model.peft_config)}"
     if wrong:
         raise _refusal(model, wrong, fix)
     for layer in _layers(model):
