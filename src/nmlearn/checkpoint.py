@@ -60,6 +60,7 @@ def save(
         StateError: something that no such file can hold: no tensor, a sharded or quantized one, a name of ours.
         ViolationError, PatternError: a pattern that does not hold, or does not fit, by the weight's name.
         PlanError: a glob that matches nothing.
+        WriteError: the system refuses, for want of space or a permission; a file that was there is as it was.
         ConfigError: patterns for a dense file, a path that is a folder, or metadata that is not text or under our keys.
     """
     other = dict(metadata or {})

@@ -11,6 +11,7 @@
     ├── ConfigError       a configuration value, a command-line argument, a missing optional package
     ├── DataError         data that is missing or is not what it should be
     ├── FormatError       a file that is not what it says
+    ├── WriteError        a file that cannot be written: a full disk, a missing permission
     └── ExportError       a model that cannot be exported, or an export that computes something else
 
 Each says four things: where, what was given, what is wrong, what to do.
@@ -86,6 +87,10 @@ class DataError(NMLearnError):
 
 class FormatError(NMLearnError):
     """A file that is not what it says."""
+
+
+class WriteError(NMLearnError):
+    """A file that cannot be written; what was there before is as it was."""
 
 
 class ExportError(NMLearnError):

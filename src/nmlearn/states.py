@@ -29,6 +29,7 @@ def check_same(
     for key in ("format", "method"):
         if saved.get(key) != now[key]:
             _refuse(key, saved.get(key), f"this sparsifier has {now[key]}")
+    _check_keys("state_dict", saved, now)
     for key, value in {**now["options"], "total_steps": now["total_steps"]}.items():
         theirs = saved["options"].get(key, saved.get(key))
         if theirs != value:
@@ -39,9 +40,19 @@ def check_same(
             here = "this sparsifier does not take it" if name in theirs else "the saved state does not have it"
             _refuse(name, "a weight of one side only", here)
     for name, mine in ours.items():
+        _check_keys(name, theirs[name], mine)
         if theirs[name]["pattern"] != mine["pattern"]:
             _refuse(name, theirs[name]["pattern"], f"this sparsifier gives it {mine['pattern']}")
         _check_tensors(name, theirs[name]["state"], shapes[name])
+        for key, tensor in theirs[name]["state"].items():
+            if key in mine["state"] and tensor.dtype != mine["state"][key].dtype:
+                _refuse(f"{name} {key}", tensor.dtype, f"this sparsifier has {mine['state'][key].dtype}")
+
+
+def _check_keys(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    missing = [key for key in now if key not in saved]
+    if missing:
+        _refuse(name, f"no {', '.join(missing)}", "a state has them, so this is none, or only a part of one")
 
 
 def _check_tensors(name: str, saved: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:

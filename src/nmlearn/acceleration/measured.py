@@ -14,6 +14,7 @@ import torch
 from nmlearn import cpuinfo
 from nmlearn.acceleration.timing import interleaved
 from nmlearn.atomic import write_atomic
+from nmlearn.errors import WriteError
 from nmlearn.kernels import native
 
 DEFAULT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nmlearn" / "kernels.json"
@@ -60,7 +61,7 @@ class Times:
         if self.path is None or not self.changed:
             return
         text = json.dumps({"machine": self.machine, "times": self.known, "failed": self.failed}, indent=1)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(WriteError):
             write_atomic(self.path, lambda file: file.write(text.encode()))
 
 

@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _terminated_as_interrupted():
             return _explained(words, debug)
     except KeyboardInterrupt:
-        sys.stderr.write("\nInterrupted. The same command goes on from the last checkpoint.\n")
+        goes_on = " The same command goes on from the last checkpoint." if words[:1] in (["train"], ["compare"]) else ""
+        sys.stderr.write(f"\nInterrupted.{goes_on}\n")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         sys.stderr.close()

@@ -25,6 +25,7 @@ def run(words: list[str]) -> int:
 
     from nmlearn import bench
     from nmlearn.kernels import native
+    from nmlearn.train import files
     from nmlearn.train.environment import environment
 
     for suite in given.suite:
@@ -45,7 +46,7 @@ def run(words: list[str]) -> int:
                     _say(row)
             if given.out:  # what is measured is kept, also when it is interrupted
                 found = {"what": "nmlearn bench", "environment": started, "summary": bench.summary(rows), "rows": rows}
-                given.out.write_text(json.dumps(found, indent=1) + "\n")
+                files.write_text(given.out, json.dumps(found, indent=1) + "\n")
     _table(bench.summary(rows))
     return 0
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nmlearn.cli import console
-from nmlearn.errors import ConfigError
 
 
 def locate(path: Path) -> Path:
@@ -18,13 +17,10 @@ def written(source: Path, target: Path, write: Callable[[], None]) -> None:
     """Write a file from another and say how large they are.
 
     Raises:
-        ConfigError: the system refuses, for want of space or a permission.
+        WriteError: the system refuses, for want of space or a permission.
     """
     before = source.stat().st_size if source.exists() else 0  # the two may be one file
-    try:
-        write()
-    except OSError as error:
-        raise ConfigError(where=str(target), given="OUT", wrong=str(error), fix="choose another place") from error
+    write()
     after = target.stat().st_size
     console.out.print(f"{before:,} bytes → {after:,} bytes ({console.percent(after / before, 1)})", soft_wrap=True)
     console.out.print(f"written {target}", soft_wrap=True, markup=False)

@@ -26,12 +26,13 @@ def write(path: Path | str, out: Path | str | None = None) -> Path:
     from nmlearn.report.comparison_page import comparison_page
     from nmlearn.report.run_page import run_page
     from nmlearn.report.source import Run, read
-    from nmlearn.train.files import write_text
+    from nmlearn.train.files import sweep, write_text
 
     path = Path(path)
     target = Path(out) if out is not None else _beside(path)
     found = read(path)
     html = run_page(found) if isinstance(found, Run) else comparison_page(found, target.parent)
+    sweep(target)
     write_text(target, html)
     return target
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nmlearn.atomic import explained as explained
+from nmlearn.atomic import sweep as sweep
 from nmlearn.atomic import write_atomic as write_atomic
 from nmlearn.errors import FormatError
 

@@ -79,7 +79,14 @@ class RunFolder:
                 ) from None
             except (ImportError, OSError):
                 pass  # a system or a file system without locks
+            self._sweep()
             yield  # closing the file unlocks it, and so does the end of the process
+
+    def _sweep(self) -> None:
+        """Remove what killed processes had half written."""
+        names = ("config.yaml", "env.json", "plan.json", "summary.json")
+        for path in (self.checkpoint, self.model, self.average, *(self.path / name for name in names)):
+            files.sweep(path)
 
     def begin(
         self, config: TrainConfig, environment: dict[str, Any], plan: list[dict[str, Any]], resumed: bool
@@ -94,8 +101,9 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what an earlier run left that a new one would not overwrite before it ends."""
-        others = (self.path / name for name in ("summary.json", "env.json"))
-        for path in (self.checkpoint, self.model, self.average, self._metrics_path, *others):
+        # The summary says that the rest is there, so it goes first: this may be killed in the middle.
+        first = (self.path / "summary.json", self.checkpoint)
+        for path in (*first, self.model, self.average, self._metrics_path, self.path / "env.json"):
             path.unlink(missing_ok=True)
 
     def finish(self, summary: dict[str, Any]) -> None:
@@ -108,16 +116,33 @@ class RunFolder:
             os.truncate(self._metrics_path, min(size, self._metrics_path.stat().st_size))
 
     def append(self, event: dict[str, Any]) -> None:
-        """Append one event to the metrics."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self._metrics_path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n")
+        """Append one event to the metrics: a whole line, or none.
+
+        Raises:
+            WriteError: the system refuses.
+        """
+        line = (json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        with files.explained(self._metrics_path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with open(self._metrics_path, "ab", buffering=0) as file:
+                before = file.tell()
+                try:
+                    _write_all(file, line)
+                except OSError:
+                    file.truncate(before)
+                    raise
 
     def flush_metrics(self) -> int:
         """Force the metrics onto the disk; returns their size in bytes, for the checkpoint."""
-        with open(self._metrics_path, "ab") as file:
+        with files.explained(self._metrics_path), open(self._metrics_path, "ab") as file:
             os.fsync(file.fileno())
             return file.tell()
+
+
+def _write_all(file: Any, octets: bytes) -> None:
+    """Write all bytes to an unbuffered file, which may take fewer at a time where a disk is nearly full."""
+    while octets:
+        octets = octets[file.write(octets) :]
 
 
 def difference(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str | None:
@@ -128,7 +153,7 @@ def difference(before: dict[str, Any], now: dict[str, Any], prefix: str = "") ->
     for key in sorted(before.keys() | now.keys()):
         if not prefix and key in FREE:
             continue
-        old, new = before.get(key), now.get(key)
+        old, new = before.get(key, ...), now.get(key, ...)  # a rule of null is not the same as no rule
         if isinstance(old, dict) and isinstance(new, dict):
             found = difference(old, new, f"{prefix}{key}.")
             if found:
