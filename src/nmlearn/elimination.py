@@ -59,16 +59,22 @@ def weights(kept_gm: Tensor, s_gm: Tensor, left: int) -> Tensor:
     return masks.top(s_gm.masked_fill(~kept_gm, -math.inf), left)
 
 
-def check_finite(name: str, scores: Tensor) -> None:
-    """Refuse to choose by scores that are not numbers.
+def check_finite(name: str, values: Tensor, what: str) -> None:
+    """Refuse to remove anything from a weight that is lost already: scores take no gradient in that is not finite, but
+    optimizers do.
+
+    Args:
+        values: the weight, or its scores.
+        what: which of the two, for the error.
 
     Raises:
-        StateError: a score is NaN or infinite: some gradient was.
+        StateError: a value is NaN or infinite.
     """
-    if not bool(torch.isfinite(scores).all()):
+    # One pass that only reads; a norm passes NaN on, and every norm but this one may overflow.
+    if values.numel() and not math.isfinite(float(torch.linalg.vector_norm(values, math.inf))):
         raise StateError(
             where=name,
-            given=f"{int((~torch.isfinite(scores)).sum())} of {scores.numel()} scores that are not finite",
-            wrong="a gradient was NaN or infinite in an earlier step, so no combination can be chosen by these scores",
+            given=f"{int((~torch.isfinite(values)).sum())} of {values.numel()} {what} that are not finite",
+            wrong="a gradient was NaN or infinite in an earlier step and the optimizer took it in",
             fix="resume from a checkpoint before it; lower the learning rate, clip gradients, or skip such steps",
         )

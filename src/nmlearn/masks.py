@@ -40,6 +40,11 @@ def top(scores: Tensor, count: int) -> Tensor:
     return chosen.view(scores.shape)
 
 
+def finite_first(magnitudes: Tensor) -> Tensor:
+    """Nonnegative magnitudes with -1 in place of those that are not finite: a lost weight is the first to go."""
+    return magnitudes.nan_to_num(-1.0, posinf=-1.0)
+
+
 def bits(mask_w: Tensor) -> Tensor:
     """A bool mask as int8 bits: -1 kept, 0 removed; the mask's memory layout is kept."""
     return mask_w.to(torch.int8).neg_()
@@ -53,6 +58,11 @@ def full_bits(weight: Tensor) -> Tensor:
 def from_bits(keep_w: Tensor) -> Tensor:
     """The bool mask that bits stand for."""
     return keep_w != 0
+
+
+def density(mask_w: Tensor) -> float:
+    """The share of true in a bool mask; 1 for an empty one."""
+    return float(mask_w.sum()) / mask_w.numel() if mask_w.numel() else 1.0
 
 
 def clear_(x_w: Tensor, keep_w: Tensor) -> Tensor:

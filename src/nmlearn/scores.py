@@ -62,6 +62,9 @@ def sgd_(
     have the dtype of :func:`dtype_for`, weights and grads any float dtype. In one pass over memory where the compiled
     kernels can, else a pass an operation; with the same bits as result.
 
+    A score whose v is not finite, because its gradient is not, stays as it is, and its v is 0 from there on. That is a
+    choice without a branch: nobody waits for a device to hear whether a gradient was finite.
+
     Args:
         weight_step: what the optimizer is about to do to the weights, which the same pass may do.
 
@@ -79,6 +82,8 @@ def sgd_(
     torch._foreach_addcmul_(momenta, grads, weights)
     if weight_decay:
         torch._foreach_add_(momenta, scores, alpha=weight_decay)
+    for v in momenta:
+        v.nan_to_num_(0.0, 0.0, 0.0)
     torch._foreach_add_(scores, momenta, alpha=-lr)
     return stepped
 
@@ -104,14 +109,14 @@ def explicit_step_(
     """One step on explicit scores, whose gradient is the sum of ``grad * weight`` over a combination's members.
 
     SGD or AdamW (Loshchilov and Hutter, arXiv 1711.05101, betas 0.9 and 0.999, eps 1e-8) by what the state holds. A
-    removed combination has no gradient.
+    removed combination has no gradient. A product that is not finite counts as zero.
 
     Args:
         state: as :func:`explicit_state` made it, with the survivors in ``state["alive"]``; changed in place.
         grad_gm, weight_gm: ``[..., M]``.
     """
     score = state["score"]
-    change_gm = grad_gm.to(score.dtype) * weight_gm.to(score.dtype)
+    change_gm = (grad_gm.to(score.dtype) * weight_gm.to(score.dtype)).nan_to_num_(0.0, 0.0, 0.0)
     d = of_combinations(change_gm, pattern).to(score.dtype).mul_(state["alive"])
     if "momentum" in state:
         v = state["momentum"].mul_(momentum).add_(d).add_(score, alpha=weight_decay)

@@ -155,7 +155,8 @@ class LBC(Method):
         pattern, by_weight = grouping.pattern, self.eliminates(grouping.pattern) == "weight"
         if value >= (pattern.m if by_weight else pattern.combinations):
             return False
-        eliminate.check_finite(name, state["score"])
+        eliminate.check_finite(name, weight, "values")
+        eliminate.check_finite(name, state["score"], "scores")
         keep_gm = grouping.view(state["keep"])
         explicit = self.scores == "explicit"
         score = state["score"] if explicit else grouping.view(state["score"])

@@ -117,9 +117,9 @@ def keep_top_(state: State, scores_w: Tensor, grouping: Grouping, count: int) ->
     """Keep the ``count`` best-scored weights of every group among those kept so far; what is removed stays removed.
 
     Args:
-        scores_w: nonnegative scores, of the weight's shape.
+        scores_w: nonnegative scores, of the weight's shape. What is not finite ranks last.
         count: how many a group keeps.
     """
-    scores = scores_w.masked_fill(state["keep"] == 0, -1.0)
+    scores = masks.finite_first(scores_w).masked_fill(state["keep"] == 0, -2.0)
     chosen = masks.top(grouping.view(scores), count) & (grouping.view(state["keep"]) != 0)
     grouping.view(state["keep"]).copy_(masks.bits(chosen))

@@ -42,6 +42,6 @@ class SRSTE(Method):
 
     def use(self, batch: Batch) -> None:
         for weight, state, grouping in zip(batch.weights, batch.states, batch.groupings, strict=True):
-            chosen = masks.top(grouping.view(state["dense"]).abs(), grouping.pattern.n)
+            chosen = masks.top(masks.finite_first(grouping.view(state["dense"]).abs()), grouping.pattern.n)
             grouping.view(state["keep"]).copy_(masks.bits(chosen))
             masks.clear_(weight, state["keep"])

@@ -16,6 +16,9 @@ static inline float multiply_add(float a, float b, float c) {
 #endif
 }
 
+// Zero in place of NaN and infinity, which no score shall learn from; a select, not a branch.
+static inline float finite_or_zero(float x) { return __builtin_fabsf(x) <= __FLT_MAX__ ? x : 0.0f; }
+
 constexpr int64_t BLOCK = 64;   // values of one round of prefetches: four cache lines of floats
 constexpr int64_t AHEAD = 512;  // values between a prefetch and its use
 
@@ -31,6 +34,7 @@ static inline void score_block(const ScoreStep& step, float* __restrict s, float
   for (int64_t i = 0; i < n; i++) {
     float change = multiply_add(widen(g[i]), widen(w[i]), v[i] * momentum);
     if (DECAY) change = multiply_add(s[i], weight_decay, change);
+    change = finite_or_zero(change);
     v[i] = change;
     s[i] = multiply_add(change, minus_lr, s[i]);
   }
@@ -47,6 +51,7 @@ static inline void sgd_block(const ScoreStep& step, float* __restrict s, float* 
   for (int64_t i = 0; i < n; i++) {
     float change = multiply_add(g[i], w[i], v[i] * momentum);
     if (DECAY) change = multiply_add(s[i], weight_decay, change);
+    change = finite_or_zero(change);
     v[i] = change;
     s[i] = multiply_add(change, minus_lr, s[i]);
     const float d = w_decay != 0 ? multiply_add(w[i], w_decay, g[i]) : g[i];
