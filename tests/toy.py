@@ -24,17 +24,20 @@ SIZE = 4
 
 
 class Toy(Task):
-    """Four classes of noisy 16-channel pictures of 4 x 4; each drawn batch gets noise of its own."""
+    """Four classes of noisy 16-channel pictures of 4 x 4; each drawn batch gets noise of its own.
+
+    All batches of epoch ``poison`` are NaN, and in every epoch the one that holds example ``bad``.
+    """
 
     name, kind, classes, source = "toy", "image", 4, "made up"
     input_shape = (16, SIZE, SIZE)
     train_size, eval_size = 100, 30
 
-    def __init__(self, path: object = None, noise: float = 0.0, poison: int = -1) -> None:
+    def __init__(self, path: object = None, noise: float = 0.0, poison: int = -1, bad: int = -1) -> None:
         random = torch.Generator().manual_seed(1)
         self._means = torch.randn(self.classes, *self.input_shape, generator=random)
         self._x = torch.randn(200, *self.input_shape, generator=random)
-        self._noise, self._poison = noise, poison
+        self._noise, self._poison, self._bad = noise, poison, bad
 
     def _read(self, indices: Tensor) -> Batch:
         labels = indices % self.classes
@@ -44,7 +47,8 @@ class Toy(Task):
         for draw in draws:
             x, labels = self._read(draw.indices)
             noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(draw.seed))
-            yield x * (float("nan") if epoch == self._poison else 1.0) + self._noise * noise, labels
+            spoilt = epoch == self._poison or self._bad in draw.indices
+            yield x * (float("nan") if spoilt else 1.0) + self._noise * noise, labels
 
     def read_eval(self, parts: Sequence[Tensor]) -> Iterator[Batch]:
         for part in parts:

@@ -119,7 +119,7 @@ class Sparsifier:
                 shape=tuple(taken.parameter.shape),
                 survivors=self.method.survivors(taken.state, taken.grouping),
                 combinations=taken.grouping.pattern.combinations,
-                density=_density(self._mask(taken)) if self.method.keeps_dense else taken.density,
+                density=masks.density(self._mask(taken)) if self.method.keeps_dense else taken.density,
             )
             for taken in self._taken
         ]
@@ -253,10 +253,25 @@ class Sparsifier:
         if self._attached.skip:
             return
         self._attached.ahead.show()
-        self._attached.step += 1
         if self.method.keeps_dense:
             for taken in self._taken:
                 taken.state["dense"].copy_(local(taken.parameter))
+        self._count()
+
+    @torch.no_grad()
+    def skip_step(self) -> None:
+        """In place of ``optimizer.step()``, when a loop leaves a step out: nothing is learned, the schedule goes on."""
+        for taken in self._written():
+            self._look(taken)
+            if self.method.keeps_dense:
+                local(taken.parameter).copy_(taken.state["dense"])
+        self._count()
+
+    def _count(self) -> None:
+        """A step has passed: follow the schedule, and write what the network shall compute with."""
+        if self._attached is None:
+            return
+        self._attached.step += 1
         for taken in self._taken:
             self._advance(taken)
         written = self._written()
@@ -288,7 +303,7 @@ class Sparsifier:
 
     def _measure(self, moved: list[_Taken]) -> None:
         for taken in moved:
-            taken.density = _density(self._mask(taken))
+            taken.density = masks.density(self._mask(taken))
             taken.quiet.disturb()
 
     def _batch(self, some: list[_Taken], grads: bool = False) -> Batch:
@@ -372,10 +387,6 @@ class Sparsifier:
             taken.state.update(states.copied(shards, local(taken.parameter)))
         self._measure(self._taken)
         self._write(self._written())
-
-
-def _density(mask: Tensor) -> float:
-    return float(mask.sum()) / mask.numel() if mask.numel() else 1.0
 
 
 def _gradient_hook(taken: _Taken) -> Callable[[Tensor], None]:

@@ -40,7 +40,11 @@ class TrainBar:
             case "step":
                 self._update(completed=event["step"])
             case "train":
-                self._update(note=f"loss {event['loss']:.3f}, {event['examples_per_second']:.0f} examples/s")
+                loss = console.number(event["loss"], 3)
+                self._update(note=f"loss {loss}, {event['examples_per_second']:.0f} examples/s")
+            case "left_out":
+                line = f" at step {event['step']}: the loss is not finite, the step is left out"
+                self._bar.console.print(console.say("yellow", "warning", line))
             case "sparsity":
                 self._density = event["density"]
             case "eval":

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NoReturn
 
 import torch
+from torch import Tensor
 
+import nmlearn
 from nmlearn.errors import ConfigError, StateError
 from nmlearn.train import files, recipe
 from nmlearn.train.accounting import Accounting
 from nmlearn.train.config import TrainConfig
+from nmlearn.train.finite import Finite
 from nmlearn.train.folder import RunFolder, difference
 from nmlearn.train.journal import MaskWatch, Stopwatch
 from nmlearn.train.ranks import Ranks
 from nmlearn.train.setting import Setting
+
+FORMAT = 1
+KEYS = ("config", "step", "model", "optimizer", "sparsifier", "average", "random", "accounting", "masks", "seconds")
 
 
 @dataclass(frozen=True)
@@ -29,15 +37,22 @@ class Checkpoints:
     accounting: Accounting
     masks: MaskWatch
     watch: Stopwatch
+    finite: Finite
 
     def save(self, step: int) -> None:
-        """Save the state after ``step`` optimizer steps. All processes take part, the first one writes."""
+        """Save the state after ``step`` optimizer steps. All processes take part, the first one writes.
+
+        Raises:
+            WriteError: the system refuses; the last checkpoint is kept.
+        """
         setting = self.setting
         random = torch.cuda.get_rng_state() if self.ranks.device.type == "cuda" else torch.get_rng_state()
         state = {
-            "format": 1,
+            "format": FORMAT,
+            "nmlearn": nmlearn.__version__,
             "config": recipe.to_dict(self.config),
             "step": step,
+            "data": self._data(),
             "model": setting.model.state_dict(),
             "optimizer": setting.optimizer.state_dict(),
             "sparsifier": setting.sparsifier.state_dict(),
@@ -46,6 +61,7 @@ class Checkpoints:
             "accounting": self.accounting.state_dict(),
             "masks": self.masks.masks,
             "seconds": self.watch.seconds,
+            "finite": self.finite.state_dict(),
         }
         if self.ranks.first:
             state["metrics_bytes"] = self.folder.flush_metrics()
@@ -58,7 +74,7 @@ class Checkpoints:
             The step to go on from; None when there is no checkpoint and the run starts at its beginning.
 
         Raises:
-            StateError: the file cannot be read.
+            StateError: the file cannot be read, or was saved with another model, optimizer or data.
             ConfigError: it was trained with other settings.
         """
         path = self._path()
@@ -79,7 +95,8 @@ class Checkpoints:
             return None
         if self.ranks.first and own:
             self.folder.cut_metrics(state["metrics_bytes"])
-        self._restore(state)
+        assert path is not None
+        self._restore(path, state)
         return int(state["step"])
 
     def _own_later(self, step: int) -> dict[str, Any] | None:
@@ -90,9 +107,12 @@ class Checkpoints:
         same = difference(state["config"], recipe.to_dict(self.config)) is None
         return state if same and state["step"] > step else None
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        setting, device = self.setting, self.ranks.device
+    def _restore(self, path: Path, state: dict[str, Any]) -> None:
+        setting, device, where = self.setting, self.ranks.device, str(path)
+        _same(where, "data", state.get("data", self._data()), self._data())
+        _same_tensors(where, state["model"], setting.model.state_dict())
         setting.model.load_state_dict(state["model"])
+        _same_groups(where, state["optimizer"], setting.optimizer.state_dict())
         setting.optimizer.load_state_dict(state["optimizer"])
         setting.sparsifier.load_state_dict(state["sparsifier"])
         if setting.average is not None:
@@ -100,9 +120,15 @@ class Checkpoints:
         self.accounting.load_state_dict(state["accounting"])
         self.masks.masks = {name: mask.to(device) for name, mask in state["masks"].items()}
         self.watch.seconds = state["seconds"]
+        self.finite.load_state_dict(state.get("finite", self.finite.state_dict()))
         if len(state["random"]) == self.ranks.size:  # another number of processes sees other examples each anyway
             random = state["random"][self.ranks.rank]
             (torch.cuda.set_rng_state if device.type == "cuda" else torch.set_rng_state)(random)
+
+    def _data(self) -> dict[str, Any]:
+        """What a checkpoint has to agree with about the data beyond their configuration: a folder may have changed."""
+        task = self.setting.task
+        return {"train_size": task.train_size, "eval_size": task.eval_size, "classes": task.classes}
 
     def _path(self) -> Path | None:
         if self.config.resume == "none":
@@ -114,32 +140,112 @@ class Checkpoints:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Save a state of tensors, numbers and text atomically."""
-    files.write_atomic(path, lambda file: torch.save(state, file))
+    """Save a state of tensors, numbers and text atomically.
+
+    Raises:
+        WriteError: the system refuses; a file that was there is as it was.
+    """
+
+    def write(file: BinaryIO) -> None:
+        patient = _Patient(file)
+        torch.save(state, patient)  # type: ignore[arg-type]
+        if patient.error is not None:
+            raise patient.error
+
+    files.write_atomic(path, write)
+
+
+class _Patient:
+    """A file whose writing never fails: the first error is kept for later, and what comes after it is dropped.
+
+    An error in the middle of torch.save comes out as one about positions in archives, or not at all.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: BaseException | None = None
+
+    def write(self, octets: Any) -> int:
+        """Write, or drop; either way all was taken."""
+        try:
+            if self.error is None:
+                self._file.write(octets)
+        except BaseException as error:
+            self.error = error
+        return len(octets)
+
+    def flush(self) -> None:
+        """Nothing: whoever opened the file flushes it."""
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Load a checkpoint onto the CPU; nothing in it is executed.
+    """Load a checkpoint onto the CPU; nothing in it is executed, and every byte is compared with its checksum.
 
     Raises:
-        StateError: the file is missing, truncated or not a checkpoint of this version.
+        StateError: the file is missing, cut short, changed, or not a checkpoint of this version.
     """
     try:
+        _check_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # torch.load raises RuntimeError, EOFError, UnpicklingError, OSError ... for broken files
-        raise StateError(
-            where=str(path),
-            given="this file",
-            wrong=f"no checkpoint can be read from it: {error}",
-            fix="resume another",
-        ) from error
-    if not isinstance(state, dict) or state.get("format") != 1:
-        raise StateError(
-            where=str(path), given="this file", wrong="not a training checkpoint of version 1", fix="resume another"
+    except OSError as error:
+        _refuse(
+            path, "this file", f"it cannot be read: {error.strerror or error}", "check the path and its permissions"
         )
+    except pickle.UnpicklingError:  # what it says is about how to execute what is in it
+        _refuse(path, "a file of torch.save", "it holds more than tensors, numbers and text")
+    except Exception as error:  # zipfile and torch raise nearly anything for broken files
+        why = f" ({error})" if isinstance(error, zipfile.BadZipFile) else ""
+        size = path.stat().st_size
+        _refuse(path, f"a file of {size} bytes", f"it is cut short, was changed or is no checkpoint{why}")
+    if not isinstance(state, dict) or "format" not in state:
+        _refuse(path, "a file of torch.save", "it is not a training checkpoint")
+    if state["format"] != FORMAT:
+        theirs = f"format {state['format']} of nmlearn {state.get('nmlearn', '(unknown)')}"
+        _refuse(path, theirs, f"nmlearn {nmlearn.__version__} reads format {FORMAT}", "resume with that version")
+    missing = [key for key in KEYS if key not in state]
+    if missing:
+        _refuse(path, "a training checkpoint", f"it lacks {', '.join(missing)}")
     return state
+
+
+def _check_sums(path: Path) -> None:
+    """Read all of the archive that a checkpoint is: torch.load compares no checksums."""
+    with zipfile.ZipFile(path) as archive:
+        broken = archive.testzip()
+    if broken is not None:
+        raise zipfile.BadZipFile(f"bad checksum of {broken}")
+
+
+def _refuse(path: Path | str, given: str, wrong: str, fix: str = "") -> NoReturn:
+    fix = fix or "--resume none starts anew, --resume PATH goes on from another checkpoint"
+    raise StateError(where=str(path), given=given, wrong=wrong, fix=fix) from None
+
+
+def _same(where: str, what: str, saved: Any, now: Any) -> None:
+    """Refuse what differs, by the first entry of two dicts."""
+    for key in sorted(saved.keys() | now.keys()):
+        if saved.get(key) != now.get(key):
+            _refuse(where, f"{what} with {key} = {saved.get(key)}", f"now {key} is {now.get(key)}")
+
+
+def _same_tensors(where: str, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    _same(where, "a model", {k: _form(v) for k, v in saved.items()}, {k: _form(v) for k, v in now.items()})
+
+
+def _form(value: Any) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _same_groups(where: str, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Compare what the groups of an optimizer hold; their values are the configuration's or the schedule's."""
+    forms = [
+        {
+            f"group {i}": f"{len(g['params'])} weights, {', '.join(sorted(g))}"
+            for i, g in enumerate(each["param_groups"])
+        }
+        for each in (saved, now)
+    ]
+    _same(where, "an optimizer", *forms)
 
 
 def refuse_other(where: str, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -161,5 +267,5 @@ def refuse_other(where: str, before: dict[str, Any], now: dict[str, Any]) -> Non
 def _value(config: dict[str, Any], key: str) -> Any:
     value: Any = config
     for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return repr(value)
+        value = value.get(part, ...) if isinstance(value, dict) else ...
+    return "nothing" if value is ... else repr(value)

@@ -9,7 +9,6 @@ are cut off and written anew.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from itertools import islice
@@ -25,6 +24,7 @@ from nmlearn.train.checkpoints import Checkpoints, refuse_other
 from nmlearn.train.config import TrainConfig
 from nmlearn.train.environment import environment
 from nmlearn.train.evaluation import evaluate
+from nmlearn.train.finite import MOST_IN_A_ROW, Finite, broken
 from nmlearn.train.folder import RunFolder, save_model
 from nmlearn.train.journal import Journal, Listener, MaskWatch, Stopwatch
 from nmlearn.train.ranks import Ranks, joined
@@ -46,7 +46,9 @@ def train(config: TrainConfig, listener: Listener | None = None) -> dict[str, An
     Raises:
         ConfigError: the folder holds a run with other settings, or a setting is wrong.
         DataError, PlanError, AttachError: what data, plan or optimizer refuse.
-        StateError: a checkpoint that cannot be resumed, a loss that is not finite, or another process trains there.
+        StateError: a checkpoint that cannot be resumed, several losses in a row or weights that are not finite, or
+            another process trains there.
+        WriteError: a file cannot be written: the disk is full. The last checkpoint is kept.
         ViolationError: a weight breaks its pattern at the end.
     """
     run = RunFolder(config.folder)
@@ -70,7 +72,9 @@ class _Training:
         self.masks = MaskWatch(self.setting.sparsifier)
         self.watch = Stopwatch()
         self.losses: list[Tensor] = []
-        self.checkpoints = Checkpoints(config, run, ranks, self.setting, self.accounting, self.masks, self.watch)
+        self.finite = Finite(self.setting.model, ranks)
+        parts = (self.accounting, self.masks, self.watch, self.finite)
+        self.checkpoints = Checkpoints(config, run, ranks, self.setting, *parts)
         step = self.checkpoints.resume()
         self.step = step or 0
         self._logged_seconds = self.watch.seconds
@@ -102,33 +106,46 @@ class _Training:
             self._report()
 
     def _learn(self, parts: Iterator[tuple[Tensor, Tensor]]) -> None:
-        """One optimizer step, over ``accumulate`` parts of a batch."""
+        """One optimizer step, over ``accumulate`` parts of a batch; left out when its loss is not finite."""
         config, optimizer = self.config, self.setting.optimizer
         for group in optimizer.param_groups:
             group["lr"] = self.lr
         optimizer.zero_grad(set_to_none=True)
+        self.finite.begin()
         loss = torch.zeros((), device=self.ranks.device)
         for part in range(config.accumulate):
             # DDP adds up gradients of all processes once a step, with the last part.
             last = part == config.accumulate - 1
             with contextlib.nullcontext() if last else self._unshared():
-                loss += self._backward(*next(parts))
+                own = self._forward(*next(parts))
+                loss += own.detach()
+                if last:
+                    self.finite.see(loss)
+                own.backward()
+        self.accounting.count()
+        if self.finite.leaves_out():
+            self._leave_out()
+            return
         if config.optim.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.setting.model.parameters(), config.optim.clip_norm)
-        self.accounting.count()
         optimizer.step()
         self.losses.append(loss)
 
-    def _backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Gradients of one part; its share of the batch's loss."""
+    def _forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The share of one part in the batch's loss."""
         inputs = evaluation.to_device(inputs, self.ranks.device, self.config)
         with evaluation.autocast(self.ranks.device, self.config):
             logits = self.setting.forward(inputs)
             targets = targets.to(self.ranks.device, non_blocking=True)
             loss = evaluation.loss_of(logits, targets, self.config.optim.label_smoothing)
-            loss = loss / self.config.accumulate
-        loss.backward()
-        return loss.detach()
+            return loss / self.config.accumulate
+
+    def _leave_out(self) -> None:
+        """What is done in place of a step whose loss is not finite: nothing is learned, and the schedule goes on."""
+        if self.finite.in_a_row >= MOST_IN_A_ROW:
+            raise self._not_finite(self.step + 2 - self.finite.in_a_row, self.finite.loss)
+        self.setting.sparsifier.skip_step()
+        self.journal.write("left_out", self.step + 1, lr=self.lr, in_a_row=self.finite.in_a_row)
 
     def _unshared(self) -> AbstractContextManager[object]:
         """Within it DDP leaves gradients in their process."""
@@ -148,28 +165,31 @@ class _Training:
         if evaluates:
             self.journal.write("eval", self.step, **self._evaluate())
         if saves:
-            self.checkpoints.save(self.step)
+            self._save()
         self.watch.start()
 
     def _log(self) -> None:
         """Read the losses since the last time, which waits for the device, and write them and the masks."""
-        losses = self.ranks.sum(torch.stack(self.losses)) / self.ranks.size
-        values = losses.tolist()
+        values = (self.ranks.sum(torch.stack(self.losses)) / self.ranks.size).tolist() if self.losses else []
         self.watch.stop()
-        if not math.isfinite(sum(values)):
-            raise self._not_finite(values)
         seconds = self.watch.seconds - self._logged_seconds
         self.journal.write(
             "train",
             self.step,
             epoch=self.epoch,
-            loss=sum(values) / len(values),
+            loss=sum(values) / len(values) if values else None,
             lr=self.setting.optimizer.param_groups[0]["lr"],
             examples_per_second=len(values) * self.config.batch_size / max(seconds, 1e-9),
             seconds=self.watch.seconds,
         )
         self.losses, self._logged_seconds = [], self.watch.seconds
         self.journal.write("sparsity", self.step, **self.masks.look())
+
+    def _save(self) -> None:
+        """Write a checkpoint, but of finite weights alone: it is what one goes back to."""
+        if broken(self.setting.model):
+            raise self._not_finite(self.step, self.finite.loss)
+        self.checkpoints.save(self.step)
 
     def _evaluate(self) -> dict[str, Any]:
         """The values of an eval event."""
@@ -195,6 +215,7 @@ class _Training:
             training_flops_ratio=accounting.training_flops_ratio,
             density=_density(setting.model, list(taken)),
             violations=0,
+            left_out=self.finite.left_out,
         )
         summary = {**final, **_labels(self.config)}
         if self.ranks.first:
@@ -252,15 +273,15 @@ class _Training:
         if not resumed:
             self.journal.write("sparsity", 0, **self.masks.look())
 
-    def _not_finite(self, losses: list[float]) -> StateError:
-        first = next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
-        step = self.step - len(losses) + first + 1
-        broken = [name for name, p in self.setting.model.named_parameters() if not p.isfinite().all()]
+    def _not_finite(self, step: int, loss: float) -> StateError:
+        """What ends a training: losses, or weights, that are not finite from a step on."""
+        names, row = broken(self.setting.model), self.finite.in_a_row
+        wrong = f"no finite loss in {row} steps, which were left out" if row else "the loss is finite, the weights not"
+        found = f"; {len(names)} weights are not finite, the first is {names[0]}" if names else ""
         return StateError(
             where=f"training step {step} (epoch {step / self.setting.steps_per_epoch:.2f}) of {self.folder.path}",
-            given=f"a loss of {losses[first]} at a learning rate of {self.setting.optimizer.param_groups[0]['lr']:.3g}",
-            wrong="the loss is not finite any more"
-            + (f"; by step {self.step} {len(broken)} weights are not, the first is {broken[0]}" if broken else ""),
+            given=f"a loss of {loss / self.ranks.size:g} at a learning rate of {self.lr:.3g}",
+            wrong=wrong + found,
             fix="lower optim.lr, lengthen optim.warmup_epochs or set optim.clip_norm, and give --resume none or "
             "another --out (the last checkpoint is good, but goes on with the settings it has)",
         )
