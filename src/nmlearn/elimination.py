@@ -70,8 +70,8 @@ def check_finite(name: str, values: Tensor, what: str) -> None:
     Raises:
         StateError: a value is NaN or infinite.
     """
-    # One pass that only reads; a norm passes NaN on, and every norm but this one may overflow.
-    if values.numel() and not math.isfinite(float(torch.linalg.vector_norm(values, math.inf))):
+    # Both ends are NaN where any value is. One pass that only reads, several times as fast as torch.isfinite or a norm.
+    if values.numel() and not bool(torch.stack(torch.aminmax(values)).isfinite().all()):
         raise StateError(
             where=name,
             given=f"{int((~torch.isfinite(values)).sum())} of {values.numel()} {what} that are not finite",
