@@ -68,6 +68,7 @@ class TrainBar:
             parts.append(f"accuracy {console.percent(event['accuracy'])}")
         if event["bits_per_byte"] is not None:
             parts.append(f"{event['bits_per_byte']:.4f} bits per byte")
+        parts += [f"{name} {console.percent(ap)}" for name, ap in console.precisions(event)]
         if event["ema_accuracy"] is not None:
             parts.append(f"average {console.percent(event['ema_accuracy'])}")
         if self._density is not None:

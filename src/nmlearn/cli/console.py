@@ -54,6 +54,12 @@ def percent(value: float | None, digits: int = 2) -> str:
     return DASH if value is None else f"{100 * value:.{digits}f} %"
 
 
+def precisions(values: dict[str, Any]) -> list[tuple[str, float]]:
+    """Names and values of a detector's average precisions; none of other models."""
+    known = {"box_ap": "box AP", "mask_ap": "mask AP"}
+    return [(name, values[key]) for key, name in known.items() if values.get(key) is not None]
+
+
 def points(mean: float | None, low: float | None, high: float | None) -> str:
     """A gap in percentage points with its interval."""
     if mean is None:

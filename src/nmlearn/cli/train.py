@@ -47,6 +47,8 @@ def _show(summary: dict[str, Any], config: TrainConfig, report: Path) -> None:
         table.add_row("accuracy of the average", console.percent(summary["ema_accuracy"]))
     if summary["bits_per_byte"] is not None:
         table.add_row("bits per byte", console.number(summary["bits_per_byte"], 4))
+    for name, precision in console.precisions(summary):
+        table.add_row(name, console.percent(precision))
     table.add_row("loss", console.number(summary["loss"], 4))
     if config.method.name != "dense":
         table.add_row("density", f"{console.percent(summary['density'])} of the weights taken, every group verified")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nmlearn.data.cifar import cifar10, cifar100
+from nmlearn.data.coco import CocoOptions, coco
 from nmlearn.data.fashion import fashion_mnist, fashion_mnist_full
 from nmlearn.data.folder import FolderOptions, image_folder
 from nmlearn.data.options import ImageOptions, Limits
@@ -29,6 +30,7 @@ DATASETS: dict[str, Callable[..., Task]] = {
     "cifar10": cifar10,
     "cifar100": cifar100,
     "image-folder": image_folder,
+    "coco": coco,
     "wordnet": wordnet_nouns,
     "text": plain_text,
 }
@@ -39,6 +41,7 @@ OPTIONS: dict[str, type[Limits]] = {
     "cifar10": ImageOptions,
     "cifar100": ImageOptions,
     "image-folder": FolderOptions,
+    "coco": CocoOptions,
     "wordnet": WordNetOptions,
     "text": TextOptions,
 }

@@ -58,6 +58,27 @@ def resize(images: Tensor, size: int) -> Tensor:
     return functional.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
 
 
+def erase_(images: Tensor, probability: float, generator: Generator) -> Tensor:
+    """With `probability` put normal noise into a box of each image, in place (Zhong et al. 2020, as DeiT uses it).
+
+    The box has 2 to 33 % of the area, uniform, and an aspect ratio log-uniform in [0.3, 1 / 0.3]; ten tries to fit it.
+    images: float32 [b, C, H, W] after normalisation, on any device; they are returned.
+    """
+    channels, height, width = images.shape[1:]
+    for number in (torch.rand(len(images), generator=generator) < probability).nonzero().flatten().tolist():
+        draws = torch.rand(10, 4, generator=generator)
+        area = height * width * (0.02 + (1 / 3 - 0.02) * draws[:, 0])
+        aspect = torch.exp((2 * draws[:, 1] - 1) * math.log(0.3))
+        tall, wide = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
+        fitting = ((tall < height) & (wide < width)).nonzero().flatten().tolist()[:1]
+        for k in fitting:
+            h, w = int(tall[k]), int(wide[k])
+            top, left = int(draws[k, 2] * (height - h + 1)), int(draws[k, 3] * (width - w + 1))
+            noise = torch.randn(channels, h, w, generator=generator)
+            images[number, :, top : top + h, left : left + w] = noise.to(images.device)
+    return images
+
+
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(images / 255 - mean) / std per channel: values 0 to 255 in, float32 out. mean, std: float32 [C], of [0, 1]."""
     scale = (1 / (255 * std))[:, None, None]

@@ -15,11 +15,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from nmlearn.data import augment, picture
 from nmlearn.data.mix import mix
 from nmlearn.data.options import ImageOptions, parse, require
+from nmlearn.data.pipeline import Broken, Key, Pipeline, processes
 from nmlearn.data.task import Batch, Draw, Task, generator
 from nmlearn.errors import ConfigError, DataError
 
@@ -35,27 +36,37 @@ class FolderOptions(ImageOptions):
     """Options of "image-folder": those of all images, and
 
     Attributes:
-        workers: decoding processes (None: one per usable core, at most 8; 0: decode in the training process).
+        randaugment: magnitude of RandAugment in [0, 10], 0 for off; DeiT has 9 (see `nmlearn.data.randaugment`).
+        erasing: probability that a box of a training image is filled with noise; DeiT has 0.25.
+        repeats: how often an epoch shows each image it shows, augmented anew; DeiT has 3, and a third of the images.
+        interpolation: "bilinear" or "bicubic", of the resizing.
+        workers: decoding processes (None: this process's share of the usable cores, at most 16; 0: decode in the
+            training process).
     """
 
     augment: str = "random-resized-crop"
     crop_scale: float = 0.08
     image_size: int | None = 224
+    randaugment: float = 0.0
+    erasing: float = 0.0
+    repeats: int = 1
+    interpolation: str = "bilinear"
     workers: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        strength, share, shown = self.randaugment, self.erasing, self.repeats
+        require(0 <= strength <= 10, "randaugment", strength, "not in [0, 10]", "use 0 for off, or for instance 9")
+        require(0 <= share <= 1, "erasing", share, "not in [0, 1]", "use 0 for off, or for instance 0.25")
+        require(shown >= 1, "repeats", shown, "not positive", "use 1, or for instance 3")
+        known = self.interpolation in ("bilinear", "bicubic")
+        require(known, "interpolation", self.interpolation, "no such one", "use bilinear or bicubic")
         require(self.workers is None or self.workers >= 0, "workers", self.workers, "negative", "use 0 or more")
 
     @property
     def side(self) -> int:
         """Height and width of what the network sees."""
         return self.image_size or 224
-
-    @property
-    def processes(self) -> int:
-        """The number of decoding processes."""
-        return min(8, len(os.sched_getaffinity(0))) if self.workers is None else self.workers
 
 
 class Example(NamedTuple):
@@ -65,67 +76,58 @@ class Example(NamedTuple):
     label: int
 
 
-class Broken(NamedTuple):
-    """What a worker hands over in place of an image that it cannot decode: exceptions lose their type on the way."""
-
-    file: Path
-    reason: str
-
-
 class Decoded(Dataset[tuple[Tensor, int] | Broken]):
-    """uint8 images of one pass; lives in the worker processes."""
+    """uint8 images by Key; lives in the worker processes. Copies of an image have numbers beyond the last one's."""
 
-    def __init__(self, examples: Sequence[Example], kind: str, options: FolderOptions, seeds: tuple[int, ...]) -> None:
-        self.examples, self.kind, self.options, self.seeds = examples, kind, options, seeds
+    def __init__(self, parts: dict[str, list[Example]], options: FolderOptions) -> None:
+        self.parts, self.options = parts, options
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | Broken:
-        file, label = self.examples[index]
-        seeds = (*self.seeds, index)
+    def __getitem__(self, key: Key) -> tuple[Tensor, int] | Broken:
+        examples = self.parts[key.part]
+        file, label = examples[key.number % len(examples)]
+        kind = self.options.augment if key.part == "train" else "none"
         try:
-            return picture.read(file, self.kind, self.options.side, self.options.crop_scale, seeds), label
+            return picture.read(file, kind, self.options, (*key.seeds, key.number)), label
         except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on damaged files
             return Broken(file, str(error))
 
 
 class ImageFolder(Task):
-    """An image classification task read from files as it goes."""
+    """An image classification task read from files as it goes.
+
+    Workers hand over uint8 in the memory order of channels_last; the rest happens on `device`.
+    """
 
     kind = "image"
 
     def __init__(self, root: Path, options: FolderOptions) -> None:
-        self.name, self.source, self.options = "image-folder", str(root), options
+        self.name, self.source, self.options, self.repeats = "image-folder", str(root), options, options.repeats
         names = class_names(root)
         self.classes = len(names)
-        self._train = list_images(root, "train", names)[: options.train_limit]
-        self._eval = list_images(root, "val", names)[: options.eval_limit]
-        self.train_size, self.eval_size = len(self._train), len(self._eval)
+        train = list_images(root, "train", names)[: options.train_limit]
+        evaluation = list_images(root, "val", names)[: options.eval_limit]
+        self.train_size, self.eval_size = len(train), len(evaluation)
         self.input_shape = (3, options.side, options.side)
-        self._mean, self._std = torch.tensor(MEAN), torch.tensor(STD)
+        decoded = Decoded({"train": train, "val": evaluation}, options)
+        self._pipeline = Pipeline(decoded, collate, processes(options.workers))
 
     def read_train(self, draws: Sequence[Draw], *, seed: int, epoch: int) -> Iterator[Batch]:
-        data = Decoded(self._train, self.options.augment, self.options, (seed, epoch))
-        batches = self._decode(data, [draw.indices for draw in draws])
-        for draw, (images, labels) in zip(draws, batches, strict=True):
+        keys = [[Key("train", number, (seed, epoch)) for number in draw.indices.tolist()] for draw in draws]
+        options = self.options
+        for draw, (images, labels) in zip(draws, self._read(keys), strict=True):
             random = generator(draw.seed)
-            yield mix(images, labels, self.classes, random, mixup=self.options.mixup, cutmix=self.options.cutmix)
+            if options.erasing:
+                augment.erase_(images, options.erasing, random)
+            yield mix(images, labels, self.classes, random, mixup=options.mixup, cutmix=options.cutmix)
 
     def read_eval(self, parts: Sequence[Tensor]) -> Iterator[Batch]:
-        yield from self._decode(Decoded(self._eval, "none", self.options, ()), parts)
+        return self._read([[Key("val", number) for number in part.tolist()] for part in parts])
 
-    def _decode(self, data: Decoded, parts: Sequence[Tensor]) -> Iterator[Batch]:
-        loader = DataLoader(
-            data,
-            batch_sampler=[part.tolist() for part in parts],
-            num_workers=self.options.processes,
-            collate_fn=collate,
-            generator=generator(0),  # else the loader draws its workers' seeds from the global one
-        )
-        for batch in loader:
-            if isinstance(batch, Broken):
-                fix = "replace or remove the file"
-                raise DataError(where="data.path", given=batch.file, wrong=f"no image ({batch.reason})", fix=fix)
-            images, labels = batch
-            yield augment.normalise(images, self._mean, self._std), labels
+    def _read(self, keys: Sequence[list[Key]]) -> Iterator[Batch]:
+        mean, std = torch.tensor(MEAN, device=self.device), torch.tensor(STD, device=self.device)
+        for images, labels in self._pipeline.batches(keys):
+            images, labels = (each.to(self.device, non_blocking=True) for each in (images, labels))
+            yield augment.normalise(images, mean, std), labels
 
 
 def image_folder(path: Path | None = None, **options: object) -> Task:
@@ -176,9 +178,9 @@ def list_images(root: Path, part: str, names: Sequence[str]) -> list[Example]:
 
 
 def collate(items: Sequence[tuple[Tensor, int] | Broken]) -> Batch | Broken:
-    """uint8 [b, 3, size, size] and int64 [b], or the first broken image."""
+    """uint8 [b, 3, size, size] in the memory order of channels_last and int64 [b], or the first broken image."""
     for item in items:
         if isinstance(item, Broken):
             return item
     images, labels = zip(*items, strict=True)
-    return torch.stack(images), torch.tensor(labels)
+    return torch.stack(images).permute(0, 3, 1, 2), torch.tensor(labels)

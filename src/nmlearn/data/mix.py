@@ -33,11 +33,11 @@ def mix(
     share = float(random.beta(alpha, alpha))
     other = torch.randperm(len(labels), generator=generator)
     if use_cutmix:
-        images, share = paste(images, images[other], share, random)
+        images, share = paste(images, images[other.to(images.device)], share, random)
     else:
-        images = torch.lerp(images[other], images, share)
+        images = torch.lerp(images[other.to(images.device)], images, share)
     hard = functional.one_hot(labels, classes).float()
-    return images, torch.lerp(hard[other], hard, share)
+    return images, torch.lerp(hard[other.to(hard.device)], hard, share)
 
 
 def paste(images: Tensor, others: Tensor, share: float, random: np.random.Generator) -> tuple[Tensor, float]:

@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nmlearn.data.augment import ASPECT
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from nmlearn.data.randaugment import randaugment
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 EVAL_SHARE = 0.875  # 224 of 256: the centre crop of He et al. 2016 and nearly everyone since
 
 
-def read(file: Path, kind: str, size: int, smallest: float, seeds: tuple[int, ...]) -> Tensor:
-    """The image as uint8 [3, size, size], augmented as `kind` says (see `ImageOptions`) with randomness from `seeds`
+class Look(Protocol):
+    """How images are looked at: the options of "image-folder" that matter here."""
+
+    @property
+    def side(self) -> int: ...
+    @property
+    def crop_scale(self) -> float: ...
+    @property
+    def interpolation(self) -> str: ...
+    @property
+    def randaugment(self) -> float: ...
+
+
+def read(file: Path, kind: str, look: Look, seeds: tuple[int, ...]) -> Tensor:
+    """The image as uint8 [side, side, 3], augmented as `kind` says (see `ImageOptions`) with randomness from `seeds`
     only.
+
+    A JPEG is decoded at a half, a quarter or an eighth of its size when the part that is seen keeps all the pixels it
+    needs: its cosine transform allows it, and most of the time goes into decoding.
 
     Raises:
         OSError, ValueError, SyntaxError: the file is no image.
@@ -29,18 +43,24 @@ def read(file: Path, kind: str, size: int, smallest: float, seeds: tuple[int, ..
     from PIL import Image
 
     random = np.random.default_rng(seeds)
+    side = look.side
     with Image.open(file) as opened:
-        image = opened.convert("RGB")
-    box = _box(image, kind, smallest, random)
-    image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+        width, height = opened.size
+        left, top, right, bottom = _box(width, height, kind, look.crop_scale, random)
+        opened.draft(None, (math.ceil(side * width / (right - left)), math.ceil(side * height / (bottom - top))))
+        image = opened if opened.mode == "RGB" else opened.convert("RGB")
+        across, down = image.width / width, image.height / height
+        box = (left * across, top * down, right * across, bottom * down)
+        image = image.resize((side, side), Image.Resampling[look.interpolation.upper()], box=box)
     if kind != "none" and random.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    if kind != "none" and look.randaugment:
+        image = randaugment(image, look.randaugment, random)
+    return torch.from_numpy(np.array(image))
 
 
-def _box(image: Image, kind: str, smallest: float, random: np.random.Generator) -> Box:
+def _box(width: int, height: int, kind: str, smallest: float, random: np.random.Generator) -> Box:
     """The part of the image that the network sees."""
-    width, height = image.size
     if kind == "random-resized-crop":
         return random_box(width, height, smallest, random)
     side = EVAL_SHARE * min(width, height)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from nmlearn.errors import ConfigError
 
-Batch = tuple[Tensor, Tensor]
+# Inputs and targets: two tensors; for "detection" a list of tensors and a list of dicts of tensors.
+Batch = tuple[Any, Any]
 
 
 class Draw(NamedTuple):
@@ -38,13 +39,16 @@ class Task(ABC):
 
     Attributes:
         name: the name in `DATASETS`.
-        kind: "image", "text" (classification) or "language" (next token).
-        classes: number of classes; the vocabulary size for "language".
+        kind: "image", "text" (classification), "language" (next token) or "detection" (boxes).
+        classes: number of classes; the vocabulary size for "language"; with the background for "detection".
         input_shape: of one example, [C, H, W] or [T].
         train_size, eval_size: numbers of examples.
         source: where the data came from, for reports.
         vocabulary: number of token ids for "text" and "language", else None.
         bytes_per_token: mean bytes per token for "language" (bits per byte = loss / ln 2 / bytes_per_token), else None.
+        repeats: how often an epoch shows each example that it shows, each time augmented anew; see `train_batches`.
+        device: where batches are finished and handed over, for sources that make use of it; others leave it to the
+            caller. Assign to it.
     """
 
     name: str
@@ -56,6 +60,8 @@ class Task(ABC):
     source: str
     vocabulary: int | None = None
     bytes_per_token: float | None = None
+    repeats: int = 1
+    device: torch.device = torch.device("cpu")
 
     def train_batches(
         self, batch_size: int, *, epoch: int, seed: int, rank: int = 0, world: int = 1, skip: int = 0
@@ -66,9 +72,12 @@ class Task(ABC):
         permutation, so ranks never share an example. `skip` starts at that batch and gives the very batches of the
         unskipped epoch.
 
+        With `repeats` r the epoch shows one r-th of the examples r times, side by side and on different ranks where it
+        can (repeated augmentation; Hoffer et al. 2020); copy c of example i is drawn as number i + c * train_size.
+
         Yields:
             inputs (float32 [b, C, H, W], or int64 tokens [b, T]) and targets (int64 [b]; float32 [b, classes] under
-            mixup or cutmix; int64 [b, T] for "language").
+            mixup or cutmix; int64 [b, T] for "language"). For "detection" see `nmlearn.data.coco`.
 
         Raises:
             ConfigError: not one full batch in the training set, or a rank outside the world.
@@ -82,10 +91,18 @@ class Task(ABC):
                 wrong=f"{self.name} has only {self.train_size} training examples: not one full batch",
                 fix="use a smaller batch or more training examples",
             )
-        order = torch.randperm(self.train_size, generator=generator(mixed_seed(seed, epoch)))
-        slices = order[: steps * batch_size * world].view(steps, world, batch_size)[:, rank]
+        order = self._order(seed, epoch)[: steps * batch_size * world]
+        # Copies lie side by side: dealt out like cards, they come to different ranks.
+        dealt = order.view(steps, batch_size, world).transpose(1, 2)
+        slices = (order.view(steps, world, batch_size) if self.repeats == 1 else dealt)[:, rank]
         draws = [Draw(slices[k], mixed_seed(seed, epoch, k, rank)) for k in range(skip, steps)]
         return self.read_train(draws, seed=seed, epoch=epoch)
+
+    def _order(self, seed: int, epoch: int) -> Tensor:
+        """Numbers of the examples of an epoch, int64 [train_size]."""
+        order = torch.randperm(self.train_size, generator=generator(mixed_seed(seed, epoch)))
+        copies = torch.arange(self.repeats) * self.train_size
+        return (order[:, None] + copies).flatten()[: self.train_size]
 
     def eval_batches(self, batch_size: int, *, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Every evaluation example exactly once over all ranks, in a fixed order; the last batch may be smaller."""

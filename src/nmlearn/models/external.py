@@ -32,14 +32,48 @@ def from_timm(name: str, classes: int, input_shape: tuple[int, ...], kind: str, 
 
 
 def from_torchvision(name: str, classes: int, input_shape: tuple[int, ...], kind: str, options: Options) -> nn.Module:
-    """torchvision.models.get_model(name, **options): for instance `weights`. Three input channels."""
-    _images_only("torchvision", name, kind)
+    """torchvision.models.get_model(name, **options): for instance `weights`. Three input channels.
+
+    Detection models start without weights unless `weights` or `weights_backbone` name some: torchvision would download
+    a backbone.
+    """
+    if kind != "detection":
+        _images_only("torchvision", name, kind)
     if input_shape[0] != 3:
         given, fix = f"torchvision:{name}", "use timm:NAME or one of nmlearn's own models for other images"
         wrong = f"takes 3 input channels, and the data has {input_shape[0]}"
         raise ConfigError(where="model.name", given=given, wrong=wrong, fix=fix)
     models = imported("torchvision").models
+    detects = name in models.list_models(module=models.detection)
+    if detects != (kind == "detection"):
+        wrong = f"takes {'detection' if detects else 'image'} data, and this is {kind} data"
+        fix = "use data.name coco" if detects else "use for instance torchvision:fasterrcnn_resnet50_fpn"
+        raise ConfigError(where="model.name", given=f"torchvision:{name}", wrong=wrong, fix=fix)
+    options = {"weights": None, "weights_backbone": None, **options} if detects else options
     return _called("torchvision", name, models.get_model, name, num_classes=classes, **options)
+
+
+def load_backbone(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load a classifier's state into the backbone of a detector of torchvision's, without the classifier itself.
+
+    Its batch norms are replaced by frozen ones: a detector's batches are too small for statistics.
+
+    Raises:
+        ConfigError: the model is no detector with a backbone.
+        RuntimeError: the state is another network's.
+    """
+    body = getattr(getattr(model, "backbone", None), "body", None)
+    if not isinstance(body, nn.Module):
+        given, fix = type(model).__name__, "leave model.backbone out, or use torchvision:fasterrcnn_resnet50_fpn"
+        raise ConfigError(where="model.backbone", given=given, wrong="a model without a backbone", fix=fix)
+    own = {name.partition(".")[0] for name, _ in body.named_modules()}
+    kept = {key: value for key, value in state.items() if key.partition(".")[0] in own}
+    body.load_state_dict(kept)
+    frozen = imported("torchvision").ops.FrozenBatchNorm2d
+    for name, norm in [(n, m) for n, m in body.named_modules() if isinstance(m, nn.BatchNorm2d)]:
+        still = frozen(norm.num_features, eps=norm.eps)
+        still.load_state_dict(norm.state_dict())
+        body.set_submodule(name, still)
 
 
 def from_transformers(name: str, classes: int, input_shape: tuple[int, ...], kind: str, options: Options) -> nn.Module:

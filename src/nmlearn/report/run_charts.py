@@ -43,12 +43,14 @@ class Clock:
 
 
 def training_section(run: Run) -> Section:
-    """Accuracy (or bits per byte), losses, learning rate."""
+    """Accuracy (or average precision, or bits per byte), losses, learning rate."""
     clock, paint = Clock(run), method_paint(run)
     axis = clock.axis(choosing(run, clock))
     figures = []
     for key, averaged, label, scale in (
         ("accuracy", "ema_accuracy", "accuracy, %", 100.0),
+        ("box_ap", None, "box AP, %", 100.0),
+        ("mask_ap", None, "mask AP, %", 100.0),
         ("bits_per_byte", None, "bits per byte", 1.0),
     ):
         lines = [Series("measured", curve(run.of("eval"), key, clock, scale), paint)]

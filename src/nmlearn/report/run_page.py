@@ -41,10 +41,12 @@ def _environment_text(value: object) -> str:
 
 
 def result(run: Run) -> tuple[str, str]:
-    """The most telling measurement so far, with its name: accuracy, else bits per byte, else loss."""
+    """The most telling measurement so far, with its name: accuracy, else box AP or bits per byte, else loss."""
     last = run.summary or next(iter(reversed(run.of("eval"))), {})
     if finite(last.get("accuracy")) is not None:
         return percent(last["accuracy"]), "accuracy"
+    if finite(last.get("box_ap")) is not None:
+        return percent(last["box_ap"]), "box AP"
     if finite(last.get("bits_per_byte")) is not None:
         return significant(last["bits_per_byte"], 4), "bits per byte"
     if finite(last.get("loss")) is not None:
@@ -127,6 +129,8 @@ def _bytes(value: object) -> str:
 
 EXTRA = (
     ("ema_accuracy", "Averaged model", percent),
+    ("box_ap", "Box AP", percent),
+    ("mask_ap", "Mask AP", percent),
     ("bits_per_byte", "Bits per byte", lambda value: significant(value, 4)),
     ("loss", "Evaluation loss", lambda value: significant(value, 3)),
 )

@@ -35,6 +35,8 @@ class ModelConfig:
     """Model, e.g. resnet20, vit, gpt, timm:NAME; `nmlearn doctor` lists the names and their options."""
     weights: str | None = None
     """A safetensors file to start from, e.g. the model of an earlier run."""
+    backbone: str | None = None
+    """A safetensors file of a classifier that a detector's backbone starts from, its norms frozen."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of this model, e.g. width; `nmlearn doctor` lists them."""
 
@@ -75,8 +77,10 @@ class OptimConfig:
     """Weight decay."""
     decay_norms_and_biases: bool = False
     """Apply weight decay to vectors (norms, biases) too."""
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "step"] = "cosine"
     """Learning rate after the warm-up, per step."""
+    milestones: tuple[float, ...] = ()
+    """Epochs at which `step` divides the learning rate by ten."""
     warmup_epochs: float = 0.5
     """Epochs of linear warm-up from 0."""
     label_smoothing: float = 0.0
@@ -90,6 +94,13 @@ class OptimConfig:
         _at_least("optim.warmup_epochs", self.warmup_epochs, 0)
         _between("optim.momentum", self.momentum, 0, 1)
         _between("optim.label_smoothing", self.label_smoothing, 0, 1)
+        if (self.schedule == "step") != bool(self.milestones):
+            raise ConfigError(
+                where="optim.milestones",
+                given=f"{list(self.milestones)} with optim.schedule {self.schedule}",
+                wrong="the schedule step divides the learning rate at milestones, and no other does",
+                fix="set optim.schedule to step and optim.milestones, for instance to [8, 11], or neither",
+            )
         if self.nesterov and self.momentum == 0:
             raise ConfigError(
                 where="optim.nesterov",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from nmlearn.data import Task
+from nmlearn.train import detection
 from nmlearn.train.config import TrainConfig
 from nmlearn.train.ranks import Ranks
 
@@ -27,10 +29,21 @@ def loss_of(logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float 
     return functional.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
 
 
-def to_device(batch: torch.Tensor, device: torch.device, config: TrainConfig) -> torch.Tensor:
-    """A batch where, and laid out as, the model wants it."""
-    if config.channels_last and batch.ndim == 4:
-        return batch.to(device, non_blocking=True, memory_format=torch.channels_last)
+def training_loss(forward: nn.Module, inputs: Any, targets: Any, label_smoothing: float) -> torch.Tensor:
+    """The loss of a part of a batch: a detector computes it itself, the cross-entropy of what comes out otherwise."""
+    if isinstance(inputs, list):
+        return detection.loss_of(forward, inputs, targets)
+    logits = forward(inputs)
+    return loss_of(logits, targets.to(logits.device, non_blocking=True), label_smoothing)
+
+
+def to_device(batch: Any, device: torch.device, config: TrainConfig) -> Any:
+    """Inputs where, and laid out as, the model wants them; lists of images of many sizes are where they should be."""
+    if isinstance(batch, list):
+        return batch
+    if batch.ndim == 4:
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        return batch.to(device, non_blocking=True, memory_format=layout)
     return batch.to(device, non_blocking=True)
 
 
@@ -43,11 +56,17 @@ def autocast(device: torch.device, config: TrainConfig) -> AbstractContextManage
 def evaluate(model: nn.Module, task: Task, config: TrainConfig, ranks: Ranks) -> dict[str, float | None]:
     """Mean loss (nats), accuracy (0..1; None for language) and bits per byte (None but for language), over all ranks.
 
-    The model is left in the mode it was in.
+    For detectors the loss is their own, and box_ap and mask_ap are added; see :mod:`nmlearn.train.detection`. The model
+    is left in the mode it was in.
     """
     was_training = model.training
     model.eval()
     ranks.share_buffers(model)
+    if task.kind == "detection":
+        with autocast(ranks.device, config):
+            values = detection.evaluate(model, task, config.eval_batch_size, ranks)
+        model.train(was_training)
+        return {"accuracy": None, "bits_per_byte": None, **values}
     total = torch.zeros(3, dtype=torch.float64, device=ranks.device)
     for inputs, targets in task.eval_batches(config.eval_batch_size, rank=ranks.rank, world=ranks.size):
         inputs, targets = to_device(inputs, ranks.device, config), targets.to(ranks.device)

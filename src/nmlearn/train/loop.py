@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nmlearn.data import Batch
 from nmlearn.errors import StateError
 from nmlearn.train import evaluation, optim, recipe
 from nmlearn.train.accounting import Accounting, dense_flops
@@ -29,6 +30,9 @@ from nmlearn.train.folder import RunFolder, save_model
 from nmlearn.train.journal import Journal, Listener, MaskWatch, Stopwatch
 from nmlearn.train.ranks import Ranks, joined
 from nmlearn.train.setting import Setting, setting
+
+# What the final event and the summary tell of the last evaluation; the last two are for detectors alone.
+SCORES = ("loss", "accuracy", "bits_per_byte", "ema_accuracy", "box_ap", "mask_ap")
 
 
 def train(config: TrainConfig, listener: Listener | None = None) -> dict[str, Any]:
@@ -105,7 +109,7 @@ class _Training:
             )
             self._report()
 
-    def _learn(self, parts: Iterator[tuple[Tensor, Tensor]]) -> None:
+    def _learn(self, parts: Iterator[Batch]) -> None:
         """One optimizer step, over ``accumulate`` parts of a batch; left out when its loss is not finite."""
         config, optimizer = self.config, self.setting.optimizer
         for group in optimizer.param_groups:
@@ -131,14 +135,12 @@ class _Training:
         optimizer.step()
         self.losses.append(loss)
 
-    def _forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _forward(self, inputs: Any, targets: Any) -> Tensor:
         """The share of one part in the batch's loss."""
         inputs = evaluation.to_device(inputs, self.ranks.device, self.config)
         with evaluation.autocast(self.ranks.device, self.config):
-            logits = self.setting.forward(inputs)
-            targets = targets.to(self.ranks.device, non_blocking=True)
-            loss = evaluation.loss_of(logits, targets, self.config.optim.label_smoothing)
-            return loss / self.config.accumulate
+            forward, smoothing = self.setting.forward, self.config.optim.label_smoothing
+            return evaluation.training_loss(forward, inputs, targets, smoothing) / self.config.accumulate
 
     def _leave_out(self) -> None:
         """What is done in place of a step whose loss is not finite: nothing is learned, and the schedule goes on."""
@@ -209,7 +211,7 @@ class _Training:
         final = self.journal.write(
             "final",
             self.step,
-            **{key: evaluated[key] for key in ("loss", "accuracy", "bits_per_byte", "ema_accuracy")},
+            **{key: evaluated[key] for key in SCORES if key in evaluated},
             seconds=self.watch.seconds,
             state_bytes_per_weight=accounting.state_bytes / max(1, sum(taken.values())),
             training_flops_ratio=accounting.training_flops_ratio,
@@ -237,7 +239,7 @@ class _Training:
         """The learning rate of the next step."""
         return optim.learning_rate(self.config.optim, self.step, self.setting.steps_per_epoch, self.setting.total_steps)
 
-    def _parts(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _parts(self) -> Iterator[Batch]:
         """The parts of batches that this process computes in the rest of the epoch."""
         epoch, done = divmod(self.step, self.setting.steps_per_epoch)
         accumulate = self.config.accumulate

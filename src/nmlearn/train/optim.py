@@ -26,10 +26,12 @@ def build(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
 
 
 def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, total_steps: int) -> float:
-    """The learning rate of a step (the first is 0): a linear warm-up to the peak, then a cosine to 0, or the peak."""
+    """The learning rate of a step (the first is 0): a linear warm-up to the peak, then the schedule."""
     warmup = min(round(config.warmup_epochs * steps_per_epoch), total_steps)
     if step < warmup:
         return config.lr * (step + 1) / warmup
     if config.schedule == "constant":
         return config.lr
+    if config.schedule == "step":
+        return config.lr * 0.1 ** sum(step >= epoch * steps_per_epoch for epoch in config.milestones)
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total_steps - warmup)))

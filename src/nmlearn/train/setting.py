@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def setting(config: TrainConfig, ranks: Ranks) -> Setting:
         torch.set_num_threads(config.threads)
     part_size = _part_size(config, ranks)
     task = load_task(config.data)
+    task.device = ranks.device
     steps_per_epoch = _steps(config, task)
     torch.manual_seed(config.seed)
     model = build_model(config.model, task)
@@ -98,13 +100,15 @@ def load_task(config: DataConfig) -> Task:
 
 
 def build_model(config: ModelConfig, task: Task) -> nn.Module:
-    """The model of a configuration for a task, with ``config.weights`` when they are given."""
+    """The model of a configuration for a task, with ``config.weights`` and ``config.backbone`` when they are given."""
     options = dict(config.options)
     if task.kind == "text" and config.name in nmlearn.models.MODELS:
         options.setdefault("vocabulary", task.vocabulary)
     model = nmlearn.models.build(
         config.name, classes=task.classes, input_shape=task.input_shape, kind=task.kind, **options
     )
+    if config.backbone is not None:
+        load_backbone(model, Path(config.backbone))
     if config.weights is not None:
         load_weights(model, Path(config.weights))
     return model
@@ -116,18 +120,39 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         FormatError: the file is missing or no safetensors file, or its keys or shapes are another model's.
     """
-    from safetensors import SafetensorError
+    fix = "give a safetensors file of the same model, built with the same model.options"
+    with _refusing("model.weights", path, model, fix):
+        model.load_state_dict(_tensors(path))
+
+
+def load_backbone(model: nn.Module, path: Path) -> None:
+    """Load a safetensors file of a classifier into a detector's backbone, and freeze its norms.
+
+    Raises:
+        ConfigError: the model has no such backbone.
+        FormatError: the file is missing or no safetensors file, or it is another network's.
+    """
+    fix = "give a safetensors file of the classifier that the backbone is, for instance of a run of resnet50"
+    with _refusing("model.backbone", path, model, fix):
+        nmlearn.models.external.load_backbone(model, _tensors(path))
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
+    return load_file(path)
+
+
+@contextmanager
+def _refusing(where: str, path: Path, model: nn.Module, fix: str) -> Iterator[None]:
+    """Turn what loading a file raises into a FormatError."""
+    from safetensors import SafetensorError
+
     try:
-        model.load_state_dict(load_file(path))
+        yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise FormatError(
-            where="model.weights",
-            given=path,
-            wrong=f"cannot be loaded into {type(model).__name__}: {error}",
-            fix="give a safetensors file of the same model, built with the same model.options",
-        ) from error
+        wrong = f"cannot be loaded into {type(model).__name__}: {error}"
+        raise FormatError(where=where, given=path, wrong=wrong, fix=fix) from error
 
 
 def _part_size(config: TrainConfig, ranks: Ranks) -> int:

@@ -1,0 +1,86 @@
+"""COCO's three ways to write down an instance's mask: polygons, and run lengths as numbers or as text.
+
+Polygons are filled where a pixel's centre lies inside by the even-odd rule; pycocotools rounds corners to fifths of a
+pixel first, so that pixels on an outline may differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def mask(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """The mask, uint8 [height, width] of 0 and 1.
+
+    Args:
+        segmentation: as an annotation has it: a list of polygons [x0, y0, x1, y1, ...] in pixels, or a mapping with
+            "size" [height, width] and "counts", which is a list of run lengths or their text.
+
+    Raises:
+        ValueError: it is neither, or of another size.
+    """
+    if isinstance(segmentation, list):
+        filled = np.zeros((height, width), np.uint8)
+        for polygon in segmentation:
+            filled |= fill(polygon, height, width)
+        return filled
+    if not isinstance(segmentation, dict) or list(segmentation.get("size", [])) != [height, width]:
+        raise ValueError(f"a segmentation that is not polygons or run lengths of {height} x {width} pixels")
+    counts = segmentation["counts"]
+    return runs(lengths(counts) if isinstance(counts, str | bytes) else counts, height, width)
+
+
+def fill(polygon: Sequence[float], height: int, width: int) -> np.ndarray:
+    """A polygon, closed by itself, as uint8 [height, width]."""
+    corners = np.asarray(polygon, np.float64)
+    if corners.size < 6 or corners.size % 2:
+        raise ValueError(f"a polygon of {corners.size} numbers: it needs x and y of three corners at least")
+    starts = corners.reshape(-1, 2)
+    crossings = np.zeros((height, width + 1), np.int64)
+    for (x0, y0), (x1, y1) in zip(starts, np.roll(starts, -1, axis=0), strict=True):
+        low, high = sorted((y0, y1))
+        # Rows whose centre line the edge crosses; half open, so that a corner counts once.
+        rows = np.arange(max(0, np.ceil(low - 0.5)), min(height, np.ceil(high - 0.5)), dtype=np.int64)
+        if len(rows):
+            x = x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0)
+            crossings[rows, np.clip(np.ceil(x - 0.5), 0, width).astype(np.int64)] += 1
+    return (crossings.cumsum(axis=1)[:, :width] % 2).astype(np.uint8)
+
+
+def runs(counts: Sequence[int], height: int, width: int) -> np.ndarray:
+    """Run lengths of zeros, ones, zeros ... down the columns, as uint8 [height, width].
+
+    Raises:
+        ValueError: a negative length, or they do not add up to the image.
+    """
+    if any(count < 0 for count in counts) or sum(counts) != height * width:
+        raise ValueError(f"run lengths that are not those of {height} x {width} pixels")
+    values = np.arange(len(counts)) % 2
+    return np.repeat(values, counts).astype(np.uint8).reshape(width, height).T.copy()
+
+
+def lengths(text: str | bytes) -> list[int]:
+    """Run lengths from their text: five bits and a continuation bit a character, from 48 on; from the third one on each
+    is told as its difference to the one before the last.
+
+    Raises:
+        ValueError: the text ends in the middle of a number or has characters that are none of these.
+    """
+    codes = [code - 48 for code in (text.encode("ascii") if isinstance(text, str) else text)]
+    if any(not 0 <= code < 64 for code in codes) or (codes and codes[-1] & 32):
+        raise ValueError("run lengths whose text is damaged")
+    found: list[int] = []
+    value = shift = 0
+    for code in codes:
+        value |= (code & 31) << shift
+        shift += 5
+        if code & 32:
+            continue
+        if code & 16:  # the sign
+            value -= 1 << shift
+        found.append(value + (found[-2] if len(found) > 2 else 0))
+        value = shift = 0
+    return found
