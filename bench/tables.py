@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/benchmarks.md from the files in results/, between their markers.
+"""Write the tables of README.md and of pages in docs/ from the files in results/, between their markers.
 
 python bench/tables.py            # rewrites them
 python bench/tables.py --check    # exits 1 when a table is not what the results say
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/benchmarks.md")
+PAGES = ("README.md", "docs/benchmarks.md", "docs/recipes.md")
 _MARKED = re.compile(r"(<!-- table (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -31,6 +31,7 @@ def filled(page: Path) -> str:
     def table(match: re.Match[str]) -> str:
         result = json.loads((ROOT / "results" / f"{match[2]}.json").read_text())
         kind = kernels if result.get("what") == "nmlearn bench" else step_time if "rows" in result else comparison
+        kind = input_pipeline if "stages" in result else kind
         lines = kind(result)
         return match[1] + "\n".join(lines) + "\n" + match[4]
 
@@ -88,6 +89,15 @@ def kernels(result: dict[str, Any]) -> list[str]:
         ratios = [f"{cells[p]['over_best']:.2f} ({cells[p]['over_eager']:.2f})" if p in cells else "" for p in patterns]
         rows.append([f"{suite}, {dtype}", *ratios])
     return _markdown(["", *patterns], rows)
+
+
+def input_pipeline(result: dict[str, Any]) -> list[str]:
+    """What one core does of each part, and all of it with worker processes."""
+    rows = [[row["stage"], f"{row['images_per_cpu_second']:.0f}", ""] for row in result["stages"]]
+    for row in result["whole"]:
+        name = f"`image-folder`, whole, {row['workers'] or 'no'} worker{'s' * (row['workers'] != 1)}"
+        rows.append([name, f"{row['images_per_cpu_second']:.0f}", f"{row['images_per_second']:.0f}"])
+    return _markdown(["", "images/s of one core", "images/s"], rows)
 
 
 def _gap(row: dict[str, Any]) -> str:

@@ -1,0 +1,75 @@
+"""COCO's average precision, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nmlearn.train.average_precision import average_precision, match
+from nmlearn.train.detection import box_overlaps, mask_overlaps
+
+
+def rows(labels, scores, overlaps, objects, crowd=None):
+    crowd = np.zeros(len(objects), bool) if crowd is None else np.array(crowd)
+    shape = (len(labels), len(objects))
+    return match(np.array(labels), np.array(scores), np.array(overlaps, float).reshape(shape), np.array(objects), crowd)
+
+
+def test_all_found():
+    found = rows([1, 2], [0.9, 0.8], [[1, 0], [0, 1]], [1, 2])
+    assert average_precision(found, np.array([0, 1, 1])) == pytest.approx(1)
+
+
+def test_overlap_decides_how_many_thresholds_count():
+    found = rows([1], [0.9], [[0.72]], [1])  # 0.50, 0.55, 0.60, 0.65 and 0.70
+    assert average_precision(found, np.array([0, 1])) == pytest.approx(0.5)
+    on_the_edge = rows([1], [0.9], [[0.75]], [1])
+    assert average_precision(on_the_edge, np.array([0, 1])) == pytest.approx(0.6)
+
+
+def test_order_and_misses():
+    # A wrong one between two right ones, two of three objects: precision 1 up to recall 1/3, 2/3 up to 2/3, then 0.
+    found = rows([1, 1, 1], [0.9, 0.8, 0.7], [[1, 0, 0], [0, 0, 0], [0, 1, 0]], [1, 1, 1])
+    expected = (34 * 1 + 33 * 2 / 3) / 101  # recalls 0 to 0.33, 0.34 to 0.66
+    assert average_precision(found, np.array([0, 3])) == pytest.approx(expected)
+
+
+def test_the_second_on_one_object_is_wrong():
+    found = rows([1, 1], [0.8, 0.9], [[1], [0.95]], [1])
+    assert found[0, 1] == 0.9  # best first
+    assert found[0, 2:12].all()
+    assert not found[1, 2:].any()  # neither a hit nor left uncounted
+    assert average_precision(found, np.array([0, 1])) == pytest.approx(1)  # all recall is reached before it
+
+
+def test_crowds_take_any_number_and_count_for_nothing():
+    found = rows([1, 1, 1], [0.9, 0.8, 0.7], [[0, 0.99], [0, 0.99], [1, 0.99]], [1, 1], [False, True])
+    assert found[:2, 12:].all()
+    assert found[2, 2:12].all()  # an object comes before a crowd
+    assert average_precision(found, np.array([0, 1])) == pytest.approx(1)
+
+
+def test_categories_are_averaged_and_those_without_objects_left_out():
+    found = rows([1, 3], [0.9, 0.9], [[1, 0], [0, 0]], [1, 2])
+    assert average_precision(found, np.array([0, 1, 1, 0])) == pytest.approx(0.5)
+    assert average_precision(found, np.array([0, 0, 0, 0])) is None
+    assert average_precision(np.zeros((0, 22)), np.array([0, 1])) == 0
+
+
+def test_at_most_a_hundred():
+    overlaps = np.zeros((101, 1))
+    overlaps[100] = 1
+    assert average_precision(rows([1] * 101, np.linspace(1, 0.5, 101), overlaps, [1]), np.array([0, 1])) == 0
+
+
+def test_overlaps_of_boxes_and_masks_agree():
+    boxes = torch.tensor([[0.0, 0, 4, 4], [2, 2, 6, 8], [0, 0, 1, 1]])
+    crowd = torch.tensor([False, True, False])
+    masks = torch.zeros(3, 8, 8)
+    for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
+        mask[top:bottom, left:right] = 1
+    of_boxes = box_overlaps(boxes, boxes, crowd)
+    assert torch.allclose(of_boxes, mask_overlaps(masks.flatten(1), masks.flatten(1), crowd))
+    assert of_boxes[0].tolist() == pytest.approx([1, 4 / 16, 1 / 16])  # the second is a crowd: over the first's area
+    assert of_boxes[1, 0] == pytest.approx(4 / (16 + 24 - 4))
