@@ -2,9 +2,10 @@
 
     python bench/input_pipeline.py --out results/input_pipeline_cpu.json
 
-The images are JPEGs of 500 x 375 pixels, ImageNet's usual size, with noise whose spectrum falls like that of photographs,
-so that files are about as large as ImageNet's. They are no photographs. Rates of one core are over CPU time, which
-other work on the machine changes little; those of the whole are over time too, and count the CPU time of all processes.
+The images are JPEGs of 500 x 375 pixels, ImageNet's usual size, and a few of 2000 x 1500, with noise whose spectrum
+falls like that of photographs, so that files are about as large as ImageNet's. They are no photographs. Rates of one
+core are over CPU time, which other work on the machine changes little; those of the whole are over time too, and count
+the CPU time of all processes.
 """
 
 from __future__ import annotations
@@ -45,7 +46,11 @@ def main() -> None:
         files = write(Path(folder), args.images)
         found: dict[str, Any] = {"what": __doc__.splitlines()[0], "settings": vars(args) | {"out": str(args.out)}}
         found["bytes_per_file"] = statistics.mean(file.stat().st_size for file in files)
-        found["stages"] = [stage(name, work, args.repeats) for name, work in stages(files, args.batch).items()]
+        large = [Path(folder) / f"{number}.jpg" for number in range(8)]
+        for number, file in enumerate(large):
+            photograph(np.random.default_rng(number), 2000, 1500).save(file, quality=90)
+        works = stages(files, large, args.batch)
+        found["stages"] = [stage(name, work, args.repeats) for name, work in works.items()]
         found["whole"] = [whole(Path(folder), workers, args) for workers in args.workers]
     found["environment"] = environment(torch.device("cpu"))
     if args.out:
@@ -77,17 +82,20 @@ def photograph(random: np.random.Generator, width: int, height: int) -> Image.Im
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
-def stages(files: list[Path], batch: int) -> dict[str, Callable[[], int]]:
+def stages(files: list[Path], large: list[Path], batch: int) -> dict[str, Callable[[], int]]:
     """Parts of the pipeline by name; each does some and says for how many images."""
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
     uint8 = torch.randint(256, (batch, 224, 224, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
 
-    def decode() -> int:
-        for file in files:
-            Image.open(file).load()
-        return len(files)
+    def decode(files: list[Path]) -> Callable[[], int]:
+        def work() -> int:
+            for file in files:
+                Image.open(file).load()
+            return len(files)
 
-    def read(kind: str, options: dict[str, Any]) -> Callable[[], int]:
+        return work
+
+    def read(kind: str, options: dict[str, Any], files: list[Path] = files) -> Callable[[], int]:
         look = FolderOptions(**options)
 
         def work() -> int:
@@ -103,10 +111,12 @@ def stages(files: list[Path], batch: int) -> dict[str, Callable[[], int]]:
         return 8 * batch
 
     return {
-        "decode 500 x 375": decode,
+        "decode 500 x 375": decode(files),
         "decode, crop, resize to 224, flip": read("random-resized-crop", PLAIN),
         "the same for evaluation": read("none", PLAIN),
         "the same for DeiT: bicubic, RandAugment": read("random-resized-crop", DEIT),
+        "decode 2000 x 1500 in full": decode(large),
+        "decode 2000 x 1500 as needed, crop, resize, flip": read("random-resized-crop", PLAIN, large),
         "normalise (on the GPU when there is one)": finish,
     }
 
