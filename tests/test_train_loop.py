@@ -243,6 +243,11 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
     assert rates[20] == pytest.approx(0.5)
     assert rates[29] == pytest.approx(0.5 * (1 + math.cos(math.pi * 19 / 20)))
     assert optim.learning_rate(replace(config, schedule="constant"), 29, 10, 30) == 1.0
+    steps = replace(config, schedule="step", milestones=(2, 2.5))
+    falling = [optim.learning_rate(steps, step, 10, 30) for step in (19, 20, 24, 25, 29)]
+    assert falling == pytest.approx([1.0, 0.1, 0.1, 0.01, 0.01])
+    with pytest.raises(ConfigError, match=r"optim.milestones"):
+        replace(config, schedule="step")
 
 
 def test_vectors_do_not_decay_unless_asked() -> None:
