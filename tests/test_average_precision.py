@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from nmlearn import data
 from nmlearn.train.average_precision import average_precision, match
-from nmlearn.train.detection import box_overlaps, mask_overlaps
+from nmlearn.train.detection import box_overlaps, evaluate, mask_overlaps
+from nmlearn.train.ranks import Ranks
+from small_detection import write_coco
 
 
 def rows(labels, scores, overlaps, objects, crowd=None):
@@ -73,3 +76,40 @@ def test_overlaps_of_boxes_and_masks_agree():
     assert torch.allclose(of_boxes, mask_overlaps(masks.flatten(1), masks.flatten(1), crowd))
     assert of_boxes[0].tolist() == pytest.approx([1, 4 / 16, 1 / 16])  # the second is a crowd: over the first's area
     assert of_boxes[1, 0] == pytest.approx(4 / (16 + 24 - 4))
+
+
+class Knowing(torch.nn.Module):
+    """A detector that finds what it is told to, moved to the right by some pixels; its loss is 2."""
+
+    def __init__(self, targets, moved=0):
+        super().__init__()
+        self.told, self.moved = list(targets), moved
+
+    def forward(self, images, targets=None):
+        if self.training:
+            assert not any(target["crowd"].any() for target in targets)
+            return {"a": torch.tensor(0.5), "b": torch.tensor(1.5)}
+        told, self.told = self.told[: len(images)], self.told[len(images) :]
+        shift = torch.tensor([self.moved, 0, self.moved, 0])
+        return [
+            {
+                "boxes": t["boxes"] + shift,
+                "labels": t["labels"],
+                "scores": torch.ones(len(t["labels"])),
+                "masks": t["masks"].roll(self.moved, -1)[:, None].float(),
+            }
+            for t in told
+        ]
+
+
+@pytest.mark.parametrize(("moved", "expected"), [(0, 1.0), (3, 0.5), (40, 0.0)])
+def test_a_detector_is_evaluated(moved, expected, tmp_path):
+    task = data.load("coco", write_coco(tmp_path, side=96), workers=0, masks=True)
+    _, targets = next(task.eval_batches(4))
+    before = torch.get_rng_state()
+    model = Knowing(targets, moved).eval()
+    found = evaluate(model, task, 3, Ranks(0, 1, torch.device("cpu")))
+    assert not model.training and torch.equal(torch.get_rng_state(), before)
+    assert found["loss"] == pytest.approx(2)
+    # Boxes 20 wide: moved by 3 they overlap by 17 / 23 = 0.74, which is enough for five of ten thresholds.
+    assert found["box_ap"] == pytest.approx(expected) and found["mask_ap"] == pytest.approx(expected)

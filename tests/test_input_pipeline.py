@@ -51,7 +51,7 @@ def test_epochs_read_in_turns_do_not_disturb_each_other() -> None:
     assert pairs == [(0, 10), (1, 11), (2, 12)]
 
 
-def test_the_cores_are_shared_between_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_share_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(24))
     assert pipeline.processes(None) == 16
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")

@@ -43,10 +43,11 @@ def evaluate(model: nn.Module, task: Task, batch_size: int, ranks: Ranks) -> dic
                 if "masks" in found and "masks" in target:
                     shapes = (found["masks"][:, 0] > 0.5).flatten(1), target["masks"].flatten(1)
                     masks.append(_match(found, target, mask_overlaps(*shapes, target["crowd"])))
-    loss, images_seen = ranks.sum(total).tolist()
+    total = torch.cat([total, total.new_tensor([len(masks)])])
+    loss, images_seen, with_masks = ranks.sum(total).tolist()  # the same on all ranks, also on one without images
     counted = torch.stack(ranks.gather(counts)).sum(0).numpy()
     box_ap = average_precision(_gathered(boxes, ranks), counted)
-    mask_ap = average_precision(_gathered(masks, ranks), counted) if masks else None
+    mask_ap = average_precision(_gathered(masks, ranks), counted) if with_masks else None
     return {"loss": loss / images_seen, "box_ap": box_ap, "mask_ap": mask_ap}
 
 
