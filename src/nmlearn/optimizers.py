@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
 from nmlearn.errors import AttachError
+from nmlearn.shards import local
 
 
 def innermost(optimizer: Optimizer) -> Optimizer:
@@ -27,8 +28,8 @@ def check(optimizer: Optimizer, total_steps: int, keeps_dense: bool = False) -> 
         keeps_dense: whether the optimizer moves dense weights that others do not see (``Method.keeps_dense``).
 
     Raises:
-        AttachError: an optimizer that evaluates its closure several times a step, one that averages weights beside
-            dense ones, or a training without steps.
+        AttachError: an optimizer that steps in backward or evaluates its closure several times a step, one that
+            averages weights beside dense ones, or a training without steps.
     """
     if keeps_dense and hasattr(optimizer, "_base_optimizer"):
         raise AttachError(
@@ -36,6 +37,13 @@ def check(optimizer: Optimizer, total_steps: int, keeps_dense: bool = False) -> 
             given=type(optimizer).__name__,
             wrong="it averages the weights in use, and this method learns in dense ones behind them",
             fix="use the optimizer inside of it, or a method like LBC that has one weight only",
+        )
+    if getattr(innermost(optimizer), "_overlap_with_ddp", False):
+        raise AttachError(
+            where="attach",
+            given=f"{type(optimizer).__name__}(overlap_with_ddp=True)",
+            wrong="it steps inside backward, where nothing can be learned before and cleared after it",
+            fix="set overlap_with_ddp=False",
         )
     if isinstance(innermost(optimizer), torch.optim.LBFGS):
         raise AttachError(
@@ -51,6 +59,18 @@ def check(optimizer: Optimizer, total_steps: int, keeps_dense: bool = False) -> 
             wrong="progress is measured in optimizer steps, of which there must be at least one",
             fix="give epochs * batches // accumulation",
         )
+
+
+def only_makes_state(optimizer: Optimizer, kwargs: Mapping[str, Any]) -> bool:
+    """Whether this step is none: ``torch.distributed.checkpoint.state_dict`` calls ``step(closure=None)`` with learning
+    rates and gradients of zero on an optimizer without state, so that it makes one, and the schedule must not move.
+    """
+    if optimizer.state or dict(kwargs) != {"closure": None}:
+        return False
+    if any(float(group.get("lr", 1.0)) for group in optimizer.param_groups):
+        return False
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return not any(bool(local(grad).any()) for grad in grads)
 
 
 def unscale(optimizer: Optimizer) -> bool:

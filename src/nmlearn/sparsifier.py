@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nmlearn import masks, optimizers, states, targets
+from nmlearn import masks, optimizers, refusals, states, targets
 from nmlearn.ahead import Ahead
 from nmlearn.errors import AttachError, StateError
-from nmlearn.groups import Grouping, misfit
+from nmlearn.groups import Grouping
 from nmlearn.methods.method import Batch, Method, State
 from nmlearn.pattern import Pattern
 from nmlearn.quiet import Quiet
-from nmlearn.shards import local, placed, shard
+from nmlearn.shards import like_weight, local, placed, shard
 from nmlearn.targets import Plan, Rule
 from nmlearn.verify import verify
 
@@ -59,6 +59,7 @@ class _Attachment:
     optimizer: Optimizer
     total_steps: int
     ahead: Ahead
+    around: tuple[Any, Any]
     hooks: list[Any] = field(default_factory=list)
     step: int = 0
     skip: bool = False
@@ -83,9 +84,11 @@ class Sparsifier:
 
     Raises:
         PlanError, PatternError: rules that cannot be followed.
+        AttachError: a model whose weights cannot be seen (FSDP1).
     """
 
     def __init__(self, model: nn.Module, method: Method, rules: Mapping[str, Rule] | None = None) -> None:
+        refusals.check_model(model)
         self.model = model
         self.method = method
         self.plan: Plan = targets.plan(model, method, rules)
@@ -149,15 +152,18 @@ class Sparsifier:
             The sparsifier itself.
 
         Raises:
-            AttachError: attached already, an optimizer that misses a taken weight or that evaluates its closure several
-                times a step, or total_steps below 1.
+            AttachError: attached already, total_steps below 1, an optimizer that misses a taken weight, steps in
+                backward or evaluates its closure several times a step, or weights whose shards cut groups.
         """
         optimizers.check(optimizer, total_steps, self.method.keeps_dense)
         optimizer = optimizers.innermost(optimizer)
         groups = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
-        self._check_attach(optimizer, groups)
+        self._check_attach(optimizer)
         self._taken = [self._take(row, groups[id(row.parameter)], optimizer) for row in self.plan.taken]
-        self._attached = _Attachment(optimizer, total_steps, Ahead(optimizer), self._hooks(optimizer))
+        # What a step does here changes with the schedule: compiled, it would be compiled anew again and again.
+        around = torch.compiler.disable(self._before_step), torch.compiler.disable(self._after_step)
+        hooks = self._hooks(optimizer, *around)
+        self._attached = _Attachment(optimizer, total_steps, Ahead(optimizer), around, hooks)
         self._measure(self._taken)
         self._write(self._written())
         return self
@@ -168,36 +174,25 @@ class Sparsifier:
         quiet = Quiet(row.parameter, optimizer)
         return _Taken(row.name, row.parameter, row.grouping, lr_group, state, quiet, shapes)
 
-    def _hooks(self, optimizer: Optimizer) -> list[Any]:
-        before = optimizer.register_step_pre_hook(self._before_step)
-        after = optimizer.register_step_post_hook(self._after_step)
-        clears = self.method.masks_weights and not self.method.keeps_dense
-        hooks = [t.parameter.register_post_accumulate_grad_hook(_gradient_hook(t)) for t in self._taken if clears]
-        return [before, after, *hooks]
+    def _hooks(self, optimizer: Optimizer, before: Any, after: Any) -> list[Any]:
+        around = [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+        if not self.method.masks_weights or self.method.keeps_dense:
+            return around
+        clearing = [(t.parameter, torch.compiler.disable(_gradient_hook(t))) for t in self._taken]
+        return around + [weight.register_post_accumulate_grad_hook(clear) for weight, clear in clearing]
 
-    def _check_attach(self, optimizer: Optimizer, groups: Mapping[int, int]) -> None:
-        where, wrong, fix = "attach", "", ""
-        missing = [row.name for row in self.plan.taken if id(row.parameter) not in groups]
-        others = [getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_pre_hooks.values()]
-        mine = {id(row.parameter) for row in self.plan.taken}
-        twice = [t.name for o in others if isinstance(o, Sparsifier) for t in o._taken if id(t.parameter) in mine]
-        shards = {row.name: (tuple(local(row.parameter).shape), row.grouping) for row in self.plan.taken}
-        cut = [name for name, (shape, cut) in shards.items() if misfit(shape, cut.axis, cut.pattern)]
+    def _check_attach(self, optimizer: Optimizer) -> None:
         if self._attached:
-            wrong, fix = "this sparsifier is attached already", "make a new one, or detach() first"
-        elif not self.plan.taken:
-            wrong, fix = "the plan takes no weight", "print(sparsifier.plan) for the reasons, and change the rules"
-        elif missing:
-            where, wrong = missing[0], f"it does not hold {len(missing)} taken weights, which would never learn"
-            fix = "give it all the model's parameters (after sharding or moving the model), or leave these dense"
-        elif twice:
-            where, wrong = twice[0], "another sparsifier is attached to this weight"
-            fix = "detach() that one first, or leave the weight to one of them with rules"
-        elif cut:
-            where, wrong = cut[0], "its shards cut groups apart"
-            fix = "shard another dimension than the inputs, or leave the weight dense"
-        if wrong:
-            raise AttachError(where=where, given=type(optimizer).__name__, wrong=wrong, fix=fix)
+            raise AttachError(
+                where="attach",
+                given=type(optimizer).__name__,
+                wrong="this sparsifier is attached already",
+                fix="make a new one, or detach() first",
+            )
+        hooks = [getattr(hook, "__wrapped__", hook) for hook in optimizer._optimizer_step_pre_hooks.values()]
+        others = [getattr(hook, "__self__", None) for hook in hooks]
+        theirs = [id(t.parameter) for other in others if isinstance(other, Sparsifier) for t in other._taken]
+        refusals.check_weights(self.plan, self.model, optimizer, theirs)
 
     def detach(self) -> None:
         """Take all hooks off and free the state. The weights stay as they are."""
@@ -209,7 +204,10 @@ class Sparsifier:
     # Around optimizer.step
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        return optimizers.before_stepping(args, kwargs, self._learn)
+        assert self._attached is not None
+        refusals.check_capture(self._taken[0].parameter)
+        self._attached.skip = optimizers.only_makes_state(optimizer, kwargs)
+        return None if self._attached.skip else optimizers.before_stepping(args, kwargs, self._learn)
 
     @torch.no_grad()
     def _learn(self) -> None:
@@ -218,6 +216,7 @@ class Sparsifier:
         self._attached.skip = optimizers.unscale(optimizer)
         if self._attached.skip or not self.method.masks_weights:
             return
+        self._check_gradients()
         for taken in self._written():
             self._look(taken)
         stepped: list[_Taken] = []
@@ -225,8 +224,8 @@ class Sparsifier:
             moved = [t for t in self._taken if t.lr_group == lr_group and t.parameter.grad is not None]
             if moved:
                 group = optimizer.param_groups[lr_group]
-                hooks = (self._before_step, self._after_step)
-                weight_step = self._attached.ahead.weight_step(group, [t.parameter for t in moved], hooks)
+                parameters = [t.parameter for t in moved]
+                weight_step = self._attached.ahead.weight_step(group, parameters, self._attached.around)
                 batch = replace(self._batch(moved, grads=True), weight_step=weight_step)
                 self.method.learn(batch, float(group["lr"]))
                 stepped += [moved[i] for i in batch.stepped]
@@ -234,6 +233,14 @@ class Sparsifier:
         if self.method.keeps_dense:
             for taken in self._taken:
                 local(taken.parameter).copy_(taken.state["dense"])
+
+    def _check_gradients(self) -> None:
+        """Find out why no weight has a gradient, and have each placed as its weight is."""
+        if all(taken.parameter.grad is None for taken in self._taken):
+            refusals.check_replaced(self.plan, self.model)
+        for parameter in [taken.parameter for taken in self._taken]:
+            if parameter.grad is not None and (placed := like_weight(parameter.grad, parameter)) is not parameter.grad:
+                parameter.grad = placed
 
     def _look(self, taken: _Taken) -> None:
         """See what others wrote since the last step: into the gradient after it was cleared, or into the weight."""
@@ -377,13 +384,15 @@ class Sparsifier:
                 wrong="its state is made by attach",
                 fix="call attach(optimizer, total_steps) first",
             )
-        states.check_same(saved, self.state_dict(), {taken.name: taken.shapes for taken in self._taken})
+        shapes = {taken.name: taken.shapes for taken in self._taken}
+        states.check_same(saved, self.state_dict(), shapes, self.method.ended)
         self._attached.step, self.advances = int(saved["step"]), int(saved["advances"])
         for taken in self._taken:
             entry = saved["weights"][taken.name]
             taken.value = entry["value"]
             taken.state.clear()
-            shards = {key: shard(tensor, taken.parameter) for key, tensor in entry["state"].items()}
+            needed = states.needed(taken.shapes, self.method.ended(taken.grouping.pattern, taken.value))
+            shards = {key: shard(entry["state"][key], taken.parameter) for key in needed}
             taken.state.update(states.copied(shards, local(taken.parameter)))
         self._measure(self._taken)
         self._write(self._written())

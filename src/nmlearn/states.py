@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from nmlearn.errors import StateError
+from nmlearn.pattern import Pattern
 
 FORMAT = 1
 
 
 def check_same(
-    saved: Mapping[str, Any], now: Mapping[str, Any], shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
+    saved: Mapping[str, Any],
+    now: Mapping[str, Any],
+    shapes: Mapping[str, Mapping[str, tuple[int, ...]]],
+    ended: Callable[[Pattern, Any], bool],
 ) -> None:
     """Check that a saved state belongs to this sparsifier.
 
@@ -22,6 +26,7 @@ def check_same(
         saved: what is to be loaded.
         now: the state of the sparsifier that is to load it.
         shapes: of the tensors that each weight's state may have; a schedule that has ended needs fewer of them.
+        ended: whether a pattern's schedule has, at a saved value.
 
     Raises:
         StateError: the first difference, by name.
@@ -43,7 +48,10 @@ def check_same(
         _check_keys(name, theirs[name], mine)
         if theirs[name]["pattern"] != mine["pattern"]:
             _refuse(name, theirs[name]["pattern"], f"this sparsifier gives it {mine['pattern']}")
-        _check_tensors(name, theirs[name]["state"], shapes[name])
+        value = theirs[name]["value"]
+        if value is None and saved["step"]:  # as a new sparsifier has it: a partial read left it there
+            _refuse(name, "nothing", "the saved state does not have it")
+        _check_tensors(name, theirs[name]["state"], shapes[name], ended(Pattern(mine["pattern"]), value))
         for key, tensor in theirs[name]["state"].items():
             if key in mine["state"] and tensor.dtype != mine["state"][key].dtype:
                 _refuse(f"{name} {key}", tensor.dtype, f"this sparsifier has {mine['state'][key].dtype}")
@@ -55,13 +63,20 @@ def _check_keys(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> 
         _refuse(name, f"no {', '.join(missing)}", "a state has them, so this is none, or only a part of one")
 
 
-def _check_tensors(name: str, saved: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def needed(shapes: Mapping[str, tuple[int, ...]], ended: bool) -> list[str]:
+    """The tensors that a weight's state must have: the mask alone when its schedule has ended."""
+    return [key for key in shapes if key == "keep"] if ended else list(shapes)
+
+
+def _check_tensors(name: str, saved: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], ended: bool) -> None:
     for key, tensor in saved.items():
         if tuple(tensor.shape) != shapes.get(key):
             have = f"has shape {shapes[key]}" if key in shapes else "has no such tensor"
             _refuse(f"{name} {key}", f"shape {tuple(tensor.shape)}", f"this sparsifier {have}")
-    if "keep" in shapes and "keep" not in saved:
-        _refuse(f"{name} keep", "nothing", "the saved state has no mask for this weight")
+    for key in needed(shapes, ended):
+        if key not in saved:
+            what = "mask" if key == "keep" else key
+            _refuse(f"{name} {key}", "nothing", f"the saved state has no {what} for this weight")
 
 
 def _refuse(where: str, given: object, wrong: str) -> NoReturn:

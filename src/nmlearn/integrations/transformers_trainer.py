@@ -26,7 +26,7 @@ from nmlearn.errors import AttachError, StateError
 from nmlearn.integrations import torchvision
 from nmlearn.methods.method import Method
 from nmlearn.optimizers import innermost
-from nmlearn.shards import gathered, local, sharded
+from nmlearn.shards import gathered, is_sharded, local
 from nmlearn.sparsifier import Sparsifier
 from nmlearn.targets import Plan, Rule
 from nmlearn.verify import violation
@@ -156,7 +156,7 @@ class NMCallback(TrainerCallback):
             self.on_save(args, state, control)
 
     def _sharded(self) -> bool:
-        return any(sharded(row.parameter) for row in self.plan.taken)
+        return any(is_sharded(row.parameter) for row in self.plan.taken)
 
     def _resume(self, path: Path, state: Any) -> None:
         try:

@@ -90,6 +90,9 @@ class LBC(Method):
         by_weight = self.eliminates(pattern) == "weight"
         return eliminate.weights_left(survivors, pattern) if by_weight else survivors
 
+    def ended(self, pattern: Pattern, value: int | None) -> bool:
+        return value == (pattern.n if self.eliminates(pattern) == "weight" else 1)
+
     def init(self, name: str, weight: Tensor, grouping: Grouping) -> State:
         state = super().init(name, weight, grouping)
         pattern = grouping.pattern
@@ -150,12 +153,20 @@ class LBC(Method):
             )
 
     def advance(self, name: str, weight: Tensor, state: State, grouping: Grouping, value: int) -> bool:
-        if "score" not in state or not weight.numel():
+        if "score" not in state:
             return False
         pattern, by_weight = grouping.pattern, self.eliminates(grouping.pattern) == "weight"
         if value >= (pattern.m if by_weight else pattern.combinations):
             return False
-        eliminate.check_finite(name, weight, "values")
+        if weight.numel():  # a rank without rows of this weight follows the others
+            eliminate.check_finite(name, weight, "values")
+            self._remove(name, state, grouping, value, by_weight)
+        if self.ended(pattern, value):  # the best combination is left: nothing to learn any more
+            for key in [key for key in state if key != "keep"]:
+                del state[key]
+        return True
+
+    def _remove(self, name: str, state: State, grouping: Grouping, value: int, by_weight: bool) -> None:
         eliminate.check_finite(name, state["score"], "scores")
         keep_gm = grouping.view(state["keep"])
         explicit = self.scores == "explicit"
@@ -163,12 +174,8 @@ class LBC(Method):
         if by_weight:
             kept = eliminate.weights(keep_gm != 0, score, value)
         else:
-            kept = eliminate.combinations_(state["alive"], score, pattern, value, explicit=explicit)
+            kept = eliminate.combinations_(state["alive"], score, grouping.pattern, value, explicit=explicit)
         keep_gm.copy_(masks.bits(kept))
-        if value == (pattern.n if by_weight else 1):  # the best combination is left: nothing to learn any more
-            for key in [key for key in state if key != "keep"]:
-                del state[key]
-        return True
 
     def survivors(self, state: State, grouping: Grouping) -> int | None:
         if "score" not in state:

@@ -79,6 +79,10 @@ class Method:
         """The schedule's value for a pattern at this progress in [0, 1]; ``advance`` is called when it changes."""
         return 0
 
+    def ended(self, pattern: Pattern, value: int | None) -> bool:
+        """Whether the schedule has come to its end at this value, so that the state is the mask alone from here on."""
+        return False
+
     def init(self, name: str, weight: Tensor, grouping: Grouping) -> State:
         """The state of one weight at the start; tensors on its device, per-weight ones in its memory layout."""
         return {"keep": masks.full_bits(weight)}
