@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed.tensor import Replicate, Shard
 
 import nmlearn as nm
 from nmlearn.errors import StateError
+from nmlearn.shards import chunks
 from scale_checkpoints import SAVED, overflow, refusals, resumed, saved_on_the_way
 from scale_ranks import (
     METHODS,
@@ -33,6 +36,7 @@ from scale_ranks import (
 ONE_PROCESS = "ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning"  # which is meant here
 pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings(ONE_PROCESS)]
 WAYS = ("ddp", "zero", "fsdp", "fsdp-float64", "hsdp", "tensor")
+QUICK = ("ddp", "zero", "fsdp", "tensor")
 FOUR = ("fsdp", "hsdp", "tensor", "tensor-fsdp")
 
 
@@ -63,29 +67,38 @@ def same(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> bool:
     return alike and [x["bytes"] for x in a] == [y["bytes"] for y in b]
 
 
-def test_two_ranks(tmp_path: Path) -> None:
-    """DDP, ZeRO, FSDP2 (nested, in double precision, hybrid), tensor parallel and pipeline; uneven rows."""
-    trained = [(learned, way, "lbc") for way in WAYS] + [(learned, "fsdp", "srste"), (learned, "tensor", "srste")]
-    counted = ["ddp", "fsdp", "tensor"]
-    others = [(watched,), (pipeline, "lbc"), (replicated, "lbc"), (overflow,)]
-    found = run_jobs(2, [*trained, *((plain, way) for way in counted), *others], tmp_path)
+TRAINED = [*((learned, way, "lbc") for way in QUICK), (learned, "fsdp", "srste")]
+COUNTED = [(plain, way) for way in ("ddp", "fsdp", "tensor")]
+OTHERS = [(watched,), (pipeline, "lbc"), (replicated, "lbc"), (overflow,), (refusals,)]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[Any, ...], list[Any]]:
+    """Job -> its results on two ranks."""
+    jobs = [*TRAINED, *COUNTED, *OTHERS]
+    return dict(zip(jobs, run_jobs(2, jobs, tmp_path_factory.mktemp("two")), strict=True))
+
+
+def test_two_ranks(two: dict[tuple[Any, ...], list[Any]]) -> None:
+    """DDP, ZeRO, FSDP2, tensor parallel, pipeline stages, replicated DTensors; uneven rows."""
     expected = {name: alone(name) for name in ("lbc", "srste")}
-    for job, of_ranks in zip(trained, found, strict=False):
-        check(of_ranks, expected[job[2]])
-    communicated = dict(zip(counted, found[len(trained) :], strict=False))
-    for (_, way, _), of_ranks in zip(trained, found, strict=False):
-        if way in communicated:  # step by step: DDP orders its buckets anew in the second
-            assert [run["collectives"] for run in of_ranks] == communicated[way], way
-    seen, staged, replicas, counts = found[-len(others) :]
-    assert seen != communicated["fsdp"]  # the count sees a collective in a step hook
-    check(staged, expected["lbc"])
-    assert {name for run in staged for name in run["masks"]} == expected["lbc"]["masks"].keys()
-    check(replicas, expected["lbc"])
-    assert counts == [[1, 2, 2, 3]] * 2
+    for job in (*TRAINED, (pipeline, "lbc"), (replicated, "lbc")):
+        check(two[job], expected[job[-1]])
+    stages = two[pipeline, "lbc"]
+    assert {name for stage in stages for name in stage["masks"]} == expected["lbc"]["masks"].keys()
+    assert two[overflow,] == [[1, 2, 2, 3]] * 2
 
 
-def test_what_cannot_work_is_refused_on_every_rank(tmp_path: Path) -> None:
-    [first, second] = run_jobs(2, [(refusals,)], tmp_path)[0]
+def test_nothing_is_communicated(two: dict[tuple[Any, ...], list[Any]]) -> None:
+    """Step by step (DDP orders its buckets anew in the second); also when combinations are removed."""
+    for training in TRAINED:
+        if (plain, training[1]) in COUNTED:
+            assert [run["collectives"] for run in two[training]] == two[plain, training[1]], training[1]
+    assert two[watched,] != two[plain, "fsdp"]  # the count sees a collective in a step hook
+
+
+def test_what_cannot_work_is_refused_on_every_rank(two: dict[tuple[Any, ...], list[Any]]) -> None:
+    first, second = two[refusals,]
     assert first == second
     for case, text in {
         "sharded after attach": "stem.weight: given a model with other parameters than at attach in 6 places",
@@ -193,3 +206,13 @@ def test_bytes_per_weight(name: str, pattern: str, dtype: torch.dtype, stated: t
     weights = sum(row.weights for row in sparsifier.plan.taken)
     assert weights == 64 * 32
     assert (before / weights, sparsifier.state_bytes() / weights) == stated
+
+
+@pytest.mark.parametrize(
+    "placements, mesh, lengths",
+    [((Shard(1),), (3,), [6]), ((Shard(1), Shard(1)), (2, 2), [8, 4]), ((Replicate(), Shard(0)), (2, 2), [])],
+)
+def test_all_ranks_see_where_groups_are_cut(placements: Any, mesh: tuple[int, ...], lengths: list[int]) -> None:
+    """16 inputs on three ranks are 6, 6 and 4: the last rank alone would find nothing wrong with groups of four."""
+    weight: Any = SimpleNamespace(shape=(8, 16), placements=placements, device_mesh=SimpleNamespace(shape=mesh))
+    assert chunks(weight, 1) == lengths
