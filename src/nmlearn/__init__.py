@@ -33,7 +33,8 @@ _HOMES = {
     "methods.srste": ("SRSTE",),
     "packed": ("PackedConv2d", "PackedLinear"),
     "packed_gpu": ("DecodeLinear", "SemiStructuredConv2d", "SemiStructuredLinear"),
-    "sparsifier": ("Sparsifier", "WeightStatus"),
+    "sparsifier": ("Sparsifier",),
+    "taken": ("WeightStatus",),
     "targets": ("Plan", "PlanRow"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     from nmlearn.packed_gpu import SemiStructuredLinear as SemiStructuredLinear
     from nmlearn.pattern import Pattern as Pattern
     from nmlearn.sparsifier import Sparsifier as Sparsifier
-    from nmlearn.sparsifier import WeightStatus as WeightStatus
+    from nmlearn.taken import WeightStatus as WeightStatus
     from nmlearn.targets import Plan as Plan
     from nmlearn.targets import PlanRow as PlanRow
 

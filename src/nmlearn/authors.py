@@ -138,7 +138,7 @@ def _layer(state: Mapping[str, Tensor], name: str, scores: str, table: str, patt
     if why:
         wrong = f"{why}: its groups run over kernel positions, which no N:M kernel can use"
         raise PatternError(where=f"{name}.weight", given=list(weight.shape), wrong=wrong, fix="train this layer dense")
-    check_finite(f"{name}.{scores}", a_gc)
+    check_finite(f"{name}.{scores}", a_gc, "scores")
     return Layer(f"{name}.weight", cut, tuple(weight.shape), a_gc.float(), t_cm)
 
 

@@ -6,7 +6,7 @@ learn before it and write into the weights after it, so that at every other mome
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,41 +17,12 @@ from torch.optim import Optimizer
 from nmlearn import masks, optimizers, refusals, states, targets
 from nmlearn.ahead import Ahead
 from nmlearn.errors import AttachError, StateError
-from nmlearn.groups import Grouping
-from nmlearn.methods.method import Batch, Method, State
-from nmlearn.pattern import Pattern
+from nmlearn.methods.method import Batch, Method
 from nmlearn.quiet import Quiet
 from nmlearn.shards import like_weight, local, placed, shard
+from nmlearn.taken import Taken, WeightStatus, gradient_hook
 from nmlearn.targets import Plan, Rule
 from nmlearn.verify import verify
-
-
-@dataclass
-class _Taken:
-    """A weight under a method, with its state and what the schedule has come to."""
-
-    name: str
-    parameter: nn.Parameter
-    grouping: Grouping
-    lr_group: int
-    state: State
-    quiet: Quiet
-    shapes: dict[str, tuple[int, ...]]
-    value: int | None = None
-    density: float = 1.0
-    writes: int = 0
-
-
-@dataclass(frozen=True)
-class WeightStatus:
-    """Where one weight stands: its density now, and how many combinations its groups still choose from."""
-
-    name: str
-    pattern: Pattern
-    shape: tuple[int, ...]
-    survivors: int | None
-    combinations: int | None
-    density: float
 
 
 @dataclass
@@ -94,7 +65,7 @@ class Sparsifier:
         self.plan: Plan = targets.plan(model, method, rules)
         self.advances = 0
         self._attached: _Attachment | None = None
-        self._taken: list[_Taken] = []
+        self._taken: list[Taken] = []
 
     # What it knows
 
@@ -135,7 +106,7 @@ class Sparsifier:
         """Bytes held beside the model now; 0 after finalize."""
         return sum(t.numel() * t.element_size() for taken in self._taken for t in taken.state.values())
 
-    def _mask(self, taken: _Taken) -> Tensor:
+    def _mask(self, taken: Taken) -> Tensor:
         return self.method.mask(local(taken.parameter), taken.state)
 
     # Attaching
@@ -168,17 +139,17 @@ class Sparsifier:
         self._write(self._written())
         return self
 
-    def _take(self, row: targets.PlanRow, lr_group: int, optimizer: Optimizer) -> _Taken:
+    def _take(self, row: targets.PlanRow, lr_group: int, optimizer: Optimizer) -> Taken:
         state = self.method.init(row.name, local(row.parameter), row.grouping)
         shapes = {key: tuple(t.shape) for key, t in placed(state, row.parameter, row.grouping).items()}
         quiet = Quiet(row.parameter, optimizer)
-        return _Taken(row.name, row.parameter, row.grouping, lr_group, state, quiet, shapes)
+        return Taken(row.name, row.parameter, row.grouping, lr_group, state, quiet, shapes)
 
     def _hooks(self, optimizer: Optimizer, before: Any, after: Any) -> list[Any]:
         around = [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
         if not self.method.masks_weights or self.method.keeps_dense:
             return around
-        clearing = [(t.parameter, torch.compiler.disable(_gradient_hook(t))) for t in self._taken]
+        clearing = [(t.parameter, torch.compiler.disable(gradient_hook(t))) for t in self._taken]
         return around + [weight.register_post_accumulate_grad_hook(clear) for weight, clear in clearing]
 
     def _check_attach(self, optimizer: Optimizer) -> None:
@@ -219,7 +190,7 @@ class Sparsifier:
         self._check_gradients()
         for taken in self._written():
             self._look(taken)
-        stepped: list[_Taken] = []
+        stepped: list[Taken] = []
         for lr_group in {taken.lr_group for taken in self._taken}:
             moved = [t for t in self._taken if t.lr_group == lr_group and t.parameter.grad is not None]
             if moved:
@@ -242,7 +213,7 @@ class Sparsifier:
             if parameter.grad is not None and (placed := like_weight(parameter.grad, parameter)) is not parameter.grad:
                 parameter.grad = placed
 
-    def _look(self, taken: _Taken) -> None:
+    def _look(self, taken: Taken) -> None:
         """See what others wrote since the last step: into the gradient after it was cleared, or into the weight."""
         weight = local(taken.parameter)
         if self.method.keeps_dense:
@@ -287,7 +258,7 @@ class Sparsifier:
             for taken in written:
                 taken.quiet.after_step(taken.state["keep"])
 
-    def _advance(self, taken: _Taken) -> None:
+    def _advance(self, taken: Taken) -> None:
         value = self.method.value(taken.grouping.pattern, self.progress)
         if value == taken.value:
             return
@@ -297,23 +268,23 @@ class Sparsifier:
             self.advances += 1
             self._measure([taken])
 
-    def _write(self, some: list[_Taken]) -> None:
+    def _write(self, some: list[Taken]) -> None:
         self.method.use(self._batch(some))
         for taken in some:
             taken.writes = local(taken.parameter)._version
 
-    def _written(self) -> list[_Taken]:
+    def _written(self) -> list[Taken]:
         """The weights that the method writes into: nothing is owed to a mask that keeps everything."""
         if not self.method.masks_weights:
             return []
         return [taken for taken in self._taken if taken.density < 1.0 or self.method.keeps_dense]
 
-    def _measure(self, moved: list[_Taken]) -> None:
+    def _measure(self, moved: list[Taken]) -> None:
         for taken in moved:
             taken.density = masks.density(self._mask(taken))
             taken.quiet.disturb()
 
-    def _batch(self, some: list[_Taken], grads: bool = False) -> Batch:
+    def _batch(self, some: list[Taken], grads: bool = False) -> Batch:
         return Batch(
             weights=[local(taken.parameter) for taken in some],
             grads=[local(g) for taken in some if (g := taken.parameter.grad) is not None] if grads else [],
@@ -396,14 +367,3 @@ class Sparsifier:
             taken.state.update(states.copied(shards, local(taken.parameter)))
         self._measure(self._taken)
         self._write(self._written())
-
-
-def _gradient_hook(taken: _Taken) -> Callable[[Tensor], None]:
-    """Clears the gradient of removed weights as soon as it is there, before clipping, logging or the optimizer."""
-
-    def clear(parameter: Tensor) -> None:
-        if taken.density < 1.0 and parameter.grad is not None:
-            masks.clear_(local(parameter.grad), taken.state["keep"])
-            taken.quiet.gradient_cleared()
-
-    return clear
