@@ -8,12 +8,13 @@ that count upwards, sparse with LBC, and then, with an adapter, sequences that c
 
 import sys
 
+import nmlearn as nm
+from nmlearn.integrations.peft import merge  # before peft, which a torchvision built for another torch would stop
+
+# isort: split
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
-
-import nmlearn as nm
-from nmlearn.integrations.peft import merge
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 150
 WORDS = 32

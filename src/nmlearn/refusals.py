@@ -27,7 +27,8 @@ def check_model(model: nn.Module) -> None:
                 where=name or "the model",
                 given="FullyShardedDataParallel (FSDP1)",
                 wrong="its flat parameters have no rows and columns, and its shards cut groups apart",
-                fix="shard with torch.distributed.fsdp.fully_shard (FSDP2), then make the sparsifier",
+                fix="shard with torch.distributed.fsdp.fully_shard (FSDP2; in the Trainer of transformers "
+                'fsdp_config={"version": 2}), then make the sparsifier',
             )
 
 

@@ -16,19 +16,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from nmlearn import masks
 from nmlearn.adapters import original_name
 from nmlearn.errors import ConfigError
 from nmlearn.groups import Grouping
+from nmlearn.integrations import torchvision
 from nmlearn.packing import choose
 from nmlearn.pattern import Pattern
 from nmlearn.plain import plain_state
 from nmlearn.targets import Rule, input_axes, plain_name
 from nmlearn.verify import verify
+
+torchvision.load()  # which PEFT imports too, by way of transformers
+from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: E402
+from peft.utils.other import ModulesToSaveWrapper  # noqa: E402
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from nmlearn.atomic import write_atomic
 from nmlearn.errors import AttachError, StateError
@@ -106,7 +106,7 @@ class NMCallback(TrainerCallback):
     ) -> None:
         """Attach to the optimizer, and go on from a checkpoint where the Trainer does."""
         _refuse_arguments(args)
-        _refuse_training(model, optimizer)
+        _refuse_optimizer(optimizer)
         trainer, folder = _calling()
         if trainer is not None:
             self._stand_first(trainer)
@@ -244,20 +244,17 @@ def _refuse_arguments(args: Any) -> None:
         _refuse("TrainingArguments.enable_jit_checkpoint", "True", wrong, "save by save_steps")
 
 
-def _refuse_training(model: nn.Module, optimizer: Any) -> None:
-    """Refuse what only shows when the Trainer has prepared model and optimizer.
+def _refuse_optimizer(optimizer: Any) -> None:
+    """Refuse what only shows when the Trainer has prepared the optimizer.
 
     Raises:
-        AttachError: DeepSpeed, optimizers that step in backward, FSDP 1.
+        AttachError: DeepSpeed, optimizers that step in backward.
     """
     inner = type(innermost(optimizer)).__name__
     if "deepspeed" in f"{type(optimizer).__module__} {type(optimizer).__name__}".lower():
         _refuse("optimizer", type(optimizer).__name__, *_COPIES)
     if inner in _STEPS_IN_BACKWARD:
         _refuse("optimizer", inner, *_IN_BACKWARD)
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
-        wrong = "it flattens weights, so that groups cannot be told apart"
-        _refuse("model", "FSDP 1", wrong, 'set fsdp_config={"version": 2}')
 
 
 def _refuse(where: str, given: str, wrong: str, fix: str) -> NoReturn:
