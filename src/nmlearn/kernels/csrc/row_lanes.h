@@ -13,7 +13,7 @@
 namespace NM_ISA {
 
 constexpr int64_t CHAIN = 64;
-constexpr int64_t AHEAD_BYTES = 2048;
+constexpr int64_t AHEAD_BYTES = 2048, WORDS_AHEAD = 64;
 
 static inline int64_t steps_of(const Shape& s) { return taps(s) * ceil_div(s.channels, 16) * (16 * s.n / s.m); }
 
@@ -78,6 +78,7 @@ static void rows_by_tokens(const Job& job, int64_t g, int64_t token, int64_t blo
       at[r] = loads ? load_codes(index + (r * words + step / of_word) * 16, step % of_word / of_byte) : at[r] >> bits;
       const f16 w = load(values + (r * steps + step) * 16);
       // One or two tokens wait for the weights alone: ask for them before the processor would.
+      if (T <= 2 && loads) prefetch(index + (r * words + step / of_word) * 16 + WORDS_AHEAD);
       if (T <= 2) prefetch(reinterpret_cast<const char*>(values + (r * steps + step) * 16) + AHEAD_BYTES);
       const auto place = QUADS ? place_in(quarter, at[r]) : at[r];
 #pragma GCC unroll 8
