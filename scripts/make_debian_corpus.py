@@ -1,12 +1,12 @@
 """Write a corpus of technical English from the documentation packages of Debian, for the data set "text".
 
-    python scripts/make_debian_corpus.py OUT                       # five packages with permissive licences, 30 MB to fetch
-    python scripts/make_debian_corpus.py OUT --packages all        # nineteen; licences differ, read their copyright files
-    python scripts/make_debian_corpus.py OUT --debs FOLDER         # packages fetched before, by apt-get download
+    python scripts/make_debian_corpus.py OUT                     # five packages of permissive licences, 30 MB to fetch
+    python scripts/make_debian_corpus.py OUT --packages all      # nineteen; licences differ, see their copyright files
+    python scripts/make_debian_corpus.py OUT --debs FOLDER       # packages fetched before, by apt-get download
 
 Fetches each package with ``apt-get download`` and unpacks it with ``dpkg-deb``; nothing is installed. Pages lose their
-markup; a paragraph stays when it has 80 characters, more than 80 % of them letters and blanks, and was not seen before in
-any package. Each page becomes OUT/PACKAGE/PAGE.txt, so that nmlearn's "text" divides training and evaluation by page.
+markup; a paragraph stays when it has 80 characters, more than 80 % of them letters and blanks, and was not seen before
+in any package. Each page becomes OUT/PACKAGE/PAGE.txt, so that nmlearn's "text" divides training and evaluation by page.
 OUT/packages.json records version, pages, paragraphs and bytes of each package: Debian's point releases move them, so
 report the versions with every figure. The mix is for your own use: the packages keep their licences.
 """
@@ -27,9 +27,10 @@ from pathlib import Path
 
 PERMISSIVE = ("postgresql-doc-15", "python-django-doc", "sqlite3-doc", "apache2-doc", "python3.11-doc")
 OTHERS = (
-    "linux-doc-6.1", "perl-doc", "vim-doc", "erlang-doc", "git-doc", "octave-doc", "manpages-dev", "manpages",
-    "libreoffice-help-en-us", "nova-doc", "debian-policy", "gimp-help-en", "developers-reference", "debian-reference-en",
-)  # fmt: skip
+    *("linux-doc-6.1", "perl-doc", "vim-doc", "erlang-doc", "git-doc", "octave-doc", "manpages-dev", "manpages"),
+    *("libreoffice-help-en-us", "nova-doc", "debian-policy", "gimp-help-en", "developers-reference"),
+    "debian-reference-en",
+)
 # Sources beside the pages made of them, and translations.
 SKIPPED = re.compile(r"/(_sources|translations)/|/apache2-doc/manual/(?!en/)|/(changelog|copyright|NEWS)[^/]*$")
 PAGE = re.compile(r"\.(html?|txt|pod|[1-8])(\.gz)?$")

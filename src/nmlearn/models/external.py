@@ -1,4 +1,4 @@
-"""Models of timm, torchvision, transformers and efficientnet_lite_pytorch, imported only when one is asked for by name."""
+"""Models of timm, torchvision, transformers and efficientnet_lite_pytorch, imported when one is asked for by name."""
 
 from __future__ import annotations
 
