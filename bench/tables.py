@@ -1,4 +1,4 @@
-"""Write the tables of README.md and of pages in docs/ from the files in results/, between their markers.
+"""Write the tables of README.md and docs/benchmarks.md from the files in results/, between their markers.
 
 python bench/tables.py            # rewrites them
 python bench/tables.py --check    # exits 1 when a table is not what the results say
@@ -7,13 +7,14 @@ python bench/tables.py --check    # exits 1 when a table is not what the results
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/benchmarks.md", "docs/recipes.md")
+PAGES = ("README.md", "docs/benchmarks.md")
 _MARKED = re.compile(r"(<!-- table (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -30,9 +31,7 @@ def filled(page: Path) -> str:
 
     def table(match: re.Match[str]) -> str:
         result = json.loads((ROOT / "results" / f"{match[2]}.json").read_text())
-        kind = kernels if result.get("what") == "nmlearn bench" else step_time if "rows" in result else comparison
-        kind = input_pipeline if "stages" in result else kind
-        lines = kind(result)
+        lines = KINDS.get(result.get("what"), step_time if "rows" in result else comparison)(result)
         return match[1] + "\n".join(lines) + "\n" + match[4]
 
     return _MARKED.sub(table, page.read_text())
@@ -57,10 +56,11 @@ def step_time(result: dict[str, Any]) -> list[str]:
 
 
 def comparison(result: dict[str, Any]) -> list[str]:
+    language = result["table"][0]["accuracy_mean"] is None
     head = [
         "pattern",
         "method",
-        "accuracy, %",
+        "bits per byte" if language else "accuracy, %",
         "gap to dense (95 % interval)",
         "training FLOPs",
         "bytes/weight",
@@ -69,8 +69,8 @@ def comparison(result: dict[str, Any]) -> list[str]:
         [
             row["pattern"] or "",
             row["method"],
-            f"{100 * row['accuracy_mean']:.2f} ± {100 * row['accuracy_std']:.2f}",
-            _gap(row),
+            _mean(row, language),
+            _loss_gap(row) if language else _gap(row),
             f"{row['training_flops_ratio']:.2f}",
             f"{row['state_bytes_per_weight']:g}",
         ]
@@ -91,20 +91,74 @@ def kernels(result: dict[str, Any]) -> list[str]:
     return _markdown(["", *patterns], rows)
 
 
-def input_pipeline(result: dict[str, Any]) -> list[str]:
-    """What one core does of each part, and all of it with worker processes."""
-    rows = [[row["stage"], f"{row['images_per_cpu_second']:.0f}", ""] for row in result["stages"]]
-    for row in result["whole"]:
-        name = f"`image-folder`, whole, {row['workers'] or 'no'} worker{'s' * (row['workers'] != 1)}"
-        rows.append([name, f"{row['images_per_cpu_second']:.0f}", f"{row['images_per_second']:.0f}"])
-    return _markdown(["", "images/s of one core", "images/s"], rows)
+def pretrained(result: dict[str, Any]) -> list[str]:
+    """A line a method, a column a pattern: accuracy, and the gap to dense."""
+    cells = {(row["method"], row["pattern"]): row for row in result["table"]}
+    patterns = [p for p in ("2:4", "1:4", "2:8") if any(pattern == p for _, pattern in cells)]
+    dense = cells["dense", None]
+    rows = [["dense", *[f"{100 * dense['accuracy_mean']:.1f}"] * len(patterns), _seeds(dense)]]
+    for method in ("oneshot", "asp", "srste", "lbc"):
+        found = [cells.get((method, pattern)) for pattern in patterns]
+        values = [f"{100 * row['accuracy_mean']:.1f}, {_gap(row, 1)}" if row else "" for row in found]
+        rows.append([method, *values, ", ".join(dict.fromkeys(_seeds(row) for row in found if row))])
+    return _markdown(["accuracy, %, and gap to dense", *patterns, "seeds"], rows)
 
 
-def _gap(row: dict[str, Any]) -> str:
-    if row["method"] == "dense":
+def gains(result: dict[str, Any]) -> list[str]:
+    """A line a model and pattern: what LBC loses, and what the packed model gains."""
+    head = ["model", "pattern", "dense", "LBC", "difference (95 % interval)", "seeds", "file, MB", "smaller", "faster"]
+    return _markdown(head, [_gain(row, quality(row)) for row in result["rows"]])
+
+
+def quality(row: dict[str, Any]) -> dict[str, Any]:
+    """The row of the comparison that a model comes from; bits per byte for language."""
+    result = json.loads((ROOT / "results" / row["from"]).read_text())
+    found = next(each for each in result["table"] if (each["method"], each["pattern"]) == ("lbc", row["pattern"]))
+    dense = next(each for each in result["table"] if each["method"] == "dense")
+    if found.get("accuracy_mean") is not None:
+        told = [f"{100 * each['accuracy_mean']:.1f} %" for each in (dense, found)]
+        return {"dense": told[0], "lbc": told[1], "gap": _gap(found, 1), "seeds": _seeds(found)}
+    told = [f"{each['loss_mean'] / math.log(2):.3f} bits/byte" for each in (dense, found)]
+    return {"dense": told[0], "lbc": told[1], "gap": _loss_gap(found), "seeds": _seeds(found)}
+
+
+def _gain(row: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    sizes = f"{row['dense_bytes'] / 1e6:.1f} -> {row['packed_bytes'] / 1e6:.1f}"
+    smaller = f"{row['dense_bytes'] / row['packed_bytes']:.2f} x"
+    faster = f"{row['best_ms'] / row['sparse_ms']:.2f} x" if row["sparse_ms"] else "not measured"
+    told = [found[key] for key in ("dense", "lbc", "gap", "seeds")]
+    return [row["model"], row["pattern"], *told, sizes, smaller, faster]
+
+
+def _seeds(row: dict[str, Any]) -> str:
+    return str(row["seeds"] if isinstance(row["seeds"], int) else len(row["seeds"]))
+
+
+def _mean(row: dict[str, Any], language: bool) -> str:
+    key, scale, digits = ("loss", 1 / math.log(2), 3) if language else ("accuracy", 100, 2)
+    spread = row[f"{key}_std"]
+    value = f"{scale * row[f'{key}_mean']:.{digits}f}"
+    return value if spread is None else f"{value} ± {scale * spread:.{digits}f}"
+
+
+def _loss_gap(row: dict[str, Any]) -> str:
+    """In bits per byte; data of one byte a token."""
+    values = (row[f"loss_gap_{key}"] for key in ("mean", "low", "high"))
+    return _told([None if value is None else value / math.log(2) for value in values], 3)
+
+
+def _gap(row: dict[str, Any], digits: int = 2) -> str:
+    """In percentage points."""
+    values = (row[f"gap_{key}"] for key in ("mean", "low", "high"))
+    return _told([None if value is None else 100 * value for value in values], digits)
+
+
+def _told(values: list[float | None], digits: int) -> str:
+    """Mean and interval; nothing for dense, the mean alone for one seed."""
+    mean, low, high = values
+    if mean is None:
         return ""
-    mean, low, high = (100 * row[f"gap_{key}"] for key in ("mean", "low", "high"))
-    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
+    return f"{mean:+.{digits}f}" + ("" if low is None else f" ({low:+.{digits}f} to {high:+.{digits}f})")
 
 
 def _density(pattern: str | None) -> float:
@@ -116,6 +170,9 @@ def _density(pattern: str | None) -> float:
 
 def _markdown(head: list[str], rows: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)]
+
+
+KINDS = {"nmlearn bench": kernels, "pretrained": pretrained, "pretrained latency": gains}
 
 
 if __name__ == "__main__":
