@@ -70,8 +70,7 @@ class Text:
 
     def run(self, arm: Arm, folder: Path, dense: Path) -> dict[str, Any]:
         torch.manual_seed(arm.seed)  # the classifier's first weights
-        build = imported("transformers").AutoModelForSequenceClassification.from_pretrained
-        model = build(str(self.folder), num_labels=24).float()
+        model = network(self.folder)
         if arm.method in ("oneshot", "asp"):
             load_weights(model, RunFolder(dense).model)
         method = made(arm, self.lbc)
@@ -120,6 +119,12 @@ class Text:
     def _evaluated(self, model: torch.nn.Module, folder: Path) -> dict[str, float]:
         found = self._trainer(model, folder).evaluate()
         return {"accuracy": found["eval_accuracy"], "loss": found["eval_loss"]}
+
+
+def network(folder: Path) -> torch.nn.Module:
+    """The pretrained encoder with a new classifier of 24 classes, float32."""
+    build = imported("transformers").AutoModelForSequenceClassification.from_pretrained
+    return build(str(folder), num_labels=24).float()
 
 
 def made(arm: Arm, lbc: dict[str, Any]) -> nm.Method | None:

