@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 SIZES = {"train": 4000, "test": 2000, "epochs": 1, "batch": 32}
 HELD_OUT = 10_000  # the last training definitions, for tuning
-LBC = {"prior": "magnitude"}
+LBC: dict[str, Any] = {}  # the defaults
 TRAINER = {
     "learning_rate": 1e-4,
     "weight_decay": 0.01,
@@ -88,7 +89,8 @@ class Text:
 
         callbacks = [NMCallback(method)] if method else []
         trainer = self._trainer(model, folder, seed=seed, callbacks=callbacks)
-        trainer.train()
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder / "trainer", "nmlearn.pt" if method else ""))
+        shutil.rmtree(folder / "trainer")
         return callbacks[0].plan.taken if callbacks else ()
 
     def _trainer(self, model: torch.nn.Module, folder: Path, seed: int = 0, callbacks: Any = ()) -> Any:
@@ -101,7 +103,8 @@ class Text:
             per_device_eval_batch_size=100,
             seed=seed,
             use_cpu=True,
-            save_strategy="no",
+            save_steps=50,
+            save_total_limit=1,
             logging_steps=25,
             report_to=[],
             disable_tqdm=True,
@@ -119,6 +122,12 @@ class Text:
     def _evaluated(self, model: torch.nn.Module, folder: Path) -> dict[str, float]:
         found = self._trainer(model, folder).evaluate()
         return {"accuracy": found["eval_accuracy"], "loss": found["eval_loss"]}
+
+
+def last_checkpoint(folder: Path, last_file: str) -> str | None:
+    """The last checkpoint of an interrupted training that is whole: with the file that is written last."""
+    found = [path for path in folder.glob("checkpoint-*") if (path / (last_file or "trainer_state.json")).exists()]
+    return str(max(found, key=lambda path: int(path.name.partition("-")[2]))) if found else None
 
 
 def network(folder: Path) -> torch.nn.Module:

@@ -114,3 +114,15 @@ def test_the_tables_say_what_the_results_say(made: Made, tmp_path: Path, monkeyp
         "| A | 2:4 | 90.1 % | 88.1 % | -2.0 (-2.0 to -2.0) | 2 | 9.0 -> 6.0 | 1.50 x | 1.50 x |",
         "| A | 1:4 | 1.000 bits/byte | 2.000 bits/byte | +1.000 | 1 | 9.0 -> 6.0 | 1.50 x | not measured |",
     ]
+
+
+def test_an_interrupted_trainer_goes_on_from_a_whole_checkpoint(tmp_path: Path) -> None:
+    minilm = script("pretrained_minilm")
+    assert minilm.last_checkpoint(tmp_path, "nmlearn.pt") is None
+    for step in (50, 100, 150):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+    for step in (50, 100):  # the process ended before nmlearn.pt was written into the last one
+        (tmp_path / f"checkpoint-{step}" / "nmlearn.pt").touch()
+    assert minilm.last_checkpoint(tmp_path, "nmlearn.pt") == str(tmp_path / "checkpoint-100")
+    assert minilm.last_checkpoint(tmp_path, "") == str(tmp_path / "checkpoint-150")
