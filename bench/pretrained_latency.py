@@ -3,9 +3,10 @@
     python bench/pretrained_latency.py                 # writes results/pretrained_latency.json
     python bench/pretrained_latency.py --sizes-only    # without timing, which wants a machine with nothing else to do
 
-A file is float32: the dense model's with ``nm.save(packed=False)``, the sparse one's packed. Latency is of one example:
-the best dense (eager in its better memory format, or torch.compile with freezing) over ``nm.accelerate``, all calls in
-turns, medians. Patterns whose models are not there are left out.
+A file is float32: the dense model's with ``nm.save(packed=False)``, the sparse one's packed. Latency is of one batch:
+the best dense (eager in its better memory format, or torch.compile with freezing) and ``nm.accelerate``, all calls in
+turns, medians. Where no layer was exchanged the sparse model is an ordinary one, and runs as the dense one does.
+Patterns whose models are not there are left out.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the comparisons' folders")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--seconds", type=float, default=20.0, help="how long to time each model")
     parser.add_argument("--sizes-only", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("results/pretrained_latency.json"))
@@ -85,7 +87,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     told = environment(torch.device("cpu")) | {"kernels": native.isa()}
     rows = [row for learned in LEARNED for row in measure(learned, given)]
-    settings = {"seed": given.seed, "threads": given.threads, "seconds": given.seconds, "batch": 1}
+    settings = {"seed": given.seed, "threads": given.threads, "seconds": given.seconds, "batch": given.batch}
     found = {"what": "pretrained latency", "settings": settings, "environment": told, "rows": rows}
     given.out.write_text(json.dumps(found, indent=1) + "\n")
 
@@ -102,7 +104,8 @@ def measure(learned: Learned, given: argparse.Namespace) -> Iterator[dict[str, A
     dense = loaded(learned, dense_file)
     sparse = {pattern: loaded(learned, path) for pattern, path in files.items()}
     sizes = {pattern: size(model, packed=True) for pattern, model in sparse.items()}
-    times, packed = ({}, {}) if given.sizes_only else timed(learned, dense, sparse, given.seconds)
+    batches = [] if given.sizes_only else given.batch
+    times = {str(batch): timed(learned, dense, sparse, batch, given.seconds) for batch in batches}
     for pattern in files:
         yield {
             "model": learned.name,
@@ -110,9 +113,7 @@ def measure(learned: Learned, given: argparse.Namespace) -> Iterator[dict[str, A
             "pattern": pattern,
             "dense_bytes": size(dense, packed=False),
             "packed_bytes": sizes[pattern],
-            **{key: times.get(key) for key in ("eager_ms", "best_ms")},
-            "sparse_ms": times.get(pattern),
-            "layers_packed": packed.get(pattern),
+            "batch": {batch: found[pattern] for batch, found in times.items()},
         }
 
 
@@ -132,22 +133,31 @@ def size(model: nn.Module, packed: bool) -> int:
 
 
 def timed(
-    learned: Learned, dense: nn.Module, sparse: dict[str, nn.Module], seconds: float
-) -> tuple[dict[str, float], dict[str, int]]:
-    """Milliseconds of eager, of the best dense and of each pattern; and how many layers were packed."""
+    learned: Learned, dense: nn.Module, sparse: dict[str, nn.Module], batch: int, seconds: float
+) -> dict[str, dict[str, float]]:
+    """By pattern: milliseconds of eager, the best dense and the accelerated model, and how many layers changed."""
+    example = repeated(learned.example, batch)
     last = copy.deepcopy(dense).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ways = {"eager": dense, "eager channels_last": last, "frozen": frozen(dense, learned.example)}
+    ways: dict[str, Any] = {"eager": dense, "channels_last": last, "frozen": frozen(dense, example)}
     packed = {}
     for pattern, model in sparse.items():
-        report = nm.accelerate(model, learned.example, cache=None)
+        ways[pattern] = copy.deepcopy(model)
+        report = nm.accelerate(ways[pattern], example, cache=None)
         packed[pattern] = sum(row.chosen for row in report.rows)
-        print(f"{learned.name} {pattern}\n{report}", flush=True)
-    calls = {name: lambda model=model: call(model, learned.example) for name, model in {**ways, **sparse}.items()}
+        print(f"{learned.name}, batch {batch}, {pattern}\n{report}", flush=True)
+    calls = {name: lambda model=model: call(model, example) for name, model in ways.items()}
     with torch.inference_mode():
         times = {name: 1e3 * value for name, value in interleaved(calls, seconds=seconds, least=15).items()}
-    eager = min(times["eager"], times["eager channels_last"])
+    eager = min(times["eager"], times["channels_last"])
     best = {"eager_ms": eager, "best_ms": min(eager, times["frozen"])}
-    return best | {pattern: times[pattern] for pattern in sparse}, packed
+    return {pattern: best | {"sparse_ms": times[pattern], "layers_packed": packed[pattern]} for pattern in sparse}
+
+
+def repeated(example: Any, batch: int) -> Any:
+    """The example as a batch of equal ones."""
+    if isinstance(example, dict):
+        return {key: repeated(value, batch) for key, value in example.items()}
+    return example.repeat(batch, *[1] * (example.dim() - 1))
 
 
 def frozen(model: nn.Module, example: Any) -> Any:

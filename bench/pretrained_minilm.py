@@ -130,10 +130,29 @@ def last_checkpoint(folder: Path, last_file: str) -> str | None:
     return str(max(found, key=lambda path: int(path.name.partition("-")[2]))) if found else None
 
 
+class MeanPooled(torch.nn.Module):
+    """The encoder, the mean of its outputs over the tokens, as it was pretrained, and a new classifier."""
+
+    def __init__(self, encoder: torch.nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.classifier = torch.nn.Linear(encoder.config.hidden_size, 24)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Token ids and mask int64 [b, T] -> logits [b, 24], and with labels int64 [b] the loss."""
+        found = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        share = attention_mask[:, :, None].to(found.dtype)
+        logits = self.classifier((found * share).sum(1) / share.sum(1))
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": torch.nn.functional.cross_entropy(logits.float(), labels), "logits": logits}
+
+
 def network(folder: Path) -> torch.nn.Module:
-    """The pretrained encoder with a new classifier of 24 classes, float32."""
-    build = imported("transformers").AutoModelForSequenceClassification.from_pretrained
-    return build(str(folder), num_labels=24).float()
+    """The pretrained encoder, float32, without the pooler that nothing here uses, and a new classifier."""
+    return MeanPooled(imported("transformers").AutoModel.from_pretrained(str(folder), add_pooling_layer=False).float())
 
 
 def made(arm: Arm, lbc: dict[str, Any]) -> nm.Method | None:

@@ -30,7 +30,10 @@ def filled(page: Path) -> str:
     """The page with every marked table made anew from its results file."""
 
     def table(match: re.Match[str]) -> str:
-        result = json.loads((ROOT / "results" / f"{match[2]}.json").read_text())
+        path = ROOT / "results" / f"{match[2]}.json"
+        if not path.exists():
+            return f"{match[1]}*Not measured yet: there is no results/{path.name}.*\n{match[4]}"
+        result = json.loads(path.read_text())
         lines = KINDS.get(result.get("what"), step_time if "rows" in result else comparison)(result)
         return match[1] + "\n".join(lines) + "\n" + match[4]
 
@@ -106,8 +109,10 @@ def pretrained(result: dict[str, Any]) -> list[str]:
 
 def gains(result: dict[str, Any]) -> list[str]:
     """A line a model and pattern: what LBC loses, and what the packed model gains."""
-    head = ["model", "pattern", "dense", "LBC", "difference (95 % interval)", "seeds", "file, MB", "smaller", "faster"]
-    return _markdown(head, [_gain(row, quality(row)) for row in result["rows"]])
+    head = ["model", "pattern", "dense", "LBC", "difference (95 % interval)", "seeds", "file, MB", "smaller"]
+    batches = [str(batch) for batch in result["settings"]["batch"]]
+    head += [f"faster, batch {batch}" for batch in batches]
+    return _markdown(head, [_gain(row, quality(row), batches) for row in result["rows"]])
 
 
 def quality(row: dict[str, Any]) -> dict[str, Any]:
@@ -122,12 +127,17 @@ def quality(row: dict[str, Any]) -> dict[str, Any]:
     return {"dense": told[0], "lbc": told[1], "gap": _loss_gap(found), "seeds": _seeds(found)}
 
 
-def _gain(row: dict[str, Any], found: dict[str, Any]) -> list[str]:
+def _gain(row: dict[str, Any], found: dict[str, Any], batches: list[str]) -> list[str]:
     sizes = f"{row['dense_bytes'] / 1e6:.1f} -> {row['packed_bytes'] / 1e6:.1f}"
     smaller = f"{row['dense_bytes'] / row['packed_bytes']:.2f} x"
-    faster = f"{row['best_ms'] / row['sparse_ms']:.2f} x" if row["sparse_ms"] else "not measured"
     told = [found[key] for key in ("dense", "lbc", "gap", "seeds")]
-    return [row["model"], row["pattern"], *told, sizes, smaller, faster]
+    return [row["model"], row["pattern"], *told, sizes, smaller, *(_faster(row["batch"].get(b)) for b in batches)]
+
+
+def _faster(times: dict[str, Any] | None) -> str:
+    if times is None:
+        return "not measured"
+    return f"{times['best_ms'] / times['sparse_ms']:.2f} x" if times["layers_packed"] else "no layer packed"
 
 
 def _seeds(row: dict[str, Any]) -> str:

@@ -109,11 +109,17 @@ def test_the_tables_say_what_the_results_say(made: Made, tmp_path: Path, monkeyp
     (tmp_path / "results" / "b.json").write_text(json.dumps(language))
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     row = {"model": "A", "from": "a.json", "pattern": "2:4", "dense_bytes": 9e6, "packed_bytes": 6e6}
-    rows = [row | {"best_ms": 3.0, "sparse_ms": 2.0}, row | {"from": "b.json", "pattern": "1:4", "sparse_ms": None}]
-    assert tables.gains({"rows": rows})[2:] == [
-        "| A | 2:4 | 90.1 % | 88.1 % | -2.0 (-2.0 to -2.0) | 2 | 9.0 -> 6.0 | 1.50 x | 1.50 x |",
-        "| A | 1:4 | 1.000 bits/byte | 2.000 bits/byte | +1.000 | 1 | 9.0 -> 6.0 | 1.50 x | not measured |",
+    times = {"best_ms": 3.0, "sparse_ms": 2.0, "layers_packed": 5}
+    rows = [
+        row | {"batch": {"1": times | {"layers_packed": 0}, "16": times}},
+        row | {"from": "b.json", "pattern": "1:4", "packed_bytes": 4.5e6, "batch": {}},
     ]
+    found = tables.gains({"rows": rows, "settings": {"batch": [1, 16]}})[2:]
+    assert found[0] == (
+        "| A | 2:4 | 90.1 % | 88.1 % | -2.0 (-2.0 to -2.0) | 2 | 9.0 -> 6.0 | 1.50 x | no layer packed | 1.50 x |"
+    )
+    assert found[1].startswith("| A | 1:4 | 1.000 bits/byte | 2.000 bits/byte | +1.000 | 1 | 9.0 -> 4.5 | 2.00 x |")
+    assert found[1].endswith("| not measured | not measured |")
 
 
 def test_an_interrupted_trainer_goes_on_from_a_whole_checkpoint(tmp_path: Path) -> None:
@@ -126,3 +132,11 @@ def test_an_interrupted_trainer_goes_on_from_a_whole_checkpoint(tmp_path: Path) 
         (tmp_path / f"checkpoint-{step}" / "nmlearn.pt").touch()
     assert minilm.last_checkpoint(tmp_path, "nmlearn.pt") == str(tmp_path / "checkpoint-100")
     assert minilm.last_checkpoint(tmp_path, "") == str(tmp_path / "checkpoint-150")
+
+
+def test_a_table_without_results_says_so(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table nothing -->\n| old |\n<!-- end -->\n")
+    assert tables.filled(page) == (
+        "<!-- table nothing -->\n*Not measured yet: there is no results/nothing.json.*\n<!-- end -->\n"
+    )
