@@ -76,10 +76,8 @@ class Text:
             load_weights(model, RunFolder(dense).model)
         method = made(arm, self.lbc)
         begun = time.perf_counter()
-        if arm.method == "oneshot":
-            rows = masked(model, method)
-        else:
-            rows = self._trained(model, method, arm.seed, folder)
+        oneshot = arm.method == "oneshot"
+        rows = masked(model, method) if oneshot else self._trained(model, method, arm.seed, folder)
         found = {"seconds": time.perf_counter() - begun, **self._evaluated(model, folder)}
         save_model(RunFolder(folder).model, model, {row.name: str(row.pattern) for row in rows} if arm.pattern else {})
         return found

@@ -94,6 +94,15 @@ def kernels(result: dict[str, Any]) -> list[str]:
     return _markdown(["", *patterns], rows)
 
 
+def input_pipeline(result: dict[str, Any]) -> list[str]:
+    """What one core does of each part, and all of it with worker processes."""
+    rows = [[row["stage"], f"{row['images_per_cpu_second']:.0f}", ""] for row in result["stages"]]
+    for row in result["whole"]:
+        name = f"`image-folder`, whole, {row['workers'] or 'no'} worker{'s' * (row['workers'] != 1)}"
+        rows.append([name, f"{row['images_per_cpu_second']:.0f}", f"{row['images_per_second']:.0f}"])
+    return _markdown(["", "images/s of one core", "images/s"], rows)
+
+
 def pretrained(result: dict[str, Any]) -> list[str]:
     """A line a method, a column a pattern: accuracy, and the gap to dense."""
     cells = {(row["method"], row["pattern"]): row for row in result["table"]}
@@ -182,7 +191,12 @@ def _markdown(head: list[str], rows: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)]
 
 
-KINDS = {"nmlearn bench": kernels, "pretrained": pretrained, "pretrained latency": gains}
+KINDS = {
+    "nmlearn bench": kernels,
+    "input pipeline": input_pipeline,
+    "pretrained": pretrained,
+    "pretrained latency": gains,
+}
 
 
 if __name__ == "__main__":

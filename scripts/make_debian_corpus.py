@@ -6,7 +6,8 @@
 
 Fetches each package with ``apt-get download`` and unpacks it with ``dpkg-deb``; nothing is installed. Pages lose their
 markup; a paragraph stays when it has 80 characters, more than 80 % of them letters and blanks, and was not seen before
-in any package. Each page becomes OUT/PACKAGE/PAGE.txt, so that nmlearn's "text" divides training and evaluation by page.
+in any package. Each page becomes OUT/PACKAGE/PAGE.txt, so that nmlearn's "text" divides training and
+evaluation by page.
 OUT/packages.json records version, pages, paragraphs and bytes of each package: Debian's point releases move them, so
 report the versions with every figure. The mix is for your own use: the packages keep their licences.
 """
