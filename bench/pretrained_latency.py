@@ -28,6 +28,7 @@ from torch import nn
 import nmlearn as nm
 from nmlearn import models
 from nmlearn.acceleration.timing import interleaved
+from nmlearn.bench.whole import frozen
 from nmlearn.kernels import native
 from nmlearn.train.environment import environment
 from nmlearn.train.setting import load_weights
@@ -140,13 +141,13 @@ def timed(
     torch.compiler.reset()  # of the models before, which would share a cache of limited length with these
     example = repeated(learned.example, batch)
     last = copy.deepcopy(dense).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ways: dict[str, Any] = {"eager": dense, "channels_last": last, "frozen": frozen(dense, example)}
+    ways: dict[str, Any] = {"eager": dense, "channels_last": last, "frozen": compiled(dense, example)}
     packed = {}
     for pattern, model in sparse.items():
         ways[pattern] = copy.deepcopy(model)
         report = nm.accelerate(ways[pattern], example, cache=None)
         packed[pattern] = sum(row.chosen for row in report.rows)
-        ways[f"{pattern} frozen"] = frozen(ways[pattern], example)
+        ways[f"{pattern} frozen"] = compiled(ways[pattern], example)
         print(f"{learned.name}, batch {batch}, {pattern}\n{report}", flush=True)
     calls = {name: lambda model=model: call(model, example) for name, model in ways.items()}
     with torch.inference_mode():
@@ -166,14 +167,9 @@ def repeated(example: Any, batch: int) -> Any:
     return example.repeat(batch, *[1] * (example.dim() - 1))
 
 
-def frozen(model: nn.Module, example: Any) -> Any:
-    """The model compiled with its weights as constants: the best dense that torch itself offers."""
-    import torch._inductor.config as inductor
-
-    with inductor.patch(freezing=True), torch.inference_mode():
-        compiled = torch.compile(copy.deepcopy(model))
-        call(compiled, example)
-    return compiled
+def compiled(model: nn.Module, example: Any) -> Any:
+    """The model as torch.compile freezes it."""
+    return frozen(model, **example) if isinstance(example, dict) else frozen(model, example)
 
 
 def call(model: Any, example: Any) -> Any:

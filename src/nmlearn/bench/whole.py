@@ -36,8 +36,8 @@ def _measured(dense: nn.Module, pattern: str, seconds: float) -> dict[str, Any]:
     last = copy.deepcopy(dense).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     packed = sparse_network_(copy.deepcopy(dense), pattern)
     report = accelerate(packed, x, cache=None)
-    networks = {"eager": dense, "eager channels_last": last, "frozen": _frozen(dense, x)}
-    networks |= {"packed": packed, "packed frozen": _frozen(packed, x)}
+    networks = {"eager": dense, "eager channels_last": last, "frozen": frozen(dense, x)}
+    networks |= {"packed": packed, "packed frozen": frozen(packed, x)}
     with torch.inference_mode():
         calls = {name: lambda network=network: network(x) for name, network in networks.items()}
         times = interleaved(calls, seconds=10 * seconds, least=15)
@@ -57,11 +57,11 @@ def nbytes(model: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
 
 
-def _frozen(model: nn.Module, x: torch.Tensor) -> Any:
-    """The model compiled with its weights as constants: the best dense that torch itself offers."""
+def frozen(model: nn.Module, *inputs: Any, **named: Any) -> Any:
+    """The model compiled with its weights as constants, called once: the best dense that torch itself offers."""
     import torch._inductor.config as inductor
 
     with inductor.patch(freezing=True), torch.inference_mode():
         compiled = torch.compile(copy.deepcopy(model))
-        compiled(x)
+        compiled(*inputs, **named)
     return compiled

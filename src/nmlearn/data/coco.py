@@ -24,9 +24,9 @@ from torch.utils.data import Dataset
 
 from nmlearn.data import outlines
 from nmlearn.data.options import Limits, parse, require
-from nmlearn.data.pipeline import Broken, Key, Pipeline, processes
+from nmlearn.data.pipeline import Broken, Key, Pipeline, pictures_below, processes
 from nmlearn.data.task import Batch, Draw, Task
-from nmlearn.errors import ConfigError, DataError
+from nmlearn.errors import DataError
 
 LAYOUT = (
     "set data.path to a folder with annotations/instances_train2017.json, instances_val2017.json, train2017/, val2017/"
@@ -129,15 +129,7 @@ def coco(path: Path | None = None, **options: object) -> Task:
         DataError: a file is missing or is no annotation file; while iterating: a file is no image.
     """
     settings = parse(CocoOptions, options)
-    if path is None or not path.is_dir():
-        wrong = "data.path is not set" if path is None else "no such folder"
-        raise DataError(where="data.path", given=path or "nothing", wrong=wrong, fix=LAYOUT)
-    try:
-        import PIL.Image  # noqa: F401
-    except ImportError as error:
-        fix = "pip install pillow"
-        raise ConfigError(where="data.name", given="coco", wrong=f"needs Pillow ({error})", fix=fix) from error
-    return Coco(path, settings)
+    return Coco(pictures_below(path, "coco", LAYOUT), settings)
 
 
 def annotation_file(root: Path, part: str) -> Path:

@@ -20,9 +20,9 @@ from torch.utils.data import Dataset
 from nmlearn.data import augment, picture
 from nmlearn.data.mix import mix
 from nmlearn.data.options import ImageOptions, parse, require
-from nmlearn.data.pipeline import Broken, Key, Pipeline, processes
+from nmlearn.data.pipeline import Broken, Key, Pipeline, pictures_below, processes
 from nmlearn.data.task import Batch, Draw, Task, generator
-from nmlearn.errors import ConfigError, DataError
+from nmlearn.errors import DataError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as pretrained models expect
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
@@ -138,15 +138,7 @@ def image_folder(path: Path | None = None, **options: object) -> Task:
         DataError: a folder is missing or empty; while iterating: a file is no image.
     """
     settings = parse(FolderOptions, options)
-    if path is None or not path.is_dir():
-        wrong = "data.path is not set" if path is None else "no such folder"
-        raise DataError(where="data.path", given=path or "nothing", wrong=wrong, fix=LAYOUT)
-    try:
-        import PIL.Image  # noqa: F401
-    except ImportError as error:
-        fix = "pip install pillow"
-        raise ConfigError(where="data.name", given="image-folder", wrong=f"needs Pillow ({error})", fix=fix) from error
-    return ImageFolder(path, settings)
+    return ImageFolder(pictures_below(path, "image-folder", LAYOUT), settings)
 
 
 def class_names(root: Path) -> list[str]:

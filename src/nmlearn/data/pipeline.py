@@ -15,9 +15,30 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from nmlearn.data.task import generator
-from nmlearn.errors import DataError
+from nmlearn.errors import ConfigError, DataError
 
 MOST_PROCESSES = 16
+
+
+def pictures_below(path: Path | None, source: str, layout: str) -> Path:
+    """The folder of a source that reads image files, after a look at what it needs.
+
+    Args:
+        source: its name, for errors; layout: what the folder should hold, likewise.
+
+    Raises:
+        ConfigError: Pillow is missing.
+        DataError: no folder.
+    """
+    if path is None or not path.is_dir():
+        wrong = "data.path is not set" if path is None else "no such folder"
+        raise DataError(where="data.path", given=path or "nothing", wrong=wrong, fix=layout)
+    try:
+        import PIL.Image  # noqa: F401
+    except ImportError as error:
+        fix = "pip install pillow"
+        raise ConfigError(where="data.name", given=source, wrong=f"needs Pillow ({error})", fix=fix) from error
+    return path
 
 
 class Key(NamedTuple):
