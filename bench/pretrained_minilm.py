@@ -102,7 +102,7 @@ class Text:
             seed=seed,
             use_cpu=True,
             save_steps=50,
-            save_total_limit=1,
+            save_total_limit=2,
             logging_steps=25,
             report_to=[],
             disable_tqdm=True,

@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/benchmarks.md from the files in results/, between their markers.
+"""Write the tables of README.md and two pages in docs from the files in results/, between their markers.
 
 python bench/tables.py            # rewrites them
 python bench/tables.py --check    # exits 1 when a table is not what the results say
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/benchmarks.md")
+PAGES = ("README.md", "docs/benchmarks.md", "docs/recipes.md")
 _MARKED = re.compile(r"(<!-- table (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 

@@ -66,6 +66,13 @@ def test_at_most_a_hundred():
     assert average_precision(rows([1] * 101, np.linspace(1, 0.5, 101), overlaps, [1]), np.array([0, 1])) == 0
 
 
+def test_pixels_are_counted_exactly_under_autocast():
+    masks = torch.zeros(1, 20_000)
+    masks[:, :10_007] = 1
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert float(mask_overlaps(masks, masks, torch.tensor([False]))) == 1
+
+
 def test_overlaps_of_boxes_and_masks_agree():
     boxes = torch.tensor([[0.0, 0, 4, 4], [2, 2, 6, 8], [0, 0, 1, 1]])
     crowd = torch.tensor([False, True, False])

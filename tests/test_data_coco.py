@@ -42,6 +42,20 @@ def test_what_is_read(tmp_path: Path) -> None:
         assert targets[0]["labels"].tolist() == [1, 2]  # no crowd
 
 
+@pytest.mark.parametrize("wrong", [[[1, 2, 3, 4]], {"size": [64, 64]}, 5])
+def test_a_wrong_mask_is_named_as_one(wrong: object, tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    file = tmp_path / "annotations" / "instances_val2017.json"
+    found = json.loads(file.read_text())
+    for each in found["annotations"]:
+        each["segmentation"] = wrong
+    file.write_text(json.dumps(found))
+    with pytest.raises(DataError, match="a wrong segmentation") as raised:
+        next(loaded(tmp_path, masks=True).eval_batches(4))
+    assert "annotation file" in raised.value.fix
+    next(loaded(tmp_path).eval_batches(4))  # boxes alone need no masks
+
+
 def test_flipping_moves_pixels_boxes_and_masks_together(tmp_path: Path) -> None:
     task = loaded(write_coco(tmp_path), masks=True)
     images, targets = next(task.eval_batches(2))

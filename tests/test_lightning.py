@@ -163,6 +163,12 @@ def test_what_a_checkpoint_must_agree_with(tmp_path):
     watch = Watch(NMCallback(lbc))
     fit(tmp_path, watch.callback, watch, ckpt_path=dense)
     assert watch.steps == watch.total_steps == STEPS * EPOCHS - 9, "the schedule has what is left of the training"
+    late = tmp_path / "late.ckpt"
+    fit(tmp_path, NMCallback(lbc), Save(late, 12), ckpt_path=dense)
+    resumed = Watch(NMCallback(lbc))
+    fit(tmp_path, resumed.callback, resumed, ckpt_path=late)
+    assert resumed.total_steps == watch.total_steps and same(resumed.masks, watch.masks)
+    assert same(resumed.weights, watch.weights)
 
 
 def test_after_the_end_the_zeros_can_be_kept(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,13 @@ def test_refusals() -> None:
     layer.weight = nn.Parameter(torch.ones(32, 32, dtype=torch.int8), requires_grad=False)
     with pytest.raises(ConfigError, match="quantized"):
         merge(quantized)
+    lost = with_adapter(bert(), lora)
+    before = weights_of(lost)
+    lost.base_model.model.bert.encoder.layer[1].attention.self.query.lora_A["default"].weight.data[0, 0] = math.nan
+    with pytest.raises(ConfigError, match="not finite"):
+        merge(lost)
+    after = weights_of(lost)
+    assert all(torch.equal(after[name], before[name]) for name in before if "lora_A" not in name)
     with pytest.raises(ConfigError, match="adapters of PEFT"):
         save_packed(with_adapter(bert(), lora), "never written")
 

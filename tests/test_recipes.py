@@ -135,8 +135,15 @@ def torchvision() -> Any:
         pytest.skip(f"needs the optional package torchvision: {error.wrong}")
 
 
-def test_a_detector_says_what_it_needs(tmp_path: Path) -> None:
+def test_a_detector_says_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torchvision()
+    for name in ("resnet50", "timm:resnet18", "transformers:folder"):
+        with pytest.raises(ConfigError, match="use for instance torchvision:fasterrcnn"):
+            models.build(name, classes=5, input_shape=(3, 64, 64), kind="detection")
+    recipe, folder = ROOT / "recipes" / "coco-faster-rcnn-r50-lbc.yaml", write_coco(tmp_path / "coco")
+    words = ["--data.path", str(folder), "--precision", "bf16", "--device", "cpu", "--out", str(tmp_path / "run")]
+    assert cli.main(["train", "--config", str(recipe), *words]) == 2
+    assert "8 bits" in "".join(capsys.readouterr())
     with pytest.raises(ConfigError, match="takes detection data"):
         models.build("torchvision:fasterrcnn_resnet50_fpn", classes=5, input_shape=(3, 64, 64))
     with pytest.raises(ConfigError, match="takes image data"):

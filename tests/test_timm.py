@@ -173,6 +173,21 @@ def test_a_state_without_masks_is_refused():
         optimizer.load_state_dict(plain)
 
 
+def test_several_sparsifiers_are_carried():
+    model = convnet()
+    optimizer = optimizer_of(model)
+    first, second, *_ = [row.name for row in nm.Sparsifier(model, nm.LBC("2:4")).plan.taken]
+    rules = [{"*": None, first: "2:4"}, {"*": None, second: "1:4"}]
+    own = [nm.Sparsifier(model, nm.LBC("2:4"), rules=each).attach(optimizer, STEPS) for each in rules]
+    for sparsifier in own:
+        carry(sparsifier, optimizer)
+    train(model, optimizer, batches(STEPS)[:3])
+    saved = optimizer.state_dict()
+    train(model, optimizer, batches(STEPS)[3:6])
+    optimizer.load_state_dict(saved)
+    assert [sparsifier.step for sparsifier in own] == [3, 3]
+
+
 @pytest.mark.parametrize("layer", ["StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame"])
 def test_standardized_weights_are_left_dense(layer, monkeypatch):
     """Their zeros are none where they are computed with."""

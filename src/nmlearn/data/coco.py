@@ -58,12 +58,12 @@ class CocoOptions(Limits):
 
 
 class Instance(NamedTuple):
-    """One object: its class from 1, its box as x0, y0, x1, y1, whether it is a crowd, and its mask as COCO tells it."""
+    """One object: its class from 1, its box as x0, y0, x1, y1, whether it is a crowd, and its mask as COCO's JSON."""
 
     label: int
     box: tuple[float, float, float, float]
     crowd: bool
-    segmentation: Any
+    segmentation: bytes  # one object in place of hundreds of numbers: each worker process holds all of them
 
 
 class Picture(NamedTuple):
@@ -82,9 +82,14 @@ class Annotated(Dataset[tuple[Tensor, Target] | Broken]):
     def __getitem__(self, key: Key) -> tuple[Tensor, Target] | Broken:
         picture = self.parts[key.part][key.number]
         try:
-            image, target = _read(picture, self.options.masks)
+            image, target = _read(picture)
         except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on damaged files
             return Broken(picture.file, str(error))
+        if self.options.masks:
+            try:
+                target["masks"] = _masks(picture, *image.shape[1:])
+            except (ValueError, TypeError) as error:
+                return Broken(picture.file, str(error), "a wrong segmentation", "correct it in the annotation file")
         mirrored = key.seeds and self.options.flip and np.random.default_rng((*key.seeds, key.number)).random() < 0.5
         return flip(image, target) if mirrored else (image, target)
 
@@ -97,8 +102,8 @@ class Coco(Task):
 
     def __init__(self, root: Path, options: CocoOptions) -> None:
         self.source, self.options = str(root), options
-        train, categories = read_annotations(root, options.train)
-        evaluation, others = read_annotations(root, options.val)
+        train, categories = read_annotations(root, options.train, options.masks)
+        evaluation, others = read_annotations(root, options.val, options.masks)
         if others != categories:
             file = annotation_file(root, options.val)
             raise DataError(where="data.path", given=file, wrong=f"other categories than {options.train}", fix=LAYOUT)
@@ -137,7 +142,7 @@ def annotation_file(root: Path, part: str) -> Path:
     return root / "annotations" / f"instances_{part}.json"
 
 
-def read_annotations(root: Path, part: str) -> tuple[list[Picture], list[str]]:
+def read_annotations(root: Path, part: str, masks: bool) -> tuple[list[Picture], list[str]]:
     """The images of a part by their id, with their objects, and the names of the categories.
 
     Category ids, which have gaps, become labels from 1 in their order. Boxes are cut to the image; those without area
@@ -156,7 +161,7 @@ def read_annotations(root: Path, part: str) -> tuple[list[Picture], list[str]]:
             by_image[annotation["image_id"]].append(annotation)
         images = sorted(found["images"], key=lambda each: each["id"])
         pictures = [
-            Picture(root / part / image["file_name"], _instances(image, by_image[image["id"]], labels))
+            Picture(root / part / image["file_name"], _instances(image, by_image[image["id"]], labels, masks))
             for image in images
         ]
         return pictures, [each["name"] for each in categories]
@@ -167,7 +172,9 @@ def read_annotations(root: Path, part: str) -> tuple[list[Picture], list[str]]:
         raise DataError(where="data.path", given=file, wrong=wrong, fix="unpack it anew") from error
 
 
-def _instances(image: dict[str, Any], annotations: list[dict[str, Any]], labels: dict[int, int]) -> list[Instance]:
+def _instances(
+    image: dict[str, Any], annotations: list[dict[str, Any]], labels: dict[int, int], masks: bool
+) -> list[Instance]:
     found = []
     for each in annotations:
         left, top, width, height = each["bbox"]
@@ -175,7 +182,8 @@ def _instances(image: dict[str, Any], annotations: list[dict[str, Any]], labels:
         left, top = max(left, 0), max(top, 0)
         if right > left and bottom > top:
             label, crowd = labels[each["category_id"]], bool(each.get("iscrowd", 0))
-            found.append(Instance(label, (left, top, right, bottom), crowd, each.get("segmentation")))
+            outline = json.dumps(each.get("segmentation")).encode() if masks else b""
+            found.append(Instance(label, (left, top, right, bottom), crowd, outline))
     return found
 
 
@@ -183,23 +191,24 @@ def _without_crowds(picture: Picture) -> Picture:
     return picture._replace(instances=[each for each in picture.instances if not each.crowd])
 
 
-def _read(picture: Picture, masks: bool) -> tuple[Tensor, Target]:
-    """The image, uint8 [3, H, W], and its targets."""
+def _read(picture: Picture) -> tuple[Tensor, Target]:
+    """The image, uint8 [3, H, W], and its targets but for masks."""
     from PIL import Image
 
     with Image.open(picture.file) as opened:
         image = torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)
-    height, width = image.shape[1:]
     instances = picture.instances
     target = {
         "boxes": torch.tensor([each.box for each in instances], dtype=torch.float32).view(-1, 4),
         "labels": torch.tensor([each.label for each in instances], dtype=torch.int64),
         "crowd": torch.tensor([each.crowd for each in instances], dtype=torch.bool),
     }
-    if masks:
-        drawn = [outlines.mask(each.segmentation, height, width) for each in instances]
-        target["masks"] = torch.from_numpy(np.array(drawn, np.uint8).reshape(-1, height, width))
     return image, target
+
+
+def _masks(picture: Picture, height: int, width: int) -> Tensor:
+    drawn = [outlines.mask(json.loads(each.segmentation), height, width) for each in picture.instances]
+    return torch.from_numpy(np.array(drawn, np.uint8).reshape(-1, height, width))
 
 
 def flip(image: Tensor, target: Target) -> tuple[Tensor, Target]:

@@ -27,7 +27,8 @@ def mask(segmentation: Any, height: int, width: int) -> np.ndarray:
         for polygon in segmentation:
             filled |= fill(polygon, height, width)
         return filled
-    if not isinstance(segmentation, dict) or list(segmentation.get("size", [])) != [height, width]:
+    runs_told = isinstance(segmentation, dict) and "counts" in segmentation
+    if not runs_told or list(segmentation.get("size", [])) != [height, width]:
         raise ValueError(f"a segmentation that is not polygons or run lengths of {height} x {width} pixels")
     counts = segmentation["counts"]
     return runs(lengths(counts) if isinstance(counts, str | bytes) else counts, height, width)

@@ -54,6 +54,8 @@ class Broken(NamedTuple):
 
     file: Path
     reason: str
+    wrong: str = "no image"
+    fix: str = "replace or remove the file"
 
 
 class Keys:
@@ -95,8 +97,8 @@ class Pipeline:
         try:
             for batch in loader:
                 if isinstance(batch, Broken):
-                    wrong, fix = f"no image ({batch.reason})", "replace or remove the file"
-                    raise DataError(where="data.path", given=batch.file, wrong=wrong, fix=fix)
+                    wrong = f"{batch.wrong} ({batch.reason})"
+                    raise DataError(where="data.path", given=batch.file, wrong=wrong, fix=batch.fix)
                 yield batch
         finally:
             self._idle.append(pair)

@@ -56,6 +56,7 @@ class LearningHooks:
         self.finalized = False
         self._fitting = self._settled = False
         self._epochs: int | None = None
+        self._begun = 0  # steps that the Trainer had done when the schedule began
         self._saved: dict[str, Any] = {}
         self._masks: dict[str, Tensor] = {}
         self._seen = (-1, 1.0)  # advances, and the density after them
@@ -93,6 +94,7 @@ class LearningHooks:
         self.sparsifier = Sparsifier(self._target(pl_module), self.method, self.rules)
         steps = self._steps(trainer) if self.total_steps is None else self.total_steps
         self.sparsifier.attach(optimizer, steps)
+        self._begun = self._before(trainer)
         if self._saved:
             self.sparsifier.load_state_dict(self._saved["sparsifier"])
             self._saved = {}
@@ -134,7 +136,11 @@ class LearningHooks:
         trainer.fit_loop.max_epochs = longer
         if steps in (math.inf, -1):
             _refuse_steps(f"a training of {steps} steps", "a schedule needs an end")
-        return int(steps) - (0 if self._saved else trainer.global_step)
+        return int(steps) - self._before(trainer)
+
+    def _before(self, trainer: Any) -> int:
+        """The Trainer's steps before the schedule: those of a dense training that it goes on from."""
+        return int(self._saved.get("begun", 0) if self._saved else trainer.global_step)
 
     # On the way
 
@@ -200,8 +206,9 @@ class LearningHooks:
         """What a checkpoint holds of this callback: the sparsifier's state, or that it has finalized."""
         if self._saved or self.finalized:
             return self._saved or {"finalized": True}
-        attached = self.sparsifier is not None and self.sparsifier.total_steps > 0
-        return {"sparsifier": self.sparsifier.state_dict()} if self.sparsifier and attached else {}
+        if self.sparsifier is None or not self.sparsifier.total_steps:
+            return {}
+        return {"sparsifier": self.sparsifier.state_dict(), "begun": self._begun}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until training starts: the Trainer gives it before there are optimizers.

@@ -191,6 +191,9 @@ def _check(model: Any, adapters: Sequence[str]) -> None:
         if getattr(layer, "quantization_backend", None) is not None or _quantized(layer.get_base_layer()):
             given, fix = type(layer.get_base_layer()).__name__, "dequantize the base, or keep the adapter beside it"
             raise ConfigError(where="merge", given=given, wrong="a quantized base has no zeros to keep", fix=fix)
+    for layer in _layers(model):  # before anything changes: PEFT would stop half-way
+        if not all(bool(p.isfinite().all()) for p in layer.parameters() if p.is_floating_point()):
+            raise _refusal(model, "a layer with an adapter has values that are not finite", "load a whole adapter")
 
 
 def _refusal(model: Any, wrong: str, fix: str) -> ConfigError:

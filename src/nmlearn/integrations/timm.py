@@ -31,21 +31,24 @@ def carry(sparsifier: Sparsifier, optimizer: Optimizer) -> None:
     Raises:
         StateError: later, by ``load_state_dict``, when the state has no sparsifier's, or another's.
     """
+    key = f"{KEY}:{sparsifier.plan.taken[0].name}"  # several on one optimizer have different weights
     held: list[dict[str, Any]] = []
 
     def save(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        return state | {KEY: sparsifier.state_dict()} if sparsifier.total_steps else state
+        return state | {key: sparsifier.state_dict()} if sparsifier.total_steps else state
 
     def hold(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        if sparsifier.total_steps and KEY not in state:
+        if not sparsifier.total_steps:
+            return state
+        if key not in state:
             raise StateError(
                 where="optimizer.load_state_dict",
                 given=f"a state with {', '.join(state)}",
                 wrong="it has no state of a sparsifier, so the masks and their schedule would start anew",
                 fix="load the weights alone to start learning from them",
             )
-        held[:] = [state[KEY]] if sparsifier.total_steps else []
-        return {key: value for key, value in state.items() if key != KEY}
+        held[:] = [state[key]]
+        return {name: value for name, value in state.items() if name != key}
 
     def load(_: Optimizer) -> None:
         for state in held:

@@ -46,7 +46,7 @@ def build(
         name: a key of `MODELS`, or one of another package: "timm:NAME" and so on.
         classes: number of outputs; the vocabulary size for "language".
         input_shape: of one input: (C, H, W) or (T,).
-        kind: the task's: "image", "text" or "language".
+        kind: the task's: "image", "text", "language" or "detection".
         options: keyword arguments of the builder; one that is None means its default.
 
     Returns:
@@ -74,7 +74,8 @@ def _check_name(name: str, kind: str) -> None:
     if OTHER_KINDS.get(name, "image") != kind:
         fit = [other for other in MODELS if OTHER_KINDS.get(other, "image") == kind]
         wrong = f"takes {OTHER_KINDS.get(name, 'image')} data, and this is {kind} data"
-        raise ConfigError(where="model.name", given=repr(name), wrong=wrong, fix=f"use one of {', '.join(fit)}")
+        fix = f"use one of {', '.join(fit)}" if fit else external.DETECTORS
+        raise ConfigError(where="model.name", given=repr(name), wrong=wrong, fix=fix)
 
 
 def _check_options(name: str, options: dict[str, object]) -> None:

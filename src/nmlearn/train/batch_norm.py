@@ -38,4 +38,8 @@ def reestimate(model: nn.Module, task: Task, config: TrainConfig, ranks: Ranks, 
 
     with autocast(ranks.device, config):
         update_bn(inputs(), model)
-    ranks.share_buffers(model)
+    for module in model.modules():
+        for name in ("running_mean", "running_var"):
+            buffer = getattr(module, name, None)
+            if isinstance(buffer, Tensor):
+                buffer.copy_(ranks.sum(buffer.clone()) / ranks.size)  # each saw its share

@@ -62,7 +62,8 @@ def box_overlaps(found: Tensor, objects: Tensor, crowd: Tensor) -> Tensor:
 def mask_overlaps(found: Tensor, objects: Tensor, crowd: Tensor) -> Tensor:
     """The same of masks, one a row: [d, pixels] and [g, pixels]."""
     found, objects = found.float(), objects.float()
-    return _over_union(found @ objects.T, found.sum(1), objects.sum(1), crowd)
+    with torch.autocast(found.device.type, enabled=False):  # counts of pixels need more than 8 bits
+        return _over_union(found @ objects.T, found.sum(1), objects.sum(1), crowd)
 
 
 def _area(boxes: Tensor) -> Tensor:

@@ -197,7 +197,8 @@ class _Training:
         """The values of an eval event."""
         values = evaluate(self.setting.model, self.setting.task, self.config, self.ranks)
         average = self.setting.average
-        averaged = evaluate(average.model, self.setting.task, self.config, self.ranks) if average else None
+        scored = average is not None and self.setting.task.kind in ("image", "text")
+        averaged = evaluate(average.model, self.setting.task, self.config, self.ranks) if average and scored else None
         return {"epoch": self.epoch, **values, "ema_accuracy": averaged["accuracy"] if averaged else None}
 
     def _finish(self) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def setting(config: TrainConfig, ranks: Ranks) -> Setting:
         torch.set_num_threads(config.threads)
     part_size = _part_size(config, ranks)
     task = load_task(config.data)
+    _check_precision(config, task)
     task.device = ranks.device
     steps_per_epoch = _steps(config, task)
     torch.manual_seed(config.seed)
@@ -86,12 +87,19 @@ def check(configs: Sequence[TrainConfig]) -> None:
     methods = {repr(config.method): config.method for config in configs}
     made = [nmlearn.methods.build(each.name, each.pattern, **each.options) for each in methods.values()]
     task = load_task(first.data)
+    _check_precision(first, task)
     _part_size(first, Ranks(0, 1, torch.device("cpu")))
     _steps(first, task)
     model = build_model(first.model, task)
     optim.build(model, first.optim)
     for method in made:
         Sparsifier(model, method, rules=dict(first.method.rules))
+
+
+def _check_precision(config: TrainConfig, task: Task) -> None:
+    if task.kind == "detection" and config.precision != "fp32":
+        wrong = "a detector's boxes would have 8 bits: steps of 4 pixels from 512 on, of 8 from 1024 on"
+        raise ConfigError(where="precision", given=config.precision, wrong=wrong, fix="use fp32 for detectors")
 
 
 def load_task(config: DataConfig) -> Task:
