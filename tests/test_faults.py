@@ -214,6 +214,18 @@ def test_a_full_disk_leaves_the_model_file_that_was_there(tmp_path: Path, disk: 
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+def test_a_full_disk_is_named_also_by_what_torch_saves(tmp_path: Path) -> None:
+    with full_disk(700, "state"), pytest.raises(WriteError) as caught:
+        nmlearn.atomic.write_atomic(tmp_path / "state.pt", lambda file: torch.save(torch.zeros(1000), file))
+    check_message(caught.value, "state.pt")
+
+
+def test_a_run_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteError):
+        train(toy.config(tmp_path / "file" / "run"))
+
+
 def test_a_full_disk_leaves_the_report_that_was_there(tmp_path: Path) -> None:
     train(toy.config(tmp_path, epochs=1))
     before = nmlearn.report.write(tmp_path).read_bytes()

@@ -56,6 +56,21 @@ def check_message(error: NMLearnError, *parts: str) -> None:
         assert part in text, text
 
 
+def test_settings_newer_than_the_run_have_their_defaults(run: Path) -> None:
+    lines = (run / "config.yaml").read_text().splitlines(keepends=True)
+    older = [line for line in lines if "backbone" not in line and "milestones" not in line]
+    assert len(older) == len(lines) - 2
+    (run / "config.yaml").write_text("".join(older))
+    train(toy.config(run))
+
+
+def test_another_checkpoint_can_be_named_in_place_of_a_damaged_one(run: Path, tmp_path: Path) -> None:
+    own, copy = run / "checkpoints" / "last.pt", tmp_path / "copy.pt"
+    shutil.copy(own, copy)
+    own.write_bytes(own.read_bytes()[:1000])
+    train(toy.config(run, resume=str(copy)))
+
+
 @pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.5, 0.9, 0.999])
 def test_a_checkpoint_that_is_cut_short(run: Path, share: float) -> None:
     path = run / "checkpoints" / "last.pt"

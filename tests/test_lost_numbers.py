@@ -17,7 +17,7 @@ import toy
 from nets import batches, convnet, sgd, snapshot
 from nmlearn.errors import StateError
 from nmlearn.kernels import training
-from nmlearn.train import DataConfig, OptimConfig, checkpoints, train
+from nmlearn.train import DataConfig, OptimConfig, average, checkpoints, train
 from nmlearn.train.finite import MOST_IN_A_ROW
 
 BAD = [math.nan, math.inf, -math.inf]
@@ -161,6 +161,20 @@ def test_a_bad_batch_costs_its_step_and_no_more(tmp_path: Path, method: str, cha
     for name in ("model", "average"):
         assert all(t.isfinite().all() for t in load_file(tmp_path / "model" / f"{name}.safetensors").values())
     assert all(event["loss"] is not None for event in events(tmp_path, "train"))
+
+
+def test_a_step_that_is_left_out_does_not_move_the_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    followed, follow = [], average.Average.follow
+
+    def seen(self: average.Average, model: torch.nn.Module, step: int) -> None:
+        followed.append(step)
+        follow(self, model, step)
+
+    monkeypatch.setattr(average.Average, "follow", seen)
+    train(toy.config(tmp_path, data=DataConfig("toy", options={"bad": 5}), ema=0.9))
+    left_out = {event["step"] for event in events(tmp_path, "left_out")}
+    assert left_out and left_out.isdisjoint(followed)
+    assert sorted({*followed, *left_out}) == list(range(1, len(followed) + len(left_out) + 1))
 
 
 def test_many_in_a_row_end_the_run(tmp_path: Path) -> None:

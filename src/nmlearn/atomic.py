@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from nmlearn.errors import WriteError
 
@@ -29,7 +29,10 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as file:
-                write(file)
+                patient = _Patient(file)
+                write(patient)  # type: ignore[arg-type]
+                if patient.error is not None:
+                    raise patient.error
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -91,3 +94,26 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class _Patient:
+    """A file whose writing never fails: the first error is kept for later, and what comes after it is dropped.
+
+    An error in the middle of torch.save comes out as one about positions in archives, or not at all.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: BaseException | None = None
+
+    def write(self, octets: Any) -> int:
+        """Write, or drop; either way all was taken."""
+        try:
+            if self.error is None:
+                self._file.write(octets)
+        except BaseException as error:
+            self.error = error
+        return len(octets)
+
+    def flush(self) -> None:
+        """Nothing: whoever opened the file flushes it."""

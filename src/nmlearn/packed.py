@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nmlearn import kernels
 from nmlearn.errors import KernelError
-from nmlearn.kernels import layouts, reference
+from nmlearn.kernels import layouts, reference, shortcut
 from nmlearn.kernels.layouts import Form, Layout
 from nmlearn.kernels.shortcut import Shortcut
 from nmlearn.pattern import Pattern
@@ -92,7 +92,7 @@ class Packed(nn.Module):
     def _run(self, operator: Any, x: Tensor, residual: Tensor | None, *geometry: Any) -> Tensor:
         """The operator, or what it found to do when it was called like this before."""
         operands = self._operands()
-        eager = not torch.compiler.is_compiling()
+        eager = not torch.compiler.is_compiling() and shortcut.is_plain(x) and shortcut.is_plain(residual)
         call = self._shortcut.find(x, residual, operands) if eager else None
         if call is not None:
             return call(x, *operands, residual)

@@ -13,6 +13,7 @@ import weakref
 from torch import Tensor, nn, optim
 
 from nmlearn import masks
+from nmlearn.shards import local
 
 _KEEP_ZEROS = (
     optim.SGD,
@@ -71,7 +72,7 @@ class Quiet:
         if not self._watched:
             state = self.optimizer.state.get(self.parameter, {})
             if (slow := state.get(_SLOW)) is not None:
-                masks.clear_(slow, keep_w)
+                masks.clear_(local(slow), keep_w)
             return
         if not self._moments_clear:
             for moment in self._moments():

@@ -97,6 +97,19 @@ def test_modes_see_the_operator(call: operands.Call) -> None:
     assert any("nmlearn" in event.key for event in profiled.key_averages())
 
 
+def test_views_that_are_still_to_be_negated(call: operands.Call) -> None:
+    plain = call.layer(-call.x, call.residual)
+    call.layer(call.x, call.residual)
+    assert torch.equal(call.layer(torch._neg_view(call.x), call.residual), plain)
+
+
+def test_symbolic_sizes(call: operands.Call) -> None:
+    graph = make_fx(lambda x: call.layer(x, call.residual), tracing_mode="symbolic", _allow_non_fake_inputs=True)(
+        call.x
+    )
+    assert torch.equal(graph(call.x), call.layer(call.x, call.residual))
+
+
 def test_a_trace_sees_the_operator(call: operands.Call) -> None:
     def layer(x: Tensor) -> Tensor:
         y: Tensor = call.layer(x, call.residual)

@@ -24,16 +24,18 @@ class Shortcut:
         self._calls: dict[object, Call] = {}
 
     def find(self, x: Tensor, residual: Tensor | None, operands: Operands) -> Call | None:
-        """The call for such inputs and these very operands; None where the operator has to be called."""
-        call = self._calls.get(_like(x, residual))
-        if call is None or len(operands) != len(self._operands) or _listened() or type(x) is not Tensor:
+        """The call for such plain inputs and these very operands; None where the operator has to be called."""
+        call, known = (
+            self._calls.get(_like(x, residual)),
+            self._operands,
+        )  # read once: other threads call this layer, too
+        if call is None or len(operands) != len(known) or _listened():
             return None
-        same = all(mine is theirs for mine, theirs in zip(self._operands, operands, strict=True))
-        return call if same else None
+        return call if all(mine is theirs for mine, theirs in zip(known, operands, strict=True)) else None
 
     def keep(self, x: Tensor, residual: Tensor | None, operands: Operands, call: Call | None) -> None:
-        """Remember the call that the operator made for such inputs."""
-        if call is None or type(x) is not Tensor or not x.is_cpu:
+        """Remember the call that the operator made for such plain inputs."""
+        if call is None or not x.is_cpu:
             return
         if any(mine is not theirs for mine, theirs in zip(self._operands, operands, strict=False)):
             self.clear()
@@ -50,6 +52,11 @@ class Shortcut:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Shortcut, ()
+
+
+def is_plain(x: Tensor | None) -> bool:
+    """Whether what a tensor's memory holds is the tensor: no subclass, and no negation still to be done."""
+    return x is None or (type(x) is Tensor and not x.is_neg())
 
 
 def _like(x: Tensor, residual: Tensor | None) -> object:

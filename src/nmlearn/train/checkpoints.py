@@ -6,7 +6,7 @@ import pickle
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -103,7 +103,10 @@ class Checkpoints:
         """This run's own checkpoint when it began at a given one and was interrupted: the same command goes on."""
         if self.config.resume == "auto" or not self.folder.checkpoint.exists():
             return None
-        state = load(self.folder.checkpoint)
+        try:
+            state = load(self.folder.checkpoint)
+        except StateError:  # it is damaged, which may be why another checkpoint is named
+            return None
         same = difference(state["config"], recipe.to_dict(self.config)) is None
         return state if same and state["step"] > step else None
 
@@ -145,37 +148,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     Raises:
         WriteError: the system refuses; a file that was there is as it was.
     """
-
-    def write(file: BinaryIO) -> None:
-        patient = _Patient(file)
-        torch.save(state, patient)  # type: ignore[arg-type]
-        if patient.error is not None:
-            raise patient.error
-
-    files.write_atomic(path, write)
-
-
-class _Patient:
-    """A file whose writing never fails: the first error is kept for later, and what comes after it is dropped.
-
-    An error in the middle of torch.save comes out as one about positions in archives, or not at all.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.error: BaseException | None = None
-
-    def write(self, octets: Any) -> int:
-        """Write, or drop; either way all was taken."""
-        try:
-            if self.error is None:
-                self._file.write(octets)
-        except BaseException as error:
-            self.error = error
-        return len(octets)
-
-    def flush(self) -> None:
-        """Nothing: whoever opened the file flushes it."""
+    files.write_atomic(path, lambda file: torch.save(state, file))
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -254,6 +227,7 @@ def refuse_other(where: str, before: dict[str, Any], now: dict[str, Any]) -> Non
     Raises:
         ConfigError: names the first setting that differs.
     """
+    before = recipe.to_dict(recipe.build(TrainConfig, before, f"{where}: "))  # settings newer than it have defaults
     key = difference(before, now)
     if key is not None:
         raise ConfigError(

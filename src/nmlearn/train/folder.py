@@ -64,8 +64,10 @@ class RunFolder:
         Raises:
             StateError: one does already.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "w") as file:
+        with files.explained(self.path / ".lock"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / ".lock", "w")  # noqa: SIM115
+        with file:
             try:
                 import fcntl
 

@@ -102,7 +102,7 @@ class _Training:
         for _ in range(self.setting.steps_per_epoch - self.step % self.setting.steps_per_epoch):
             self._learn(parts)
             self.step += 1
-            if self.setting.average is not None:
+            if self.setting.average is not None and not self.finite.in_a_row:
                 self.setting.average.follow(self.setting.model, self.step)
             self.journal.tell(
                 {"event": "step", "step": self.step, "epoch": self.epoch, "total_steps": self.setting.total_steps}
