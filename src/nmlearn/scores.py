@@ -7,8 +7,6 @@ per weight that receives g_j w_j. C(M, N) numbers a group become M.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -20,11 +18,6 @@ from nmlearn.pattern import Pattern
 def dtype_for(weight: Tensor) -> torch.dtype:
     """Scores are float32, but float64 for a float64 weight (double precision is used to check, never to train)."""
     return torch.float64 if weight.dtype == torch.float64 else torch.float32
-
-
-def equal_start(pattern: Pattern) -> float:
-    """The score of every weight at the start, 1 / (N C(M-1, N-1)), so that each combination scores 1 / C(M-1, N-1)."""
-    return 1.0 / (pattern.n * math.comb(pattern.m - 1, pattern.n - 1))
 
 
 def of_combinations(s_gm: Tensor, pattern: Pattern) -> Tensor:

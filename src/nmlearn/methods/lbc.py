@@ -112,8 +112,8 @@ class LBC(Method):
     def _start(self, name: str, weight: Tensor, pattern: Pattern) -> Tensor:
         """The scores of the weights at the start, in the weight's shape and memory layout."""
         dtype = scoring.dtype_for(weight)
-        if self.prior == "equal":
-            return torch.full_like(weight, scoring.equal_start(pattern), dtype=dtype)
+        if self.prior == "equal":  # 0 for the paper's 1 / C(M-1, N-1), beside which float32 would lose small steps
+            return torch.zeros_like(weight, dtype=dtype)
         if self.prior == "magnitude":
             return weight.to(dtype).square().div_(2)
         given = self.prior(name, weight) if callable(self.prior) else self.prior.get(name)
@@ -124,7 +124,11 @@ class LBC(Method):
                 f"{name} needs a saliency of shape {tuple(weight.shape)}",
                 "give one for every weight that is taken",
             )
-        return torch.empty_like(weight, dtype=dtype).copy_(given)
+        start = torch.empty_like(weight, dtype=dtype).copy_(given)
+        if not bool(start.isfinite().all()):
+            lost = f"{int((~start.isfinite()).sum())} values for {name} that are not finite"
+            _refuse("prior", lost, "scores start at the prior, and none could be chosen by", "give finite saliencies")
+        return start
 
     def learn(self, batch: Batch, lr: float) -> None:
         learning = [i for i, state in enumerate(batch.states) if "score" in state]
