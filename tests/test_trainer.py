@@ -216,6 +216,7 @@ def test_stopped_before_the_end_of_the_schedule(tmp_path):
     assert callback.sparsifier.progress == 0.25
 
 
+@pytest.mark.slow
 def test_trains_again(tmp_path):
     """After an interruption, and after an end: with the same callback."""
     callback, stop = NMCallback(nm.LBC("2:4")), Stop(3, KeyboardInterrupt)
@@ -278,6 +279,7 @@ def test_what_is_refused_when_training_begins(tmp_path):
         trainer(tmp_path, bert(), callback).train()
 
 
+@pytest.mark.slow
 def test_checkpoints_that_are_refused(tmp_path):
     trainer(tmp_path, bert(), NMCallback(nm.LBC("2:4")), save_strategy="steps", save_steps=4).train()
     file = tmp_path / "checkpoint-4" / FILE
