@@ -94,6 +94,7 @@ class Run:
 
     def _go_to(self, progress: float) -> None:
         assert self.sparsifier is not None
+        self.sparsifier.skip_step()  # a state says how far its schedule has come from the first step on
         state = self.sparsifier.state_dict()
         self.sparsifier.load_state_dict(state | {"step": int(progress * FOREVER)})
 
