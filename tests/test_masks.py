@@ -53,3 +53,11 @@ def test_full_bits_keep_everything():
     x = torch.tensor([math.nan, -0.0, 1.5])
     cleared = masks.clear_(x.clone(), masks.full_bits(x))
     assert torch.equal(cleared.view(torch.int32), x.view(torch.int32))
+
+
+def test_counts_of_several_masks():
+    before = {"a": torch.tensor([[True, False], [True, True]]), "gone": torch.ones(3, dtype=torch.bool)}
+    now = {"a": torch.tensor([[False, True], [True, True]]), "new": torch.tensor([True, False, False])}
+    assert masks.counts(now, before).tolist() == [3 + 1, 2, 4 + 3]
+    assert masks.counts(now, {}).tolist() == [4, 0, 7]
+    assert masks.counts({}, before).tolist() == [0, 0, 0]

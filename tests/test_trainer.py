@@ -117,8 +117,8 @@ def test_logs_reach_the_callbacks_that_write_them(tmp_path):
     run.train()
     assert [logs["nm_progress"] for logs in seen if "loss" in logs] == [0.5, 1.0]
     assert [logs["nm_density"] for logs in seen if "loss" in logs] == [0.5, 0.5]
-    assert [logs["nm_mask_changed"] for logs in seen if "loss" in logs] == [0.5, 0.0]
-    assert [logs["nm_mask_changed"] for logs in run.state.log_history if "loss" in logs] == [0.5, 0.0]
+    assert [logs["nm_mask_change"] for logs in seen if "loss" in logs] == [0.5, 0.0]
+    assert [logs["nm_mask_change"] for logs in run.state.log_history if "loss" in logs] == [0.5, 0.0]
     assert "nm_progress" not in seen[-1], "the summary at the end is not about a step"
 
 

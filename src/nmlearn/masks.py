@@ -8,6 +8,8 @@ would keep NaN and make negative zeros, and masked_fill is ten times slower on a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -63,6 +65,23 @@ def from_bits(keep_w: Tensor) -> Tensor:
 def density(mask_w: Tensor) -> float:
     """The share of true in a bool mask; 1 for an empty one."""
     return float(mask_w.sum()) / mask_w.numel() if mask_w.numel() else 1.0
+
+
+def counts(now: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Tensor:
+    """How many entries are kept, how many differ from those before, and how many there are, over all masks.
+
+    Args:
+        now, before: name -> bool mask. What is not in ``before`` has not changed.
+
+    Returns:
+        int64 ``[3]``, on the device of the first mask: several may lie on several. Nobody waits for a device.
+    """
+    found = torch.zeros(3, dtype=torch.int64, device=next(iter(now.values())).device if now else None)
+    for name, mask in now.items():
+        changed = (mask ^ before[name]).sum() if name in before else mask.new_zeros((), dtype=torch.int64)
+        entries = torch.full_like(changed, mask.numel())
+        found += torch.stack([mask.sum(), changed, entries]).to(found.device)
+    return found
 
 
 def clear_(x_w: Tensor, keep_w: Tensor) -> Tensor:

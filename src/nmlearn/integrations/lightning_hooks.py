@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nmlearn import masks
 from nmlearn.errors import AttachError, StateError
 from nmlearn.methods.method import Method
 from nmlearn.sparsifier import Sparsifier
@@ -163,17 +164,14 @@ class LearningHooks:
         if not self.log or trainer.barebones:
             return
         assert self.sparsifier is not None
-        masks = self.sparsifier.masks()
-        changed = sum(int((mask != self._masks[name]).sum()) for name, mask in masks.items())
-        share = changed / max(1, sum(mask.numel() for mask in masks.values()))
-        self._masks = masks
-        pl_module.log("nm/mask_change", share, sync_dist=trainer.world_size > 1)
+        before, self._masks = self._masks, self.sparsifier.masks()
+        _, changed, entries = masks.counts(self._masks, before).tolist()
+        pl_module.log("nm/mask_change", changed / max(1, entries), sync_dist=trainer.world_size > 1)
 
     def _density(self) -> float:
         assert self.sparsifier is not None
-        status = self.sparsifier.status()
-        sizes = [math.prod(one.shape) for one in status]
-        return sum(one.density * size for one, size in zip(status, sizes, strict=True)) / max(1, sum(sizes))
+        kept, _, entries = masks.counts(self.sparsifier.masks(), {}).tolist()
+        return kept / max(1, entries)
 
     def _has_settled(self) -> bool:
         assert self.sparsifier is not None

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nmlearn import masks
 from nmlearn.atomic import write_atomic
 from nmlearn.errors import AttachError, StateError
 from nmlearn.integrations import torchvision
@@ -53,7 +54,7 @@ class NMCallback(TrainerCallback):
     """Learns N:M sparsity in a Trainer; one callback for one Trainer.
 
     It attaches when training begins, writes its state into every checkpoint and reads it back on
-    ``resume_from_checkpoint``, adds ``nm_density``, ``nm_progress`` and ``nm_mask_changed`` to what the Trainer logs,
+    ``resume_from_checkpoint``, adds ``nm_density``, ``nm_progress`` and ``nm_mask_change`` to what the Trainer logs,
     and verifies every group when training ends. Where the Trainer looks for a best model, checkpoints whose weights
     do not fit their patterns yet never count: the best is the best of those that do.
 
@@ -181,18 +182,14 @@ class NMCallback(TrainerCallback):
         ours = {
             "nm_density": kept / size,
             "nm_progress": self.sparsifier.progress,
-            "nm_mask_changed": changed / size,
+            "nm_mask_change": changed / size,
         }
         logs.update(ours)
         state.log_history[-1].update(ours)  # the Trainer put a copy there already
 
     def _counts(self, before: Mapping[str, Tensor]) -> Tensor:
         """int64 ``[3]``: the values of all taken weights that are kept, whose mask changed, and that there are."""
-        rows = [
-            torch.stack([mask.sum(), (mask ^ before[name]).sum(), torch.tensor(mask.numel(), device=mask.device)])
-            for name, mask in self._last_masks.items()
-        ]
-        counts = torch.stack([row.to(rows[0].device) for row in rows]).sum(0)  # layers may lie on several devices
+        counts = masks.counts(self._last_masks, before)
         if self._sharded():
             dist.all_reduce(counts)
         return counts

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from nmlearn import masks
 from nmlearn.errors import ConfigError
 from nmlearn.sparsifier import Sparsifier
 from nmlearn.train.folder import RunFolder
@@ -88,15 +89,13 @@ class MaskWatch:
 
     def look(self) -> dict[str, Any]:
         """The values of an event now."""
-        masks = {name: mask.clone() for name, mask in self._sparsifier.masks().items()}
-        entries = sum(mask.numel() for mask in masks.values())
-        changed = sum((mask != self.masks[name]).sum() for name, mask in masks.items() if name in self.masks)
-        kept = sum(mask.sum() for mask in masks.values())
-        self.masks = masks
+        now = {name: mask.clone() for name, mask in self._sparsifier.masks().items()}
+        kept, changed, entries = masks.counts(now, self.masks).tolist()
+        self.masks = now
         return {
             "progress": self._sparsifier.progress,
-            "mask_change": int(changed) / entries if entries else 0.0,
-            "density": int(kept) / entries if entries else 1.0,
+            "mask_change": changed / entries if entries else 0.0,
+            "density": kept / entries if entries else 1.0,
             "layers": {
                 status.name: {
                     "density": status.density,
