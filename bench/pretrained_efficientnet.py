@@ -32,7 +32,7 @@ REESTIMATED = 1000  # training pictures that give batch norm its statistics afte
 def fine_tuning(sizes: dict[str, int], lbc: dict[str, Any], held_out: bool) -> Vision:
     """The recipe with other sizes (train, test, epochs) and options of LBC."""
     config = recipe.build(TrainConfig, recipe.load(RECIPE))
-    limits = {"train_limit": sizes.get("train", 4000), "eval_limit": sizes.get("test", 2000)}
+    limits = {"train_limit": sizes.get("train"), "eval_limit": sizes.get("test")}
     name = "fashion-mnist-held-out" if held_out else config.data.name
     data.DATASETS["fashion-mnist-held-out"] = held_out_pictures
     source = replace(config.data, name=name, options={**config.data.options, **limits})
