@@ -11,6 +11,7 @@ Every arm of a seed starts from the same pretrained weights and the same new cla
               (Mishra et al. 2021, arXiv 2104.08378), which thus sees the data TWICE as often as the others
     srste     SR-STE during the one fine-tuning
     lbc       LBC during the one fine-tuning
+    lbc-after the dense result, then LBC during the whole fine-tuning again: what asp is to oneshot, the data TWICE too
 
 Arms that are finished are kept, and the results file is written after each: stop it whenever you like and start it
 again. The same command started twice shares the work.
@@ -34,8 +35,8 @@ from nmlearn.train.environment import environment
 from nmlearn.train.statistics import interval
 
 MODELS = {"efficientnet": "pretrained_efficientnet", "minilm": "pretrained_minilm"}
-METHODS = ("oneshot", "asp", "srste", "lbc")
-FROM_DENSE = ("oneshot", "asp")
+METHODS = ("oneshot", "asp", "srste", "lbc", "lbc-after")
+FROM_DENSE = ("oneshot", "asp", "lbc-after")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,16 @@ class Arm:
         """Its folder's name."""
         pattern = f"-{self.pattern.replace(':', 'of')}" if self.pattern else ""
         return f"{self.method}{pattern}-s{self.seed}"
+
+    @property
+    def from_dense(self) -> bool:
+        """Whether it starts from the weights of the seed's dense arm."""
+        return self.method in FROM_DENSE
+
+    @property
+    def learns_by(self) -> str:
+        """The name of the method that it trains with."""
+        return {"asp": "oneshot", "lbc-after": "lbc"}.get(self.method, self.method)
 
 
 class FineTuning(Protocol):
@@ -116,7 +127,7 @@ def next_arm(arms: list[Arm], out: Path) -> contextlib.AbstractContextManager[Ar
     """The first arm that is neither finished, nor waits for its dense arm, nor is another process's; None for none."""
     for arm in arms:
         dense = Arm("dense", None, arm.seed)
-        ready = arm.method not in FROM_DENSE or result_path(dense, out).exists()
+        ready = not arm.from_dense or result_path(dense, out).exists()
         if ready and not result_path(arm, out).exists():
             lock = open_lock(out / "locks" / arm.name)
             if lock is not None and not result_path(arm, out).exists():  # it may have finished meanwhile

@@ -52,16 +52,15 @@ class Vision:
         if arm.method == "oneshot":
             return self._one_shot(arm, folder, dense)
         config = self._config(arm, folder)
-        if arm.method == "asp":
+        if arm.from_dense:
             weights = str(RunFolder(dense).model)
             config = replace(config, model=replace(config.model, weights=weights))
         found = train(config)
         return {key: found[key] for key in ("accuracy", "loss", "seconds", "density", "training_flops_ratio")}
 
     def _config(self, arm: Arm, folder: Path) -> TrainConfig:
-        name = "oneshot" if arm.method == "asp" else arm.method
-        own = self.config.method.options if name == "lbc" else {}
-        method = MethodConfig(name, arm.pattern or "2:4", self.config.method.rules, own)
+        own = self.config.method.options if arm.learns_by == "lbc" else {}
+        method = MethodConfig(arm.learns_by, arm.pattern or "2:4", self.config.method.rules, own)
         return replace(self.config, method=method, seed=arm.seed, out=str(folder))
 
     def _one_shot(self, arm: Arm, folder: Path, dense: Path) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Text:
     def run(self, arm: Arm, folder: Path, dense: Path) -> dict[str, Any]:
         torch.manual_seed(arm.seed)  # the classifier's first weights
         model = network(self.folder)
-        if arm.method in ("oneshot", "asp"):
+        if arm.from_dense:
             load_weights(model, RunFolder(dense).model)
         method = made(arm, self.lbc)
         begun = time.perf_counter()
@@ -157,9 +157,9 @@ def made(arm: Arm, lbc: dict[str, Any]) -> nm.Method | None:
     """The arm's method; None for dense."""
     if arm.pattern is None:
         return None
-    if arm.method in ("oneshot", "asp"):
-        return nm.OneShot(arm.pattern)
-    return nm.LBC(arm.pattern, **lbc) if arm.method == "lbc" else nm.SRSTE(arm.pattern)
+    if arm.learns_by == "lbc":
+        return nm.LBC(arm.pattern, **lbc)
+    return nm.OneShot(arm.pattern) if arm.learns_by == "oneshot" else nm.SRSTE(arm.pattern)
 
 
 def masked(model: torch.nn.Module, method: nm.Method | None) -> Any:

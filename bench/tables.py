@@ -109,10 +109,11 @@ def pretrained(result: dict[str, Any]) -> list[str]:
     patterns = [p for p in ("2:4", "1:4", "2:8") if any(pattern == p for _, pattern in cells)]
     dense = cells["dense", None]
     rows = [["dense", *[f"{100 * dense['accuracy_mean']:.1f}"] * len(patterns), _seeds(dense)]]
-    for method in ("oneshot", "asp", "srste", "lbc"):
+    for method in ("oneshot", "asp", "srste", "lbc", "lbc-after"):
         found = [cells.get((method, pattern)) for pattern in patterns]
         values = [f"{100 * row['accuracy_mean']:.1f}, {_gap(row, 1)}" if row else "" for row in found]
-        rows.append([method, *values, ", ".join(dict.fromkeys(_seeds(row) for row in found if row))])
+        if any(values):
+            rows.append([method, *values, ", ".join(dict.fromkeys(_seeds(row) for row in found if row))])
     return _markdown(["accuracy, %, and gap to dense", *patterns, "seeds"], rows)
 
 

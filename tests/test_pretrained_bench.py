@@ -24,7 +24,7 @@ def script(name: str) -> ModuleType:
 
 
 pretrained, tables = script("pretrained"), script("tables")
-LOSS = {"dense": 0.0, "oneshot": 0.2, "asp": 0.04, "srste": 0.03, "lbc": 0.02}
+LOSS = {"dense": 0.0, "oneshot": 0.2, "asp": 0.04, "srste": 0.03, "lbc": 0.02, "lbc-after": 0.01}
 
 
 class Made:
@@ -36,7 +36,8 @@ class Made:
         self.ran: list[str] = []
 
     def run(self, arm: Any, folder: Path, dense: Path) -> dict[str, Any]:
-        assert arm.method not in pretrained.FROM_DENSE or (dense / "result.json").exists()
+        assert arm.from_dense == (arm.method in ("oneshot", "asp", "lbc-after"))
+        assert not arm.from_dense or (dense / "result.json").exists()
         self.ran.append(arm.name)
         return {"accuracy": 0.9 + 0.002 * arm.seed - LOSS[arm.method], "loss": 0.5, "seconds": 1.0}
 
@@ -60,9 +61,16 @@ def start(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> dict[st
 
 def test_seeds_are_paired_and_finished_arms_kept(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start(tmp_path, monkeypatch, "--seeds", "0", "--patterns", "2:4")
-    assert made.ran == ["dense-s0", "oneshot-2of4-s0", "asp-2of4-s0", "srste-2of4-s0", "lbc-2of4-s0"]
+    assert made.ran == [
+        "dense-s0",
+        "oneshot-2of4-s0",
+        "asp-2of4-s0",
+        "srste-2of4-s0",
+        "lbc-2of4-s0",
+        "lbc-after-2of4-s0",
+    ]
     found = start(tmp_path, monkeypatch, "--seeds", "0", "1", "--patterns", "2:4", "1:4")
-    assert len(made.ran) == len(set(made.ran)) == 18
+    assert len(made.ran) == len(set(made.ran)) == 2 * (1 + 2 * 5)
     cells = {(row["method"], row["pattern"]): row for row in found["table"]}
     assert cells["lbc", "1:4"]["seeds"] == [0, 1] and cells["dense", None]["gap_mean"] is None
     assert cells["lbc", "2:4"]["gap_mean"] == pytest.approx(-0.02)
@@ -71,13 +79,14 @@ def test_seeds_are_paired_and_finished_arms_kept(made: Made, tmp_path: Path, mon
 
 
 def test_two_processes_share_the_work(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = ["dense-s0", "oneshot-2of4-s0", "asp-2of4-s0", "lbc-after-2of4-s0"]
     other = pretrained.open_lock(tmp_path / "runs" / "locks" / "dense-s0")  # as if another process were training it
     start(tmp_path, monkeypatch, "--seeds", "0", "1", "--patterns", "2:4")
-    assert made.ran[:3] == ["srste-2of4-s0", "lbc-2of4-s0", "dense-s1"], "one-shot and ASP wait for their dense arm"
-    assert not {"dense-s0", "oneshot-2of4-s0", "asp-2of4-s0"} & set(made.ran)
+    assert made.ran[:3] == ["srste-2of4-s0", "lbc-2of4-s0", "dense-s1"], "those after dense wait for their dense arm"
+    assert not set(waiting) & set(made.ran)
     other.close()
     start(tmp_path, monkeypatch, "--seeds", "0", "1", "--patterns", "2:4")
-    assert made.ran[-3:] == ["dense-s0", "oneshot-2of4-s0", "asp-2of4-s0"]
+    assert made.ran[-4:] == waiting
 
 
 def test_other_settings_are_refused(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
