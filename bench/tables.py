@@ -117,31 +117,33 @@ def pretrained(result: dict[str, Any]) -> list[str]:
     return _markdown(["accuracy, %, and gap to dense", *patterns, "seeds"], rows)
 
 
+METHODS_IN_GAINS = {"lbc": "LBC", "srste": "SR-STE", "asp": "ASP, data twice"}
+
+
 def gains(result: dict[str, Any]) -> list[str]:
-    """A line a model and pattern: what LBC loses, and what the packed model gains."""
-    head = ["model", "pattern", "dense", "LBC", "difference (95 % interval)", "seeds", "file, MB", "smaller"]
+    """A line a model and pattern: what the methods lose, and what the packed model, LBC's, gains."""
+    head = ["model", "pattern", "dense", *METHODS_IN_GAINS.values(), "seeds", "file, MB", "smaller"]
     batches = [str(batch) for batch in result["settings"]["batch"]]
     head += [f"faster, batch {batch}" for batch in batches]
-    return _markdown(head, [_gain(row, quality(row), batches) for row in result["rows"]])
+    return _markdown(head, [_gain(row, batches) for row in result["rows"]])
 
 
-def quality(row: dict[str, Any]) -> dict[str, Any]:
-    """The row of the comparison that a model comes from; bits per byte for language."""
-    result = json.loads((ROOT / "results" / row["from"]).read_text())
-    found = next(each for each in result["table"] if (each["method"], each["pattern"]) == ("lbc", row["pattern"]))
-    dense = next(each for each in result["table"] if each["method"] == "dense")
-    if found.get("accuracy_mean") is not None:
-        told = [f"{100 * each['accuracy_mean']:.1f} %" for each in (dense, found)]
-        return {"dense": told[0], "lbc": told[1], "gap": _gap(found, 1), "seeds": _seeds(found)}
-    told = [f"{each['loss_mean'] / math.log(2):.3f} bits/byte" for each in (dense, found)]
-    return {"dense": told[0], "lbc": told[1], "gap": _loss_gap(found), "seeds": _seeds(found)}
-
-
-def _gain(row: dict[str, Any], found: dict[str, Any], batches: list[str]) -> list[str]:
+def _gain(row: dict[str, Any], batches: list[str]) -> list[str]:
     sizes = f"{row['dense_bytes'] / 1e6:.1f} -> {row['packed_bytes'] / 1e6:.1f}"
     smaller = f"{row['dense_bytes'] / row['packed_bytes']:.2f} x"
-    told = [found[key] for key in ("dense", "lbc", "gap", "seeds")]
-    return [row["model"], row["pattern"], *told, sizes, smaller, *(_faster(row["batch"].get(b)) for b in batches)]
+    times = [_faster(row["batch"].get(batch)) for batch in batches]
+    return [row["model"], row["pattern"], *quality(row), sizes, smaller, *times]
+
+
+def quality(row: dict[str, Any]) -> list[str]:
+    """Of the comparison that a model comes from: dense, the methods' mean differences to it, and the seeds of LBC."""
+    table = json.loads((ROOT / "results" / row["from"]).read_text())["table"]
+    found = {each["method"]: each for each in table if each["pattern"] in (None, row["pattern"])}
+    dense, language = found["dense"], found["dense"].get("accuracy_mean") is None
+    key, scale, digits = ("loss_gap_mean", 1 / math.log(2), 3) if language else ("gap_mean", 100, 1)
+    level = f"{dense['loss_mean'] / math.log(2):.3f} bits/byte" if language else f"{100 * dense['accuracy_mean']:.1f} %"
+    gaps = [f"{scale * found[name][key]:+.{digits}f}" if name in found else "" for name in METHODS_IN_GAINS]
+    return [level, *gaps, _seeds(found["lbc"])]
 
 
 def _faster(times: dict[str, Any] | None) -> str:
