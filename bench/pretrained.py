@@ -36,7 +36,7 @@ from nmlearn.train.statistics import interval
 
 MODELS = {"efficientnet": "pretrained_efficientnet", "minilm": "pretrained_minilm"}
 METHODS = ("oneshot", "asp", "srste", "lbc", "lbc-after")
-FROM_DENSE = ("oneshot", "asp", "lbc-after")
+FROM_DENSE = {"oneshot": "oneshot", "asp": "oneshot", "lbc-after": "lbc"}  # and the method they go on with
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Arm:
     @property
     def learns_by(self) -> str:
         """The name of the method that it trains with."""
-        return {"asp": "oneshot", "lbc-after": "lbc"}.get(self.method, self.method)
+        return FROM_DENSE.get(self.method, self.method)
 
 
 class FineTuning(Protocol):
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--out", type=Path, help="folder of the runs; runs/pretrained-MODEL unless given")
     parser.add_argument("--results", type=Path, default=Path("results"))
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other sizes, e.g. train=60000")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other sizes, e.g. train=4000")
     parser.add_argument("--lbc", nargs="*", default=[], metavar="KEY=VALUE", help="other options of LBC")
     parser.add_argument("--held-out", action="store_true", help="evaluate on training examples not used: to tune")
     given = parser.parse_args()

@@ -25,10 +25,8 @@ class Shortcut:
 
     def find(self, x: Tensor, residual: Tensor | None, operands: Operands) -> Call | None:
         """The call for such plain inputs and these very operands; None where the operator has to be called."""
-        call, known = (
-            self._calls.get(_like(x, residual)),
-            self._operands,
-        )  # read once: other threads call this layer, too
+        call = self._calls.get(_like(x, residual))
+        known = self._operands  # read once: other threads call this layer, too
         if call is None or len(operands) != len(known) or _listened():
             return None
         return call if all(mine is theirs for mine, theirs in zip(known, operands, strict=True)) else None
