@@ -143,8 +143,9 @@ def test_efficientnet_lite_computes_what_its_package_does() -> None:
     theirs.load_state_dict(model.state_dict())
     inputs = torch.randn(2, 3, 64, 64)
     assert torch.equal(model(inputs), theirs(inputs))
-    pointwise = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (1, 1)]
-    assert len(pointwise) == 32 and all(type(conv) is torch.nn.Conv2d for conv in pointwise)
+    convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+    padding = [m for m in convolutions if type(m) is not torch.nn.Conv2d]  # one side more
+    assert len(convolutions) == 49 and len(padding) == 5 and all(tuple(conv.stride) == (2, 2) for conv in padding)
     momenta = {round(m.momentum, 6) for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)}
     assert momenta == {0.1}
 
