@@ -17,7 +17,7 @@ from nmlearn import cli
 from nmlearn.groups import Grouping
 from nmlearn.pattern import Pattern
 from nmlearn.train import train
-from nmlearn.zeros import bad_group, tightest
+from nmlearn.zeros import tightest
 
 
 def sparse(shape: tuple[int, ...], axis: int, pattern: Pattern) -> torch.Tensor:
@@ -34,18 +34,7 @@ def test_the_tightest_pattern_is_the_one_put_in(text: str, convolution: bool) ->
     pattern = Pattern(text)
     weight = sparse((40, 64, 3, 3) if convolution else (400, 64), 1, pattern)
     assert tightest(weight != 0, 1) == pattern
-    assert bad_group(weight != 0, 1, pattern) is None
-
-
-def test_a_bad_group_is_shown_as_a_python_index() -> None:
-    weight = sparse((6, 8, 2, 2), 1, Pattern("2:4"))
-    weight[3, 4:7, 1, 0] = 1.0
-    index, count, number = bad_group(weight != 0, 1, Pattern("2:4")) or ("", 0, 0)
-    assert index == "3, 4:8, 1, 0"
-    assert count == int((weight[3, 4:8, 1, 0] != 0).sum())
-    assert number == 1
-    assert tightest(torch.ones(4, 8) != 0, 1) is None
-    assert tightest(torch.ones(4, 6) != 0, 1) is None
+    assert not Grouping(pattern, 1).violation(weight != 0)
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def test_parts_of_an_index_meet_without_a_seam():
 def test_what_does_not_fit_is_refused():
     weight = torch.zeros(2, 8)
     weight[1, 4:7] = torch.tensor([1.0, -0.0, 2.0])
-    with pytest.raises(ViolationError, match=r"fc.*1 groups are not 2:4; the first is \[1, 4:8\] with 3 non-zeros"):
+    with pytest.raises(ViolationError, match=r"fc.*1 of 4 groups break 2:4; the first is \[1, 4:8\] with 3 non-zeros"):
         pack(weight, two_of_four, name="fc")
     with pytest.raises(PatternError, match="not a multiple"):
         pack(torch.zeros(2, 6), two_of_four)

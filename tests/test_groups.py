@@ -45,3 +45,27 @@ def test_shapes(weight, axis, shape):
 def test_refuses_what_m_does_not_divide():
     with pytest.raises(PatternError, match="3 input channels, not a multiple of 4"):
         Grouping(nm.Pattern("2:4"), 1).view(torch.zeros(8, 3, 7, 7))
+
+
+@given(st.sampled_from([1, 2, 5]), st.sampled_from([(1, 2), (1, 4), (0, 4), (2, 3)]), st.integers(0, 3))
+def test_a_violation_names_the_first_bad_group_as_a_python_index(groups, place, bad):
+    (axis, rank), pattern = place, nm.Pattern("2:4")
+    shape = [3] * rank
+    shape[axis] = 4 * groups
+    mask = torch.zeros(shape, dtype=torch.bool)
+    view = Grouping(pattern, axis).view(mask)
+    view[..., :2] = True
+    rows = [tuple(i.tolist()) for i in torch.ones(view.shape[:-1]).nonzero()]
+    chosen = sorted(rows[i] for i in torch.randperm(len(rows))[:bad])
+    for index in chosen:
+        view[index] = True
+    why = Grouping(pattern, axis).violation(mask)
+    assert bool(why) == bool(chosen)
+    if chosen:
+        assert why.startswith(f"{len(chosen)} of {len(rows)} groups break 2:4; the first is ")
+        first = why[why.index("[") : why.index("]") + 1]
+        assert torch.equal(eval(f"mask{first}"), view[chosen[0]]) and why.endswith("with 4 non-zeros")
+
+
+def test_an_empty_weight_breaks_no_pattern():
+    assert Grouping(nm.Pattern("2:4"), 1).violation(torch.zeros(0, 8, dtype=torch.bool)) == ""

@@ -20,7 +20,6 @@ from nmlearn import cli
 from nmlearn.checkpoint import stored
 from nmlearn.cli import console
 from nmlearn.groups import Grouping
-from nmlearn.verify import violation
 
 PATTERNS = [(2, 4), (1, 4), (4, 8)]
 
@@ -100,7 +99,7 @@ def test_what_is_written_is_what_their_network_computes_with(
         ours = dense[name]
         theirs = state[name] if layer is None else torch.from_numpy(np.where(their_mask(layer), state[name].numpy(), 0))
         assert torch.equal(ours, theirs) and torch.equal(packed[name], ours), name
-        assert layer is None or not violation(ours, Grouping(f"{n}:{m}", 1))
+        assert layer is None or not Grouping(f"{n}:{m}", 1).violation(ours != 0)
     layouts = {name: entry.layout for name, entry in stored(tmp_path / "packed.safetensors").items()}
     assert {str(layouts[f"{name}.weight"].grouping.pattern) for name in layers} == {f"{n}:{m}"}
     assert layouts["conv1.weight"] is None and layouts["fc.weight"] is None
@@ -155,7 +154,7 @@ def test_other_names_and_a_bare_state_dict(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "state.pt")
     assert imported(tmp_path / "state.pt", tmp_path / "x") == 2
     assert imported(tmp_path / "state.pt", tmp_path / "x", "--scores", "score", "--table", "combos") == 0
-    assert not violation(nm.load(tmp_path / "x")["blocks.0.mlp.fc1.weight"], Grouping("1:4", 1))
+    assert not Grouping("1:4", 1).violation(nm.load(tmp_path / "x")["blocks.0.mlp.fc1.weight"] != 0)
 
 
 LAYER = "layer1.0.conv2"

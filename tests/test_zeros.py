@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nmlearn.groups import Grouping
 from nmlearn.pattern import Pattern
-from nmlearn.zeros import bad_group, input_axis, tightest
+from nmlearn.zeros import input_axis, tightest
 
 
 def kept(shape: tuple[int, ...], axis: int, pattern: Pattern) -> torch.Tensor:
@@ -27,14 +27,7 @@ def test_the_pattern_and_the_axis_that_were_put_in(text: str, place: tuple[int, 
     mask = kept(tuple(shape), axis, pattern)
     assert tightest(mask, axis) == pattern
     assert input_axis(mask) == input_axis(mask, pattern) == axis
-    assert bad_group(mask, axis, pattern) is None
-
-
-def test_the_first_bad_group_is_a_python_index() -> None:
-    mask = kept((6, 8, 2, 2), 1, Pattern("2:4"))
-    mask[3, 4:7, 1, 0] = True
-    index, count, number = bad_group(mask, 1, Pattern("2:4")) or ("", 0, 0)
-    assert (index, count, number) == ("3, 4:8, 1, 0", int(mask[3, 4:8, 1, 0].sum()), 1)
+    assert not Grouping(pattern, axis).violation(mask)
 
 
 def test_dense_and_empty_weights_have_no_pattern() -> None:

@@ -55,6 +55,28 @@ class Grouping:
         x_gm: Tensor = x_w.unflatten(self.axis, (-1, self.pattern.m)).movedim(self.axis + 1, -1)
         return x_gm
 
+    def violation(self, kept_w: Tensor) -> str:
+        """How many groups keep more than N, and the first of them as a Python index; empty when none does.
+
+        Args:
+            kept_w: bool of the weight's shape: ``weight != 0`` for values, ``masks.nonzero_bits(weight)`` for bits, of
+                which a negative zero has one.
+
+        Raises:
+            PatternError: M does not divide the length of the axis.
+        """
+        counts = self.view(kept_w).sum(-1)
+        bad = counts > self.pattern.n
+        if not bool(bad.any()):
+            return ""
+        place = bad.nonzero()[0].tolist()
+        index, start = [str(i) for i in place], place[self.axis] * self.pattern.m
+        index[self.axis] = f"{start}:{start + self.pattern.m}"
+        return (
+            f"{int(bad.sum()):,} of {bad.numel():,} groups break {self.pattern}; "
+            f"the first is [{', '.join(index)}] with {int(counts[tuple(place)])} non-zeros"
+        )
+
     def groups_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The leading dimensions of the view of a weight of this shape."""
         return (*shape[: self.axis], shape[self.axis] // self.pattern.m, *shape[self.axis + 1 :])

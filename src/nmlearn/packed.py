@@ -136,7 +136,7 @@ class PackedLinear(Packed):
         name: the weight's name, for errors.
 
     Raises:
-        PatternError: the weight breaks the pattern or has no such layout, by name.
+        ViolationError: the weight breaks the pattern; PatternError: it has no such layout. Both by name.
         KernelError: what else is wrong with an argument, by name.
     """
 
@@ -178,7 +178,7 @@ class PackedConv2d(Packed):
         layout, activation, int8, name: as :class:`PackedLinear`.
 
     Raises:
-        PatternError: the weight breaks the pattern or has no such layout, by name.
+        ViolationError: the weight breaks the pattern; PatternError: it has no such layout. Both by name.
         KernelError: what else is wrong with an argument, by name.
     """
 

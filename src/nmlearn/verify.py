@@ -4,24 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from nmlearn.errors import ViolationError
 from nmlearn.groups import Grouping
-
-
-def violation(weight: Tensor, grouping: Grouping) -> str:
-    """What is wrong with a weight, or nothing: how many groups keep too many, and the first of them."""
-    counts = grouping.view(weight != 0).sum(-1)
-    bad = counts > grouping.pattern.n
-    if not bool(bad.any()):
-        return ""
-    first = torch.nonzero(bad)[0].tolist()
-    return (
-        f"{int(bad.sum())} of {bad.numel()} groups break {grouping.pattern}, "
-        f"the first at {first} with {int(counts[tuple(first)])} non-zeros"
-    )
 
 
 def verify(weights: Mapping[str, tuple[Tensor, Grouping]], progress: float) -> None:
@@ -30,7 +16,7 @@ def verify(weights: Mapping[str, tuple[Tensor, Grouping]], progress: float) -> N
     Raises:
         ViolationError: a table of the weights that break their pattern.
     """
-    found = {name: violation(weight, grouping) for name, (weight, grouping) in weights.items()}
+    found = {name: grouping.violation(weight != 0) for name, (weight, grouping) in weights.items()}
     bad = {name: why for name, why in found.items() if why}
     if not bad:
         return

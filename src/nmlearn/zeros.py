@@ -1,4 +1,4 @@
-"""What the zeros of a weight say: its tightest pattern, its first bad group, the axis of its inputs.
+"""What the zeros of a weight say: its tightest pattern, the axis of its inputs.
 
 All take ``kept_w``, bool of the weight's shape: ``weight != 0`` to ask for values, ``nonzero_bits(weight)`` of masks.py
 to ask for bits, for which a negative zero is kept.
@@ -38,23 +38,6 @@ def tightest(kept_w: Tensor, axis: int) -> Pattern | None:
     return min(sparse, key=lambda pattern: (pattern.density, pattern.m), default=None)
 
 
-def bad_group(kept_w: Tensor, axis: int, pattern: Pattern) -> tuple[str, int, int] | None:
-    """The first group that keeps more than N, as a Python index, how many it keeps, and how many groups are bad.
-
-    Raises:
-        PatternError: M does not divide the length of the axis.
-    """
-    counts = Grouping(pattern, axis).view(kept_w).sum(-1)
-    bad = (counts > pattern.n).nonzero()
-    if len(bad) == 0:
-        return None
-    place = bad[0].tolist()
-    start = place[axis] * pattern.m
-    index = [str(i) for i in place]
-    index[axis] = f"{start}:{start + pattern.m}"
-    return ", ".join(index), int(counts[tuple(place)]), len(bad)
-
-
 def input_axis(kept_w: Tensor, pattern: Pattern | None = None) -> int:
     """The axis that a weight's inputs seem to run along, where no layer, plan or packed file says it.
 
@@ -78,5 +61,5 @@ def input_axis(kept_w: Tensor, pattern: Pattern | None = None) -> int:
 def _share_bad(kept_w: Tensor, axis: int, pattern: Pattern) -> float:
     if kept_w.shape[axis] % pattern.m:
         return 1.0
-    bad = bad_group(kept_w, axis, pattern)
-    return bad[2] * pattern.m / kept_w.numel() if bad else 0.0
+    broken = Grouping(pattern, axis).view(kept_w).sum(-1) > pattern.n
+    return float(broken.double().mean()) if broken.numel() else 0.0

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import nmlearn as nm
-from nmlearn.errors import KernelError, PatternError
+from nmlearn.errors import KernelError, PatternError, ViolationError
 from nmlearn.kernels import layouts
 from nmlearn.kernels.layouts import Form
 from nmlearn.packed import PackedLinear
@@ -100,7 +100,7 @@ def refused(error: type[nm.NMLearnError], text: str, weight: Tensor, pattern: st
 
 def test_refusals_by_name() -> None:
     dense = torch.ones(4, 48)
-    refused(PatternError, "a group of 4 holds more than 2", dense, "2:4")
+    refused(ViolationError, r"48 of 48 groups break 2:4; the first is \[0, 0:4\] with 4", dense, "2:4")
     refused(PatternError, "48 input channels are not a multiple of 32", dense, "1:32", layout="tokens")
     refused(PatternError, "row lanes need a group size that divides 16", dense * 0, "2:6")
     refused(PatternError, "row lanes need a group size that divides 16", torch.zeros(4, 64), "1:32")

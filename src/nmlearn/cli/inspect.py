@@ -157,15 +157,14 @@ def _table(weights: list[Weight]) -> Any:
 
 
 def _check(weights: list[Weight], given: argparse.Namespace) -> int:
-    from nmlearn.zeros import bad_group
+    from nmlearn.groups import Grouping
 
     wanted = _wanted(weights, given)
     for weight, pattern, axis in wanted:
-        bad = bad_group(weight.tensor != 0, axis, pattern)
-        if bad is not None:
-            index, count, number = bad
+        why = Grouping(pattern, axis).violation(weight.tensor != 0)
+        if why:
             console.out.print(console.say("red", "bad", f" {weight.name}"), soft_wrap=True)
-            console.out.print(f"    {number:,} groups are not {pattern}; the first is [{index}] with {count} non-zeros")
+            console.out.print(f"    {why}", markup=False, soft_wrap=True)
             return EXIT_BAD
     console.out.print(console.say("green", "good", f" every group of {len(wanted)} weights fulfils its pattern"))
     for weight, _, axis in wanted:

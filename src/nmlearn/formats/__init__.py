@@ -21,7 +21,6 @@ from nmlearn.formats.layout import Layout as Layout
 from nmlearn.formats.layout import smallest
 from nmlearn.groups import Grouping
 from nmlearn.masks import SAME_SIZE, nonzero_bits
-from nmlearn.zeros import bad_group
 
 # The index is made in parts of about this many weights; it bounds the extra memory of one call to some tens of MB.
 _WEIGHTS_AT_ONCE = 1 << 20
@@ -50,12 +49,12 @@ def pack(weight: Tensor, grouping: Grouping, code: str | None = None, name: str 
         ViolationError: a group has more than N values that are not +0.0.
     """
     kept_w = nonzero_bits(weight.detach())
-    bad = bad_group(kept_w, grouping.axis, grouping.pattern)
-    if bad is not None:
+    why = grouping.violation(kept_w)
+    if why:
         raise ViolationError(
             where=name,
             given=tuple(weight.shape),
-            wrong=f"{bad[2]:,} groups are not {grouping.pattern}; the first is [{bad[0]}] with {bad[1]} non-zeros",
+            wrong=why,
             fix="a negative zero counts as a value; choose a pattern that holds, or leave this weight dense",
         )
     layout = Layout(grouping, tuple(weight.shape), weight.dtype, code or smallest(grouping.pattern))

@@ -26,7 +26,6 @@ from nmlearn.integrations.onnx_runtime import Difference, compare, reason
 from nmlearn.integrations.onnx_weights import OnnxWeight, find_weights
 from nmlearn.pattern import Pattern
 from nmlearn.targets import input_axes, plain_name, unwrap
-from nmlearn.verify import violation
 from nmlearn.zeros import input_axis, tightest
 
 OPSET = 20
@@ -192,7 +191,7 @@ def _grouping(name: str, weight: Tensor, axes: Mapping[str, int], rule: str | Pa
 
 
 def _check_patterns(claimed: Mapping[str, tuple[Tensor, Grouping]]) -> None:
-    wrong = {name: violation(weight.detach(), grouping) for name, (weight, grouping) in claimed.items()}
+    wrong = {name: grouping.violation(weight.detach() != 0) for name, (weight, grouping) in claimed.items()}
     wrong = {name: why for name, why in wrong.items() if why}
     if wrong:
         raise ViolationError(

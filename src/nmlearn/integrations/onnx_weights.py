@@ -20,7 +20,6 @@ from torch import Tensor
 from nmlearn.errors import ViolationError
 from nmlearn.groups import Grouping
 from nmlearn.pattern import Pattern
-from nmlearn.verify import violation
 
 Array = np.ndarray[Any, Any]
 
@@ -110,7 +109,7 @@ def find_weights(path: Path, weights: Mapping[str, tuple[Tensor, Grouping]]) -> 
         own = [(stored, axis) for stored, axis in _places(name, tensor, grouping, places)]
         why = "" if own else "none of its initializers has these zeros"
         for stored, axis in own:
-            why = why or violation(torch.from_numpy(stored.values != 0), Grouping(grouping.pattern, axis))
+            why = why or Grouping(grouping.pattern, axis).violation(torch.from_numpy(stored.values != 0))
             found.append(_described(name, grouping.pattern, stored, axis))
         if why:
             wrong[name] = why
@@ -171,9 +170,8 @@ def _read(path: Path) -> list[_Stored]:
 def _described(name: str, pattern: Pattern, stored: _Stored, axis: int) -> OnnxWeight:
     operators = sorted({node.op_type for node, _ in stored.uses})
     summed = {_summed_axis(node, place, stored.values.ndim) for node, place in stored.uses}
-    fours = stored.values.shape[axis] % 4 == 0 and not violation(
-        torch.from_numpy(stored.values != 0), Grouping(Pattern(2, 4), axis)
-    )
+    kept = torch.from_numpy(stored.values != 0)
+    fours = kept.shape[axis] % 4 == 0 and not Grouping(Pattern(2, 4), axis).violation(kept)
     return OnnxWeight(
         name=name,
         pattern=pattern,

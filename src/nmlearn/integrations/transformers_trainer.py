@@ -30,7 +30,6 @@ from nmlearn.optimizers import innermost
 from nmlearn.shards import gathered, is_sharded, local
 from nmlearn.sparsifier import Sparsifier
 from nmlearn.targets import Plan, Rule
-from nmlearn.verify import violation
 
 torchvision.load()
 
@@ -204,7 +203,7 @@ class NMCallback(TrainerCallback):
 
     def _fits(self) -> bool:
         free = not self.method.masks_weights
-        return free or all(not violation(local(row.parameter), row.grouping) for row in self.plan.taken)
+        return free or all(not row.grouping.violation(local(row.parameter) != 0) for row in self.plan.taken)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Forget a best model that does not fit its patterns: the next one that is evaluated is better."""

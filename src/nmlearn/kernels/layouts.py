@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nmlearn.errors import KernelError, PatternError
+from nmlearn.errors import KernelError, PatternError, ViolationError
+from nmlearn.groups import Grouping
 from nmlearn.pattern import Pattern
 
 Layout = Literal["rows", "tokens"]
@@ -97,19 +98,20 @@ def find(weight: Tensor, form: Form, name: str = "weight") -> tuple[Tensor, Tens
     Of the zeros negative ones are taken first, for a file may have kept them.
 
     Raises:
-        PatternError: a group holds more than N non-zeros.
+        ViolationError: a group holds more than N non-zeros.
     """
+    why = Grouping(form.pattern, 1).violation(weight.detach() != 0)
+    if why:
+        raise ViolationError(
+            where=name,
+            given=tuple(weight.shape),
+            wrong=why,
+            fix="finalize the sparsifier first, or name the pattern that the weight has",
+        )
     n, m = form.pattern.n, form.pattern.m
     w_gok = weight.detach().reshape(form.groups, form.rows, form.channels, form.taps).movedim(2, -1).flatten(2)
     w_gm = w_gok.unflatten(-1, (-1, m))
     kept = w_gm != 0
-    if int(kept.sum(-1).max() if kept.numel() else 0) > n:
-        raise PatternError(
-            where=name,
-            given=f"a weight of shape {tuple(weight.shape)}",
-            wrong=f"a group of {m} holds more than {n} non-zeros",
-            fix="finalize the sparsifier first, or name the pattern that the weight has",
-        )
     rank = kept.to(torch.uint8) * 2 + torch.signbit(w_gm)
     order = rank.where(~kept, 2).argsort(dim=-1, descending=True, stable=True)[..., :n].sort(-1).values
     values = w_gm.gather(-1, order)
@@ -121,7 +123,7 @@ def pack(weight: Tensor, form: Form, layout: Layout, name: str = "weight") -> tu
     """Values and index of a dense weight ``[groups * rows, channels, *kernel]`` in a layout.
 
     Raises:
-        PatternError: the weight breaks the pattern, or has no such layout; named.
+        ViolationError: the weight breaks the pattern; PatternError: it has no such layout. Both named.
     """
     why = refusal(layout, form)
     if why:

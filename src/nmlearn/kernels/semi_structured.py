@@ -122,13 +122,12 @@ def _misfit(weight: Tensor, backend: Backend) -> str:
 
 
 def _check_pattern(weight: Tensor) -> None:
-    broken = (Grouping(_HARDWARE, 1).view(weight) != 0).sum(-1) > _HARDWARE.n
-    if bool(broken.any()):
-        row, group = broken.nonzero()[0].tolist()
+    why = Grouping(_HARDWARE, 1).violation(weight != 0)
+    if why:
         raise ViolationError(
             where="semi_structured.pack",
-            given=f"row {row}, group {group} of {tuple(weight.shape)}",
-            wrong=f"{int(broken.sum())} groups of 4 hold more than 2 non-zeros",
+            given=tuple(weight.shape),
+            wrong=why,
             fix="finalize the sparsifier before packing, or leave this weight dense",
         )
 

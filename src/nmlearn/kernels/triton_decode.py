@@ -101,8 +101,8 @@ def pack(weight: Tensor, pattern: Pattern | str) -> tuple[Tensor, Tensor]:
     """
     pattern = Pattern(pattern)
     _check_packable(weight, pattern)
+    _check_pattern(weight.detach(), pattern)
     weight_gm = Grouping(pattern, 1).view(weight.detach())
-    _check_pattern(weight_gm, pattern)
     # Kept weights first, each side in its own order. A group that keeps fewer is filled with zeros of its own.
     place_gn = (weight_gm == 0).to(torch.uint8).sort(dim=-1, stable=True).indices[..., : pattern.n]
     values = _planes(weight_gm.gather(-1, place_gn)).contiguous()
@@ -159,14 +159,13 @@ def _check_packable(weight: Tensor, pattern: Pattern) -> None:
         )
 
 
-def _check_pattern(weight_gm: Tensor, pattern: Pattern) -> None:
-    broken = (weight_gm != 0).sum(-1) > pattern.n
-    if bool(broken.any()):
-        row, group = broken.nonzero()[0].tolist()
+def _check_pattern(weight: Tensor, pattern: Pattern) -> None:
+    why = Grouping(pattern, 1).violation(weight != 0)
+    if why:
         raise ViolationError(
             where="triton_decode.pack",
-            given=f"{int((weight_gm[row, group] != 0).sum())} non-zeros in row {row}, group {group}",
-            wrong=f"the weight breaks {pattern} in {int(broken.sum())} groups",
+            given=tuple(weight.shape),
+            wrong=why,
             fix="finalize the sparsifier before packing, or name the pattern that the weight has",
         )
 

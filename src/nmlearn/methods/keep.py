@@ -21,12 +21,12 @@ class Keep(Method):
 
     def init(self, name: str, weight: Tensor, grouping: Grouping) -> State:
         mask = weight != 0
-        most = int(grouping.view(mask).sum(-1).max()) if mask.numel() else 0
-        if most > grouping.pattern.n:
+        why = grouping.violation(mask)
+        if why:
             raise ViolationError(
                 where=name,
-                given=f"a group with {most} non-zeros",
-                wrong=f"the weight is not {grouping.pattern} sparse, so there is nothing to keep",
+                given=tuple(weight.shape),
+                wrong=f"{why}, so there is nothing to keep",
                 fix="give it the pattern that it has, or leave it dense with a rule",
             )
         return {"keep": masks.bits(mask)}
