@@ -94,7 +94,7 @@ def test_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     [
         (["pack", "nothing", "OUT"], "cannot be read"),
         (["pack", "IN", "OUT", "--pattern", "2:4"], "GLOB=N:M"),
-        (["pack", "IN", "OUT", "--pattern", "head=2:4"], "groups are not 2:4"),
+        (["pack", "IN", "OUT", "--pattern", "head=2:4"], "groups break 2:4"),
         (["pack", "IN", "OUT", "--pattern", "no=2:4"], "it matches no"),
         (["pack", "IN", "OUT", "--pattern", "fc=2:x"], "this is not a pattern"),
         (["pack", "IN", "IN/below"], "File exists|Not a directory"),
