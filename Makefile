@@ -9,8 +9,8 @@ CMAKE := $(BIN)/cmake
 NINJA = -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-SOURCES := CMakeLists.txt $(wildcard src/nmlearn/kernels/csrc/*)
-KERNELS := src/nmlearn/kernels/_kernels.so
+SOURCES := CMakeLists.txt $(wildcard src/nmlearn/native/csrc/*)
+KERNELS := src/nmlearn/native/_kernels.so
 
 .PHONY: demo test test-all check format kernels sanitize clean
 
@@ -39,7 +39,7 @@ sanitize: .venv/.ready-dev
 	$(CMAKE) --build build/sanitized
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 NMLEARN_KERNELS=$(CURDIR)/build/sanitized/_kernels.so \
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q --capture=sys -m "not gpu and not compiles and not slow" tests/kernels
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q --capture=sys -m "not gpu and not compiles and not slow" tests/native tests/packed
 
 format: .venv/.ready-dev
 	$(BIN)/ruff format .
@@ -68,5 +68,5 @@ clean:
 $(KERNELS): $(SOURCES) .venv/.ready-demo
 	@if ! command -v $${CXX:-c++} >/dev/null; then \
 	echo "No C++ compiler, so no CPU kernels (on Debian: apt install g++); packed layers run by the reference kernel"; else \
-	$(CMAKE) -S . -B build/kernels -G Ninja $(NINJA) -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/src/nmlearn/kernels \
+	$(CMAKE) -S . -B build/kernels -G Ninja $(NINJA) -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/src/nmlearn/native \
 	--log-level=ERROR >/dev/null && $(CMAKE) --build build/kernels -- --quiet && touch $@; fi

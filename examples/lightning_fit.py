@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import nmlearn as nm
-from nmlearn import data
 from nmlearn.integrations.lightning import NMCallback  # before lightning: it makes some torchvisions importable
+from nmlearn.lab import data
 
 import lightning.pytorch as pl  # isort: skip
 from lightning.pytorch.callbacks import ModelCheckpoint  # isort: skip

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import nmlearn as nm
-from nmlearn import data
+from nmlearn.lab import data
 
 EPOCHS = int(sys.argv[1]) if len(sys.argv) > 1 else 3
 

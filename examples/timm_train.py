@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 import nmlearn as nm
-from nmlearn import data
 from nmlearn.integrations import torchvision
 from nmlearn.integrations.timm import carry  # nmlearn: its state goes into timm's checkpoints
+from nmlearn.lab import data
 
 torchvision.load()  # only for a torchvision built for another accelerator than torch's
 

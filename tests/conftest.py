@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+pytest_plugins = ["isas"]
+
 settings.register_profile("nmlearn", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("nmlearn")
 

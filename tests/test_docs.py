@@ -3,12 +3,12 @@
 import importlib.util
 import json
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-spec = importlib.util.spec_from_file_location("tables", ROOT / "bench" / "tables.py")
+from places import ROOT
+
+spec = importlib.util.spec_from_file_location("tables", ROOT / "experiments" / "tables.py")
 tables = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tables)
 
@@ -25,7 +25,7 @@ def test_links_and_files_exist(page):
     text = (ROOT / page).read_text()
     assert not re.findall(r"^[A-Z]+$", text, re.MULTILINE), "a place that was to be filled"
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
-    files = re.findall(r"`((?:recipes|bench|tests|docs|results)/[\w./-]+\.\w+)`", text)
+    files = re.findall(r"`((?:recipes|experiments|tests|docs|results)/[\w./-]+\.\w+)`", text)
     for target in [(ROOT / page).parent / link for link in links] + [ROOT / file for file in files]:
         assert target.exists(), target
 

@@ -3,11 +3,12 @@
 import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+from places import ROOT
+
+EXAMPLES = ROOT / "examples"
 SAID = {
     "plain_loop": "finished, 6.25% of the hidden layer left",
     "huggingface_packed": "same logits: True",

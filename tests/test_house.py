@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import nmlearn
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PYTHON_FILES = sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "tests").rglob("*.py")])
 MAX_LINES = 400
 

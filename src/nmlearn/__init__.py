@@ -19,10 +19,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "acceleration.accelerate": ("Acceleration", "accelerate"),
-    "checkpoint": ("load", "save"),
+    "files.model_file": ("load", "save"),
     "errors": ("NMLearnError",),
-    "pattern": ("Pattern",),
-    "groups": ("Grouping",),
+    "maths.pattern": ("Pattern",),
+    "maths.groups": ("Grouping",),
     "methods": ("METHODS",),
     "methods.dense": ("Dense",),
     "methods.gradual": ("Gradual",),
@@ -31,11 +31,11 @@ _HOMES = {
     "methods.method": ("Method",),
     "methods.oneshot": ("OneShot",),
     "methods.srste": ("SRSTE",),
-    "packed": ("PackedConv2d", "PackedLinear"),
-    "packed_gpu": ("DecodeLinear", "SemiStructuredConv2d", "SemiStructuredLinear"),
-    "sparsifier": ("Sparsifier",),
-    "taken": ("WeightStatus",),
-    "targets": ("Plan", "PlanRow"),
+    "packed.modules": ("PackedConv2d", "PackedLinear"),
+    "packed.gpu_modules": ("DecodeLinear", "SemiStructuredConv2d", "SemiStructuredLinear"),
+    "learn.sparsifier": ("Sparsifier",),
+    "learn.weight": ("WeightStatus",),
+    "model.plan": ("Plan", "PlanRow"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)
@@ -43,10 +43,13 @@ __all__ = sorted(_HOME)
 if TYPE_CHECKING:
     from nmlearn.acceleration.accelerate import Acceleration as Acceleration
     from nmlearn.acceleration.accelerate import accelerate as accelerate
-    from nmlearn.checkpoint import load as load
-    from nmlearn.checkpoint import save as save
     from nmlearn.errors import NMLearnError as NMLearnError
-    from nmlearn.groups import Grouping as Grouping
+    from nmlearn.files.model_file import load as load
+    from nmlearn.files.model_file import save as save
+    from nmlearn.learn.sparsifier import Sparsifier as Sparsifier
+    from nmlearn.learn.weight import WeightStatus as WeightStatus
+    from nmlearn.maths.groups import Grouping as Grouping
+    from nmlearn.maths.pattern import Pattern as Pattern
     from nmlearn.methods import METHODS as METHODS
     from nmlearn.methods.dense import Dense as Dense
     from nmlearn.methods.gradual import Gradual as Gradual
@@ -55,16 +58,13 @@ if TYPE_CHECKING:
     from nmlearn.methods.method import Method as Method
     from nmlearn.methods.oneshot import OneShot as OneShot
     from nmlearn.methods.srste import SRSTE as SRSTE
-    from nmlearn.packed import PackedConv2d as PackedConv2d
-    from nmlearn.packed import PackedLinear as PackedLinear
-    from nmlearn.packed_gpu import DecodeLinear as DecodeLinear
-    from nmlearn.packed_gpu import SemiStructuredConv2d as SemiStructuredConv2d
-    from nmlearn.packed_gpu import SemiStructuredLinear as SemiStructuredLinear
-    from nmlearn.pattern import Pattern as Pattern
-    from nmlearn.sparsifier import Sparsifier as Sparsifier
-    from nmlearn.taken import WeightStatus as WeightStatus
-    from nmlearn.targets import Plan as Plan
-    from nmlearn.targets import PlanRow as PlanRow
+    from nmlearn.model.plan import Plan as Plan
+    from nmlearn.model.plan import PlanRow as PlanRow
+    from nmlearn.packed.gpu_modules import DecodeLinear as DecodeLinear
+    from nmlearn.packed.gpu_modules import SemiStructuredConv2d as SemiStructuredConv2d
+    from nmlearn.packed.gpu_modules import SemiStructuredLinear as SemiStructuredLinear
+    from nmlearn.packed.modules import PackedConv2d as PackedConv2d
+    from nmlearn.packed.modules import PackedLinear as PackedLinear
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,7 @@ from nmlearn.acceleration.gpu import Gpu, gpu_of
 from nmlearn.acceleration.observing import Seen, observe
 from nmlearn.acceleration.timing import interleaved
 from nmlearn.errors import KernelError
-from nmlearn.kernels import native
+from nmlearn.native import library as native
 
 FASTER = 0.97  # a kernel is chosen when it takes at most this share of the best dense time
 _TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.01}  # of the largest output

@@ -14,8 +14,8 @@ from nmlearn.acceleration.gpu import gpu_of
 from nmlearn.acceleration.gpu_ways import GpuChoice
 from nmlearn.acceleration.measured import Times
 from nmlearn.acceleration.observing import Dense, Seen
-from nmlearn.pattern import Pattern
-from nmlearn.zeros import tightest
+from nmlearn.maths.pattern import Pattern
+from nmlearn.maths.zeros import tightest
 
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 # The ways of a convolution in each memory format, and those of a linear layer.

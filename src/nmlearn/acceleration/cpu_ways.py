@@ -11,8 +11,9 @@ from torch import nn
 from nmlearn.acceleration import baselines, fusing
 from nmlearn.acceleration.fusing import Choice
 from nmlearn.acceleration.observing import Dense
-from nmlearn.kernels import layouts, native
-from nmlearn.pattern import Pattern
+from nmlearn.maths.pattern import Pattern
+from nmlearn.native import library as native
+from nmlearn.packed.kernels import layouts
 
 DTYPES = (torch.float32, torch.bfloat16)
 

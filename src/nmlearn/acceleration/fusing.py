@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from nmlearn.kernels.layouts import Layout
-from nmlearn.packed import Packed, PackedConv2d, PackedLinear
-from nmlearn.pattern import Pattern
+from nmlearn.maths.pattern import Pattern
+from nmlearn.packed.kernels.layouts import Layout
+from nmlearn.packed.modules import Packed, PackedConv2d, PackedLinear
 
 Dense = nn.Linear | nn.Conv2d
 _FUNCTIONS: dict[Any, str] = {F.relu: "relu", torch.relu: "relu", F.gelu: "gelu", F.silu: "silu", torch.relu_: "relu"}

@@ -16,9 +16,9 @@ from nmlearn.acceleration import baselines, gpu_timing
 from nmlearn.acceleration.gpu import Gpu
 from nmlearn.acceleration.gpu_timing import Way
 from nmlearn.acceleration.observing import Dense
-from nmlearn.kernels import semi_structured, triton_decode
-from nmlearn.packed_gpu import DecodeLinear, SemiStructuredConv2d, SemiStructuredLinear
-from nmlearn.pattern import Pattern
+from nmlearn.maths.pattern import Pattern
+from nmlearn.packed.gpu_modules import DecodeLinear, SemiStructuredConv2d, SemiStructuredLinear
+from nmlearn.packed.kernels import semi_structured, triton_decode
 
 WAYS = ("decode", *semi_structured.MULTIPLES)
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from nmlearn import cpuinfo
 from nmlearn.acceleration.timing import interleaved
-from nmlearn.atomic import write_atomic
 from nmlearn.errors import WriteError
-from nmlearn.kernels import native
+from nmlearn.files.atomic import write_atomic
+from nmlearn.native import library as native
+from nmlearn.native import processor as cpuinfo
 
 DEFAULT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nmlearn" / "kernels.json"
 Calls = Mapping[str, Callable[[], object]]

@@ -7,7 +7,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from nmlearn.cli import console
-from nmlearn.train.config import TrainConfig
+from nmlearn.lab.train.config import TrainConfig
 
 
 class TrainBar:

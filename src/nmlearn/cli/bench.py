@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nmlearn.cli import console
-from nmlearn.errors import ConfigError
-from nmlearn.options import check_name
+from nmlearn.errors import ConfigError, check_name
 
 DESCRIPTION = """Measure packed layers against both dense baselines on this machine: eager, and the best dense (oneDNN
 with a pre-packed weight; torch.compile with freezing for whole models). Calls take turns, medians are compared. Let
@@ -23,10 +22,10 @@ def run(words: list[str]) -> int:
     given = parser().parse_args(words)
     import torch
 
-    from nmlearn import bench
-    from nmlearn.kernels import native
-    from nmlearn.train import files
-    from nmlearn.train.environment import environment
+    from nmlearn.lab import bench
+    from nmlearn.lab.train import files
+    from nmlearn.lab.train.environment import environment
+    from nmlearn.native import library as native
 
     for suite in given.suite:
         check_name("suite", suite, SUITES, "suite")

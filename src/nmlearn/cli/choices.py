@@ -11,7 +11,7 @@ Row = tuple[bool | None, str, str]
 
 def models() -> Iterator[Row]:
     """The models of our own, and where others come from; each with its options and their defaults."""
-    from nmlearn.models import MODELS, external, option_parameters
+    from nmlearn.lab.models import MODELS, external, option_parameters
 
     for name in MODELS:
         options = {key: each.default for key, each in option_parameters(name).items()}

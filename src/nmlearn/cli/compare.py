@@ -7,7 +7,7 @@ from typing import Any
 
 from nmlearn.cli import console, parsing
 from nmlearn.cli.bars import CompareBar
-from nmlearn.train.config import CompareConfig
+from nmlearn.lab.train.config import CompareConfig
 
 DESCRIPTION = """Train methods x patterns x seeds under one protocol, and compare them with dense training.
 
@@ -17,7 +17,7 @@ Runs of one seed share initial weights and batches. Finished runs are kept: the 
 def run(words: list[str]) -> int:
     """Compare as the words say; 1 when a run failed."""
     config = parsing.parse(CompareConfig, "compare", words, DESCRIPTION)
-    from nmlearn.train.compare import compare, plan_runs, results_path
+    from nmlearn.lab.train.compare import compare, plan_runs, results_path
 
     runs = list(plan_runs(config))
     console.out.print(console.say("bold", config.name, f": {len(runs)} runs, {config.jobs} at a time"))
@@ -26,13 +26,13 @@ def run(words: list[str]) -> int:
     console.out.print()
     console.out.print(_table(results["table"]))
     _notes(results)
-    import nmlearn.report
+    import nmlearn.lab.report
 
     for result in results["runs"]:  # first, because the comparison's page links to those that are there
-        nmlearn.report.write(Path(config.folder) / "runs" / result["folder"])
+        nmlearn.lab.report.write(Path(config.folder) / "runs" / result["folder"])
     path = Path(config.folder) / "results.json" if results["failures"] else results_path(config)
     console.out.print(f"results  {path}", soft_wrap=True)
-    console.out.print(f"report   {nmlearn.report.write(Path(config.folder))}", soft_wrap=True)
+    console.out.print(f"report   {nmlearn.lab.report.write(Path(config.folder))}", soft_wrap=True)
     return 1 if results["failures"] else 0
 
 

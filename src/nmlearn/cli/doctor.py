@@ -14,9 +14,9 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from nmlearn import cpuinfo
 from nmlearn.cli import choices, console
 from nmlearn.errors import NMLearnError
+from nmlearn.native import processor as cpuinfo
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "sve")
 PACKAGES = {
@@ -75,7 +75,7 @@ def _machine() -> Iterator[Row]:
     import torch
 
     import nmlearn
-    from nmlearn.train.environment import cpu_name
+    from nmlearn.lab.train.environment import cpu_name
 
     yield None, "nmlearn", nmlearn.__version__
     yield None, "Python", f"{platform.python_version()}, {sys.executable}"
@@ -95,8 +95,9 @@ def _instructions() -> str:
 def _kernels() -> Iterator[Row]:
     import torch
 
-    from nmlearn.kernels import native, semi_structured, triton_decode
-    from nmlearn.pattern import Pattern
+    from nmlearn.maths.pattern import Pattern
+    from nmlearn.native import library as native
+    from nmlearn.packed.kernels import semi_structured, triton_decode
 
     lacking = native.lacking()
     slow = "packed layers run by the reference kernel, which is slower than dense"
@@ -121,7 +122,7 @@ def _packages() -> Iterator[Row]:
 def _install(name: str) -> str:
     import torch
 
-    from nmlearn.models.external import NEED_TORCHVISION
+    from nmlearn.lab.models.external import NEED_TORCHVISION
 
     if name in NEED_TORCHVISION and torch.version.cuda is None:
         return (
@@ -146,7 +147,7 @@ def _imported(name: str) -> tuple[bool, str]:
 
 
 def _data() -> Iterator[Row]:
-    from nmlearn import data
+    from nmlearn.lab import data
 
     for name in data.DATASETS:
         options = f"\noptions: {choices.of_dataclass(data.OPTIONS[name])}" if name in data.OPTIONS else ""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from nmlearn.integrations.onnx import OnnxExport
-    from nmlearn.train.config import TrainConfig
+    from nmlearn.lab.train.config import TrainConfig
 
 DESCRIPTION = """Write the model of a run, dense with its zeros, as an ONNX file.
 
@@ -31,8 +31,8 @@ def run(words: list[str]) -> int:
     given = parser().parse_args(words)
     folder, file = _found(given.path)
     from nmlearn.integrations.onnx import export_onnx
-    from nmlearn.train import recipe, setting
-    from nmlearn.train.config import TrainConfig
+    from nmlearn.lab.train import recipe, setting
+    from nmlearn.lab.train.config import TrainConfig
 
     config = recipe.build(TrainConfig, recipe.load(folder / "config.yaml"))
     model, inputs = _of_data(config, given) if given.input_shape is given.classes is None else _of_shape(config, given)
@@ -95,7 +95,7 @@ def _of_data(config: TrainConfig, given: argparse.Namespace) -> tuple[nn.Module,
     """The run's model, not loaded yet, and examples of its data."""
     import torch
 
-    from nmlearn.train.setting import build_model, load_task
+    from nmlearn.lab.train.setting import build_model, load_task
 
     size = given.batch or EXAMPLES
     try:
@@ -112,7 +112,7 @@ def _of_shape(config: TrainConfig, given: argparse.Namespace) -> tuple[nn.Module
     """The run's model, not loaded yet, and made-up inputs: noise, or tokens that every vocabulary has."""
     import torch
 
-    from nmlearn import models
+    from nmlearn.lab import models
 
     shape = _shape(given)
     kind = "image" if len(shape) == 3 else "language" if config.model.name == "gpt" else "text"
@@ -124,7 +124,7 @@ def _of_shape(config: TrainConfig, given: argparse.Namespace) -> tuple[nn.Module
 def _shape(given: argparse.Namespace) -> tuple[int, ...]:
     import yaml
 
-    from nmlearn.train import recipe
+    from nmlearn.lab.train import recipe
 
     try:
         shape = recipe.loads(given.input_shape or "null")

@@ -12,7 +12,7 @@ from nmlearn.cli.model_file import written
 from nmlearn.errors import FormatError
 
 if TYPE_CHECKING:
-    from nmlearn.authors import Layer
+    from nmlearn.files.lbc_authors import Layer
 
 DESCRIPTION = """Read a checkpoint of the code of LBC's authors, which holds dense weights and a score for each
 combination, and write the final model: in every group the zeros of its best combination, and ordinary names. The file
@@ -22,7 +22,8 @@ is read as tensors and plain values; no code in it is run."""
 def run(words: list[str]) -> int:
     """Convert as the words say."""
     given = parser().parse_args(words)
-    from nmlearn import authors, checkpoint
+    from nmlearn.files import lbc_authors as authors
+    from nmlearn.files import model_file as checkpoint
 
     held = _read(given.source)
     keys = {"scores": given.scores, "table": given.table}

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from nmlearn.cli import console
 from nmlearn.cli.model_file import locate
 from nmlearn.errors import ConfigError, FormatError, PatternError
-from nmlearn.pattern import Pattern
-from nmlearn.train.files import PATTERNS, read_json
+from nmlearn.lab.train.files import PATTERNS, read_json
+from nmlearn.maths.pattern import Pattern
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nmlearn.checkpoint import Stored
+    from nmlearn.files.model_file import Stored
 
 EXIT_BAD = 1
 DESCRIPTION = """Show of each weight the tightest pattern N:M that its zeros fulfil along the input dimension (M of 2,
@@ -47,7 +47,7 @@ class Weight:
 
     def along(self, pattern: Pattern | None) -> int:
         """The axis of its inputs, guessed where nothing says it; a pattern that it should have helps."""
-        from nmlearn.zeros import input_axis
+        from nmlearn.maths.zeros import input_axis
 
         return input_axis(self.tensor != 0, pattern) if self.axis is None else self.axis
 
@@ -88,7 +88,7 @@ def _check_apart(words: list[str]) -> list[str]:
 
 def _read(path: Path) -> list[Weight]:
     """The weights of two or more dimensions, in the plan's order if there is one, else in the file's."""
-    from nmlearn import checkpoint
+    from nmlearn.files import model_file as checkpoint
 
     file = locate(path)
     tensors, stored = checkpoint.load(file), checkpoint.stored(file)
@@ -107,7 +107,7 @@ def _read(path: Path) -> list[Weight]:
 
 def _patterns(file: Path) -> dict[str, str]:
     """The patterns that a run wrote into its model; packing and unpacking keep them."""
-    from nmlearn import checkpoint
+    from nmlearn.files import model_file as checkpoint
 
     text = checkpoint.notes(file).get(PATTERNS, "{}")
     try:
@@ -132,7 +132,7 @@ def _weight(name: str, tensor: Tensor, stored: Stored | None, row: dict[str, Any
 
 
 def _table(weights: list[Weight]) -> Any:
-    from nmlearn.zeros import tightest
+    from nmlearn.maths.zeros import tightest
 
     planned, packed = any(weight.pattern for weight in weights), any(weight.stored for weight in weights)
     more = [*(["planned"] if planned else []), *(["stored"] if packed else [])]
@@ -157,7 +157,7 @@ def _table(weights: list[Weight]) -> Any:
 
 
 def _check(weights: list[Weight], given: argparse.Namespace) -> int:
-    from nmlearn.groups import Grouping
+    from nmlearn.maths.groups import Grouping
 
     wanted = _wanted(weights, given)
     for weight, pattern, axis in wanted:

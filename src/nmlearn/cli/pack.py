@@ -13,8 +13,8 @@ from nmlearn.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nmlearn.formats import Layout
-    from nmlearn.pattern import Pattern
+    from nmlearn.files.formats import Layout
+    from nmlearn.maths.pattern import Pattern
 
 DESCRIPTION = """Pack a model file: of every weight whose zeros show a pattern N:M along its inputs, N values of every
 group and an index are stored, the rest as it is. `nmlearn unpack` restores every bit."""
@@ -23,7 +23,7 @@ group and an index are stored, the rest as it is. `nmlearn unpack` restores ever
 def run(words: list[str]) -> int:
     """Pack as the words say."""
     given = parser().parse_args(words)
-    from nmlearn import checkpoint
+    from nmlearn.files import model_file as checkpoint
 
     source, patterns = locate(given.source), dict(_rule(text) for text in given.pattern)
     written(source, given.target, lambda: checkpoint.convert(source, given.target, patterns=patterns))
@@ -55,8 +55,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _hidden(weight: Tensor, layout: Layout | None) -> Pattern | None:
     """The sparser pattern that a weight would show were its negative zeros, which ``weight * mask`` makes, positive."""
-    from nmlearn.masks import nonzero_bits
-    from nmlearn.zeros import input_axis, tightest
+    from nmlearn.maths.masks import nonzero_bits
+    from nmlearn.maths.zeros import input_axis, tightest
 
     if weight.ndim < 2 or not weight.is_floating_point():
         return None

@@ -1,7 +1,7 @@
 """Command line and recipe files -> configuration dataclasses, by jsonargparse.
 
-A recipe (``--config FILE``) is checked by :mod:`nmlearn.train.recipe` first, whose errors name the nearest known key;
-then jsonargparse lays the command line's own options over it.
+A recipe (``--config FILE``) is checked by :mod:`nmlearn.lab.train.recipe` first, whose errors name the nearest known
+key; then jsonargparse lays the command line's own options over it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_loader, set_parsing_settings
 
 from nmlearn.errors import ConfigError, NMLearnError
-from nmlearn.train import recipe
-from nmlearn.train.config import CompareConfig, TrainConfig
+from nmlearn.lab.train import recipe
+from nmlearn.lab.train.config import CompareConfig, TrainConfig
 
 GROUPS = ("data", "model", "method", "optim")
 

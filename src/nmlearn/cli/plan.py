@@ -7,7 +7,7 @@ from typing import Any
 
 from nmlearn.cli import console, parsing
 from nmlearn.errors import ConfigError, DataError
-from nmlearn.train.config import TrainConfig
+from nmlearn.lab.train.config import TrainConfig
 
 DESCRIPTION = """Show which weights of a model would be taken, with which pattern, and why the others stay dense.
 
@@ -42,8 +42,8 @@ def run(words: list[str]) -> int:
 
 
 def _model(config: PlanConfig) -> Any:
-    from nmlearn import models
-    from nmlearn.train.setting import build_model, load_task
+    from nmlearn.lab import models
+    from nmlearn.lab.train.setting import build_model, load_task
 
     if config.input_shape is None and config.classes is None:
         try:

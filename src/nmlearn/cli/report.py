@@ -11,9 +11,9 @@ from nmlearn.cli import console
 def run(words: list[str]) -> int:
     """Write the page again and say where it is."""
     path = parser().parse_args(words).path
-    import nmlearn.report
+    import nmlearn.lab.report
 
-    console.out.print(nmlearn.report.write(path), soft_wrap=True)
+    console.out.print(nmlearn.lab.report.write(path), soft_wrap=True)
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from nmlearn.cli import console, parsing
 from nmlearn.cli.bars import TrainBar
-from nmlearn.train.config import TrainConfig
+from nmlearn.lab.train.config import TrainConfig
 
 DESCRIPTION = """Train a model, learning N:M sparsity on the way.
 
@@ -20,7 +20,7 @@ def run(words: list[str]) -> int:
     """Train as the words say."""
     config = parsing.parse(TrainConfig, "train", words, DESCRIPTION)
     # After the options are known to be right: this takes a second or two.
-    from nmlearn.train.loop import train
+    from nmlearn.lab.train.loop import train
 
     if os.environ.get("RANK", "0") != "0":
         train(config)
@@ -34,9 +34,9 @@ def run(words: list[str]) -> int:
 
 
 def _report(folder: Path) -> Path:
-    import nmlearn.report
+    import nmlearn.lab.report
 
-    return nmlearn.report.write(folder)
+    return nmlearn.lab.report.write(folder)
 
 
 def _show(summary: dict[str, Any], config: TrainConfig, report: Path) -> None:

@@ -14,7 +14,7 @@ was packed, that any reader understands."""
 def run(words: list[str]) -> int:
     """Unpack as the words say."""
     given = parser().parse_args(words)
-    from nmlearn import checkpoint
+    from nmlearn.files import model_file as checkpoint
 
     source = locate(given.source)
     written(source, given.target, lambda: checkpoint.convert(source, given.target, packed=False))

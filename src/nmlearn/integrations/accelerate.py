@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nmlearn.shards import gathered
-from nmlearn.sparsifier import Sparsifier
+from nmlearn.learn.sparsifier import Sparsifier
+from nmlearn.model.shards import gathered
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nmlearn import masks
 from nmlearn.errors import AttachError, StateError
+from nmlearn.learn.sparsifier import Sparsifier
+from nmlearn.maths import masks
 from nmlearn.methods.method import Method
-from nmlearn.sparsifier import Sparsifier
-from nmlearn.targets import Rule
+from nmlearn.model.plan import Rule
 
 _SHARDING = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 _AVERAGING = ("WeightAveraging", "StochasticWeightAveraging")

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from nmlearn.errors import ConfigError, ExportError, PatternError, PlanError, ViolationError
-from nmlearn.groups import Grouping, misfit
 from nmlearn.integrations.onnx_runtime import Difference, compare, reason
 from nmlearn.integrations.onnx_weights import OnnxWeight, find_weights
-from nmlearn.pattern import Pattern
-from nmlearn.targets import input_axes, plain_name, unwrap
-from nmlearn.zeros import input_axis, tightest
+from nmlearn.maths.groups import Grouping, misfit
+from nmlearn.maths.pattern import Pattern
+from nmlearn.maths.zeros import input_axis, tightest
+from nmlearn.model.plan import input_axes, plain_name, unwrap
 
 OPSET = 20
 OLDEST_OPSET = 18  # the exporter writes no older operators

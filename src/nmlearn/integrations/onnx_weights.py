@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from nmlearn.errors import ViolationError
-from nmlearn.groups import Grouping
-from nmlearn.pattern import Pattern
+from nmlearn.maths.groups import Grouping
+from nmlearn.maths.pattern import Pattern
 
 Array = np.ndarray[Any, Any]
 

@@ -18,16 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nmlearn import masks
-from nmlearn.adapters import original_name
 from nmlearn.errors import ConfigError
-from nmlearn.groups import Grouping
+from nmlearn.files.selection import choose
+from nmlearn.files.tensors import plain_state
 from nmlearn.integrations import torchvision
-from nmlearn.packing import choose
-from nmlearn.pattern import Pattern
-from nmlearn.plain import plain_state
-from nmlearn.targets import Rule, input_axes, plain_name
-from nmlearn.verify import verify
+from nmlearn.maths import masks
+from nmlearn.maths.groups import Grouping
+from nmlearn.maths.pattern import Pattern
+from nmlearn.maths.verify import verify
+from nmlearn.model.peft_names import original_name
+from nmlearn.model.plan import Rule, input_axes, plain_name
 
 torchvision.load()  # which PEFT imports too, by way of transformers
 from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: E402

@@ -13,8 +13,8 @@ from typing import Any
 from torch.optim import Optimizer
 
 from nmlearn.errors import StateError
-from nmlearn.optimizers import innermost
-from nmlearn.sparsifier import Sparsifier
+from nmlearn.learn.optimizers import innermost
+from nmlearn.learn.sparsifier import Sparsifier
 
 KEY = "nmlearn"
 

@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from nmlearn import adapters, checkpoint
 from nmlearn.errors import ConfigError, FormatError, StateError
+from nmlearn.files import model_file as checkpoint
 from nmlearn.integrations import torchvision
-from nmlearn.targets import Rule, unwrap
+from nmlearn.model import peft_names as adapters
+from nmlearn.model.plan import Rule, unwrap
 
 if TYPE_CHECKING:
     from nmlearn.integrations.transformers_trainer import NMCallback as NMCallback

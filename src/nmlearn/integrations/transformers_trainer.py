@@ -21,15 +21,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nmlearn import masks
-from nmlearn.atomic import write_atomic
 from nmlearn.errors import AttachError, StateError
+from nmlearn.files.atomic import write_atomic
 from nmlearn.integrations import torchvision
+from nmlearn.learn.optimizers import innermost
+from nmlearn.learn.sparsifier import Sparsifier
+from nmlearn.maths import masks
 from nmlearn.methods.method import Method
-from nmlearn.optimizers import innermost
-from nmlearn.shards import gathered, is_sharded, local
-from nmlearn.sparsifier import Sparsifier
-from nmlearn.targets import Plan, Rule
+from nmlearn.model.plan import Plan, Rule
+from nmlearn.model.shards import gathered, is_sharded, local
 
 torchvision.load()
 
@@ -59,7 +59,7 @@ class NMCallback(TrainerCallback):
 
     Args:
         method: what to do; its pattern holds where no rule says otherwise.
-        rules: see :func:`nmlearn.targets.plan`.
+        rules: see :func:`nmlearn.model.plan.plan`.
         finalize: False leaves ``callback.sparsifier.finalize()`` to the caller, for trainings that may stop early.
 
     Raises:

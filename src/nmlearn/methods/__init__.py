@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from nmlearn.errors import check_name, check_type
+from nmlearn.maths.pattern import Pattern
 from nmlearn.methods.dense import Dense
 from nmlearn.methods.gradual import Gradual
 from nmlearn.methods.keep import Keep
@@ -12,8 +14,6 @@ from nmlearn.methods.lbc import LBC
 from nmlearn.methods.method import Method
 from nmlearn.methods.oneshot import OneShot
 from nmlearn.methods.srste import SRSTE
-from nmlearn.options import check_name, check_type
-from nmlearn.pattern import Pattern
 
 METHODS: dict[str, type[Method]] = {
     method.name: method  # in the order in which comparisons list them

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nmlearn.groups import Grouping
+from nmlearn.maths.groups import Grouping
 from nmlearn.methods.method import Batch, Method, State
 
 

@@ -11,10 +11,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from nmlearn.groups import Grouping
+from nmlearn.maths.groups import Grouping
+from nmlearn.maths.pattern import Pattern
+from nmlearn.maths.schedules import Falling
 from nmlearn.methods.method import Method, State, keep_top_
-from nmlearn.pattern import Pattern
-from nmlearn.schedules import Falling
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Gradual(Method):
     """Gradual magnitude pruning from M to N weights a group.
 
     Attributes:
-        start, end, power: the schedule, see :class:`nmlearn.schedules.Falling`.
+        start, end, power: the schedule, see :class:`nmlearn.maths.schedules.Falling`.
     """
 
     start: float = 0.0

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from nmlearn import masks
 from nmlearn.errors import ViolationError
-from nmlearn.groups import Grouping
+from nmlearn.maths import masks
+from nmlearn.maths.groups import Grouping
 from nmlearn.methods.method import Method, State
 
 

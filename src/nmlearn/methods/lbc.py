@@ -15,15 +15,15 @@ from typing import Any, ClassVar, Literal, NoReturn
 import torch
 from torch import Tensor
 
-from nmlearn import elimination as eliminate
-from nmlearn import masks
-from nmlearn import scores as scoring
-from nmlearn.combinations import LARGEST_TABLE
 from nmlearn.errors import ConfigError
-from nmlearn.groups import Grouping
+from nmlearn.maths import elimination as eliminate
+from nmlearn.maths import masks
+from nmlearn.maths import scores as scoring
+from nmlearn.maths.combinations import LARGEST_TABLE
+from nmlearn.maths.groups import Grouping
+from nmlearn.maths.pattern import Pattern
+from nmlearn.maths.schedules import Falling
 from nmlearn.methods.method import Batch, Method, State
-from nmlearn.pattern import Pattern
-from nmlearn.schedules import Falling
 
 # Above this many combinations a group (8:16 has 12870) "auto" eliminates weights: the set of survivors would not fit.
 MOST_COMBINATIONS = 200
@@ -35,8 +35,8 @@ class LBC(Method):
     """Learning Best Combination.
 
     Attributes:
-        start, end, power: survivors fall from C to 1 along :class:`nmlearn.schedules.Falling`; the paper's ResNets have
-            0, 0.5, 3, DeiT has power 4.
+        start, end, power: C survivors fall to 1 along :class:`nmlearn.maths.schedules.Falling`; the paper's ResNets
+            have 0, 0.5, 3, DeiT has power 4.
         scores: "factored" keeps one score per weight, which is exact for SGD on scores; "explicit" one per combination,
             the paper to the letter.
         score_optimizer: "sgd", or "adamw" with explicit scores (the paper's DeiT setting). Its learning rate is the one

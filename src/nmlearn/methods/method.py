@@ -21,10 +21,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from nmlearn import masks
-from nmlearn.groups import Grouping
-from nmlearn.kernels.training import WeightStep
-from nmlearn.pattern import Pattern
+from nmlearn.maths import masks
+from nmlearn.maths.groups import Grouping
+from nmlearn.maths.pattern import Pattern
+from nmlearn.native.training import WeightStep
 
 State = dict[str, Tensor]
 

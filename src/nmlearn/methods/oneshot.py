@@ -12,9 +12,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from nmlearn.errors import ScheduleError
-from nmlearn.groups import Grouping
+from nmlearn.maths.groups import Grouping
+from nmlearn.maths.pattern import Pattern
 from nmlearn.methods.method import Method, State, keep_top_
-from nmlearn.pattern import Pattern
 
 
 @dataclass(frozen=True)

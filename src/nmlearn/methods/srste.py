@@ -12,8 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nmlearn import masks
-from nmlearn.groups import Grouping
+from nmlearn.maths import masks
+from nmlearn.maths.groups import Grouping
 from nmlearn.methods.method import Batch, Method, State
 
 

@@ -1,0 +1,149 @@
+"""Write a corpus of technical English from the documentation packages of Debian, for the data set "text".
+
+    python experiments/make_debian_corpus.py OUT                  # five packages of permissive licences, 30 MB to fetch
+    python experiments/make_debian_corpus.py OUT --packages all   # nineteen; licences differ, see their copyright files
+    python experiments/make_debian_corpus.py OUT --debs FOLDER    # packages fetched before, by apt-get download
+
+Fetches each package with ``apt-get download`` and unpacks it with ``dpkg-deb``; nothing is installed. Pages lose their
+markup; a paragraph stays when it has 80 characters, more than 80 % of them letters and blanks, and was not seen before
+in any package. Each page becomes OUT/PACKAGE/PAGE.txt, so that nmlearn's "text" divides training and
+evaluation by page.
+OUT/packages.json records version, pages, paragraphs and bytes of each package: Debian's point releases move them, so
+report the versions with every figure. The mix is for your own use: the packages keep their licences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import html.parser
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+PERMISSIVE = ("postgresql-doc-15", "python-django-doc", "sqlite3-doc", "apache2-doc", "python3.11-doc")
+OTHERS = (
+    *("linux-doc-6.1", "perl-doc", "vim-doc", "erlang-doc", "git-doc", "octave-doc", "manpages-dev", "manpages"),
+    *("libreoffice-help-en-us", "nova-doc", "debian-policy", "gimp-help-en", "developers-reference"),
+    "debian-reference-en",
+)
+# Sources beside the pages made of them, and translations.
+SKIPPED = re.compile(r"/(_sources|translations)/|/apache2-doc/manual/(?!en/)|/(changelog|copyright|NEWS)[^/]*$")
+PAGE = re.compile(r"\.(html?|txt|pod|[1-8])(\.gz)?$")
+BLOCKS = {"p", "div", "li", "dd", "dt", "td", "th", "tr", "h1", "h2", "h3", "h4", "h5", "h6", "section", "blockquote"}
+SILENT = {"script", "style", "pre", "head", "nav", "code-block"}
+SHORTEST, LETTERS = 80, 0.8
+
+
+class Prose(html.parser.HTMLParser):
+    """Collects the text of a page, a blank line between blocks; code blocks and scripts stay out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[str] = []
+        self._silent = 0
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self._silent += tag in SILENT
+        if tag in BLOCKS:
+            self.parts.append("\n\n")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._silent -= tag in SILENT and self._silent > 0
+        if tag in BLOCKS:
+            self.parts.append("\n\n")
+
+    def handle_data(self, data: str) -> None:
+        if not self._silent:
+            self.parts.append(data)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--packages", nargs="+", default=list(PERMISSIVE), help="names, or all")
+    parser.add_argument("--debs", type=Path, help="folder with packages fetched before")
+    given = parser.parse_args()
+    names = [*PERMISSIVE, *OTHERS] if given.packages == ["all"] else given.packages
+    if given.out.exists() and any(given.out.iterdir()):
+        sys.exit(f"{given.out} is not empty: give a new folder")
+    given.out.mkdir(parents=True, exist_ok=True)
+    seen: set[bytes] = set()
+    record = [write_package(name, deb(name, given.debs, given.out), given.out, seen) for name in names]
+    (given.out / "packages.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{given.out}: {sum(each['bytes'] for each in record) / 1e6:.1f} MB of prose")
+
+
+def deb(name: str, folder: Path | None, out: Path) -> Path:
+    """The package's file, fetched into ``out`` when no folder was given."""
+    if folder is None:
+        subprocess.run(["apt-get", "download", name], cwd=out, check=True)
+    found = sorted((folder or out).glob(f"{name}_*.deb"))
+    if not found:
+        sys.exit(f"{name}: no such package in {folder or out}; fetch it with apt-get download {name}")
+    return found[-1]
+
+
+def write_package(name: str, file: Path, out: Path, seen: set[bytes]) -> dict[str, object]:
+    """Write a package's pages and return what is recorded of it; a file that lies in ``out`` is removed."""
+    version = subprocess.run(
+        ["dpkg-deb", "-f", str(file), "Version"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    pages = kept = size = 0
+    with tempfile.TemporaryDirectory() as place:
+        subprocess.run(["dpkg-deb", "-x", str(file), place], check=True)
+        for path in pages_under(Path(place)):
+            paragraphs = [text for text in prose(path) if is_new(text, seen)]
+            if paragraphs:
+                page = out / name / (re.sub(r"[^\w.-]+", "_", str(path.relative_to(place))) + ".txt")
+                page.parent.mkdir(exist_ok=True)
+                size += page.write_bytes("\n\n".join(paragraphs).encode())
+                pages, kept = pages + 1, kept + len(paragraphs)
+    if file.parent == out:
+        file.unlink()
+    return {"package": name, "version": version, "pages": pages, "paragraphs": kept, "bytes": size}
+
+
+def pages_under(folder: Path) -> list[Path]:
+    """Files that hold prose, in a fixed order: which of two equal paragraphs is kept depends on it."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return sorted(path for path in files if PAGE.search(path.name) and not SKIPPED.search(str(path)))
+
+
+def prose(path: Path) -> Iterator[str]:
+    """The paragraphs of a page that are prose."""
+    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    text, name = raw.decode("utf-8", errors="replace"), path.name.removesuffix(".gz")
+    if name.endswith((".html", ".htm")):
+        reader = Prose()
+        reader.feed(text)
+        text = "".join(reader.parts)
+    elif re.search(r"\.[1-8]$", name):  # a manual page: requests stand at the start of a line, fonts are \fX
+        text = re.sub(r"(?m)^[.'].*$", "", text)
+        text = re.sub(r"\\f.|\\", "", text)
+    for paragraph in re.split(r"\n[ \t]*\n", text):
+        paragraph = " ".join(paragraph.split())
+        if is_prose(paragraph):
+            yield paragraph
+
+
+def is_prose(text: str) -> bool:
+    """Long enough, and more than four fifths of it Latin letters and blanks."""
+    return len(text) >= SHORTEST and sum(c == " " or (c.isascii() and c.isalpha()) for c in text) > LETTERS * len(text)
+
+
+def is_new(text: str, seen: set[bytes]) -> bool:
+    """Whether the paragraph was not seen before; from now on it was."""
+    digest = hashlib.sha256(text.encode()).digest()
+    known = digest in seen
+    seen.add(digest)
+    return not known
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""Write the tables of README.md and two pages in docs from the files in results/, between their markers.
+
+python experiments/tables.py            # rewrites them
+python experiments/tables.py --check    # exits 1 when a table is not what the results say
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "docs/benchmarks.md", "docs/recipes.md")
+_MARKED = re.compile(r"(<!-- table (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def main() -> None:
+    stale = [page for page in PAGES if (ROOT / page).read_text() != filled(ROOT / page)]
+    if "--check" in sys.argv and stale:
+        sys.exit(f"not what results/ says: {', '.join(stale)}; run python experiments/tables.py")
+    for page in stale:
+        (ROOT / page).write_text(filled(ROOT / page))
+
+
+def filled(page: Path) -> str:
+    """The page with every marked table made anew from its results file."""
+
+    def table(match: re.Match[str]) -> str:
+        path = ROOT / "results" / f"{match[2]}.json"
+        if not path.exists():
+            return f"{match[1]}*Not measured yet: there is no results/{path.name}.*\n{match[4]}"
+        result = json.loads(path.read_text())
+        lines = KINDS.get(result.get("what"), step_time if "rows" in result else comparison)(result)
+        return match[1] + "\n".join(lines) + "\n" + match[4]
+
+    return _MARKED.sub(table, page.read_text())
+
+
+def step_time(result: dict[str, Any]) -> list[str]:
+    head = ["batch", "pattern", "dense, ms", "its SGD fused, ms", "before", "during", "after", "a removal, ms more"]
+    head += ["state, bytes/weight"]
+    rows = [
+        [
+            str(row["batch"]),
+            row["pattern"],
+            f"{row['dense_ms']:.0f}",
+            f"{row['dense_fused_ms']:.0f}" if "dense_fused_ms" in row else "",
+            *(f"{row['ratio'][phase]:.3f}" for phase in ("before", "during", "after")),
+            f"{row['removal_step_extra_ms']:.0f}",
+            f"{row['state_bytes_per_weight']['during']:g}",
+        ]
+        for row in result["rows"]
+    ]
+    return _markdown(head, rows)
+
+
+def comparison(result: dict[str, Any]) -> list[str]:
+    language = result["table"][0]["accuracy_mean"] is None
+    head = [
+        "pattern",
+        "method",
+        "bits per byte" if language else "accuracy, %",
+        "gap to dense (95 % interval)",
+        "training FLOPs",
+        "bytes/weight",
+    ]
+    rows = [
+        [
+            row["pattern"] or "",
+            row["method"],
+            _mean(row, language),
+            _loss_gap(row) if language else _gap(row),
+            f"{row['training_flops_ratio']:.2f}",
+            f"{row['state_bytes_per_weight']:g}",
+        ]
+        for row in sorted(result["table"], key=lambda row: (row["pattern"] is not None, _density(row["pattern"])))
+    ]
+    return _markdown(head, rows)
+
+
+def kernels(result: dict[str, Any]) -> list[str]:
+    """A line a suite and dtype: over the best dense, and over eager in brackets."""
+    found = result["summary"]
+    patterns = list(dict.fromkeys(line["pattern"] for line in found))
+    rows = []
+    for suite, dtype in dict.fromkeys((line["suite"], line["dtype"]) for line in found):
+        cells = {line["pattern"]: line for line in found if (line["suite"], line["dtype"]) == (suite, dtype)}
+        ratios = [f"{cells[p]['over_best']:.2f} ({cells[p]['over_eager']:.2f})" if p in cells else "" for p in patterns]
+        rows.append([f"{suite}, {dtype}", *ratios])
+    return _markdown(["", *patterns], rows)
+
+
+def input_pipeline(result: dict[str, Any]) -> list[str]:
+    """What one core does of each part, and all of it with worker processes."""
+    rows = [[row["stage"], f"{row['images_per_cpu_second']:.0f}", ""] for row in result["stages"]]
+    for row in result["whole"]:
+        name = f"`image-folder`, whole, {row['workers'] or 'no'} worker{'s' * (row['workers'] != 1)}"
+        rows.append([name, f"{row['images_per_cpu_second']:.0f}", f"{row['images_per_second']:.0f}"])
+    return _markdown(["", "images/s of one core", "images/s"], rows)
+
+
+def pretrained(result: dict[str, Any]) -> list[str]:
+    """A line a method, a column a pattern: accuracy, and the gap to dense."""
+    cells = {(row["method"], row["pattern"]): row for row in result["table"]}
+    patterns = [p for p in ("2:4", "1:4", "2:8") if any(pattern == p for _, pattern in cells)]
+    dense = cells["dense", None]
+    rows = [["dense", *[f"{100 * dense['accuracy_mean']:.1f}"] * len(patterns), _seeds(dense)]]
+    for method in ("oneshot", "asp", "srste", "lbc", "lbc-after"):
+        found = [cells.get((method, pattern)) for pattern in patterns]
+        values = [f"{100 * row['accuracy_mean']:.1f}, {_gap(row, 1)}" if row else "" for row in found]
+        if any(values):
+            rows.append([method, *values, ", ".join(dict.fromkeys(_seeds(row) for row in found if row))])
+    return _markdown(["accuracy, %, and gap to dense", *patterns, "seeds"], rows)
+
+
+METHODS_IN_GAINS = {"lbc": "LBC", "srste": "SR-STE", "asp": "ASP, data twice"}
+
+
+def gains(result: dict[str, Any]) -> list[str]:
+    """A line a model and pattern: what the methods lose, and what the packed model, LBC's, gains."""
+    head = ["model", "pattern", "dense", *METHODS_IN_GAINS.values(), "seeds", "file, MB", "smaller"]
+    batches = [str(batch) for batch in result["settings"]["batch"]]
+    head += [f"faster, batch {batch}" for batch in batches]
+    return _markdown(head, [_gain(row, batches) for row in result["rows"]])
+
+
+def _gain(row: dict[str, Any], batches: list[str]) -> list[str]:
+    sizes = f"{row['dense_bytes'] / 1e6:.1f} -> {row['packed_bytes'] / 1e6:.1f}"
+    smaller = f"{row['dense_bytes'] / row['packed_bytes']:.2f} x"
+    times = [_faster(row["batch"].get(batch)) for batch in batches]
+    return [row["model"], row["pattern"], *quality(row), sizes, smaller, *times]
+
+
+def quality(row: dict[str, Any]) -> list[str]:
+    """Of the comparison that a model comes from: dense, the methods' mean differences to it, and the seeds of LBC."""
+    table = json.loads((ROOT / "results" / row["from"]).read_text())["table"]
+    found = {each["method"]: each for each in table if each["pattern"] in (None, row["pattern"])}
+    dense, language = found["dense"], found["dense"].get("accuracy_mean") is None
+    key, scale, digits = ("loss_gap_mean", 1 / math.log(2), 3) if language else ("gap_mean", 100, 1)
+    level = f"{dense['loss_mean'] / math.log(2):.3f} bits/byte" if language else f"{100 * dense['accuracy_mean']:.1f} %"
+    gaps = [f"{scale * found[name][key]:+.{digits}f}" if name in found else "" for name in METHODS_IN_GAINS]
+    return [level, *gaps, _seeds(found["lbc"])]
+
+
+def _faster(times: dict[str, Any] | None) -> str:
+    if times is None:
+        return "not measured"
+    return f"{times['best_ms'] / times['sparse_ms']:.2f} x" if times["layers_packed"] else "no layer packed"
+
+
+def _seeds(row: dict[str, Any]) -> str:
+    return str(row["seeds"] if isinstance(row["seeds"], int) else len(row["seeds"]))
+
+
+def _mean(row: dict[str, Any], language: bool) -> str:
+    key, scale, digits = ("loss", 1 / math.log(2), 3) if language else ("accuracy", 100, 2)
+    spread = row[f"{key}_std"]
+    value = f"{scale * row[f'{key}_mean']:.{digits}f}"
+    return value if spread is None else f"{value} ± {scale * spread:.{digits}f}"
+
+
+def _loss_gap(row: dict[str, Any]) -> str:
+    """In bits per byte; data of one byte a token."""
+    values = (row[f"loss_gap_{key}"] for key in ("mean", "low", "high"))
+    return _told([None if value is None else value / math.log(2) for value in values], 3)
+
+
+def _gap(row: dict[str, Any], digits: int = 2) -> str:
+    """In percentage points."""
+    values = (row[f"gap_{key}"] for key in ("mean", "low", "high"))
+    return _told([None if value is None else 100 * value for value in values], digits)
+
+
+def _told(values: list[float | None], digits: int) -> str:
+    """Mean and interval; nothing for dense, the mean alone for one seed."""
+    mean, low, high = values
+    if mean is None:
+        return ""
+    return f"{mean:+.{digits}f}" + ("" if low is None else f" ({low:+.{digits}f} to {high:+.{digits}f})")
+
+
+def _density(pattern: str | None) -> float:
+    if pattern is None:
+        return 1.0
+    n, m = map(int, pattern.split(":"))
+    return -n / m
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)]
+
+
+KINDS = {
+    "nmlearn bench": kernels,
+    "input pipeline": input_pipeline,
+    "pretrained": pretrained,
+    "pretrained latency": gains,
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Files: packed and dense models, formats, what the authors of LBC wrote."""

@@ -1,0 +1,216 @@
+"""Checkpoints that the code of LBC's authors wrote (github.com/zyxxmu/LBC) -> ordinary weights with their zeros.
+
+That code keeps, for every sparse layer L of a state dict:
+
+    L.weight      dense: the mask is applied in the forward pass only; [out, in] or [out, in, kh, kw]
+    L.alpha       [groups, C]: a score for each combination; groups in the order out, kh, kw, in/M; 0 means removed
+    L.index_list  [C, M]: the combinations as rows of zeros and ones
+
+A combination whose score is not zero is alive, and a weight is in use while one of them holds it. A finished training
+leaves one in each group. Where several are alive, the training had not ended, or momentum had moved removed scores off
+zero: then the highest-scored one is taken, which is what the removal of that code would leave.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nmlearn.errors import FormatError, PatternError, StateError
+from nmlearn.maths import masks
+from nmlearn.maths.elimination import check_finite
+from nmlearn.maths.groups import Grouping, misfit
+from nmlearn.maths.pattern import Pattern
+from nmlearn.maths.verify import verify
+
+STATES = ("state_dict", "model")  # the entries of their checkpoints, of ResNets and of DeiT, that hold the weights
+AVERAGE = "model_ema"
+SCORES, TABLE = "alpha", "index_list"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A sparse layer as it was found.
+
+    Attributes:
+        name: of its weight.
+        grouping: the pattern and the input axis.
+        shape: of the weight.
+        scores: float ``[G, C]``, groups in the order of :meth:`nmlearn.Grouping.rows`.
+        table: bool ``[C, M]``.
+    """
+
+    name: str
+    grouping: Grouping
+    shape: tuple[int, ...]
+    scores: Tensor
+    table: Tensor
+
+    @property
+    def alive(self) -> Tensor:
+        """Which combinations have not been removed: bool ``[G, C]``."""
+        return self.scores != 0
+
+    @property
+    def undecided(self) -> int:
+        """How many groups have several combinations alive."""
+        return int((self.alive.sum(1) > 1).sum())
+
+    @property
+    def empty(self) -> int:
+        """How many groups have none alive; their network computes with zeros there."""
+        return int((~self.alive.any(1)).sum())
+
+    def kept(self) -> Tensor:
+        """The mask of the best combination alive, the first one of equals: bool, of the weight's shape."""
+        best = masks.top(self.scores.masked_fill(~self.alive, -math.inf), 1) & self.alive
+        return self.grouping.from_rows(held(best, self.table), self.shape)
+
+
+def held(chosen_gc: Tensor, t_cm: Tensor) -> Tensor:
+    """The weights that a chosen combination holds: bool ``[G, M]``."""
+    return chosen_gc.float() @ t_cm.float() > 0
+
+
+def state_in(checkpoint: object, entry: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a model in what a file held, without the ``module.`` that DataParallel puts before names.
+
+    Args:
+        checkpoint: a state dict, or a dict that holds one as ``state_dict`` or ``model``.
+        entry: which one; the first of these that is there unless given.
+
+    Raises:
+        FormatError: it holds none.
+    """
+    found = checkpoint
+    if isinstance(checkpoint, Mapping):
+        present = [key for key in ([entry] if entry else STATES) if key in checkpoint]
+        found = checkpoint[present[0]] if present else None if entry else checkpoint
+    tensors = {str(name): t for name, t in found.items() if isinstance(t, Tensor)} if isinstance(found, Mapping) else {}
+    if not tensors:
+        given = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
+        wrong = f"no tensors by name under {entry or ' or '.join(STATES)}"
+        raise FormatError(
+            where="checkpoint", given=given, wrong=wrong, fix="say which entry holds the model's state dict"
+        )
+    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+
+
+def layers(
+    state: Mapping[str, Tensor], *, scores: str = SCORES, table: str = TABLE, pattern: str | Pattern | None = None
+) -> list[Layer]:
+    """The sparse layers of a state dict.
+
+    Args:
+        state: tensors by name, as :func:`state_in` returns them.
+        scores, table: what the scores of a layer and its table of combinations are called.
+        pattern: the one that every table must have; read from the tables unless given.
+
+    Raises:
+        FormatError: no scores, a layer without weight or table, sizes that do not fit, a table that is none.
+        PatternError: M does not divide the inputs of a layer, so that its groups are no N:M groups.
+        StateError: scores that are not finite.
+    """
+    found = [name.removesuffix(f".{scores}") for name in state if name.endswith(f".{scores}")]
+    if not found:
+        given, wrong = f"names like {', '.join(list(state)[:4])}", f"none ends in .{scores}: no layer has scores"
+        raise FormatError(where="checkpoint", given=given, wrong=wrong, fix="say what the scores are called: --scores")
+    return [_layer(state, name, scores, table, Pattern(pattern) if pattern else None) for name in found]
+
+
+def _layer(state: Mapping[str, Tensor], name: str, scores: str, table: str, pattern: Pattern | None) -> Layer:
+    for part, option in (("weight", "no layer of this kind"), (table, "say what the tables are called: --table")):
+        if f"{name}.{part}" not in state:
+            raise FormatError(where=f"{name}.{part}", given="nothing", wrong=f"{name}.{scores} is there", fix=option)
+    weight, a_gc = state[f"{name}.weight"], state[f"{name}.{scores}"]
+    t_cm = _table(f"{name}.{table}", state[f"{name}.{table}"], pattern)
+    cut = Grouping(Pattern(int(t_cm[0].sum()), t_cm.shape[1]), 1)
+    shape = (weight.numel() // cut.pattern.m, len(t_cm))
+    if tuple(a_gc.shape) != shape:
+        wrong = f"{list(weight.shape)} weights and {len(t_cm)} combinations of {cut.pattern} need {list(shape)}"
+        given = f"shape {list(a_gc.shape)}"
+        raise FormatError(where=f"{name}.{scores}", given=given, wrong=wrong, fix="give a checkpoint that is whole")
+    why = misfit(tuple(weight.shape), 1, cut.pattern)
+    if why:
+        wrong = f"{why}: its groups run over kernel positions, which no N:M kernel can use"
+        raise PatternError(where=f"{name}.weight", given=list(weight.shape), wrong=wrong, fix="train this layer dense")
+    check_finite(f"{name}.{scores}", a_gc, "scores")
+    return Layer(f"{name}.weight", cut, tuple(weight.shape), a_gc.float(), t_cm)
+
+
+def _table(where: str, table: Tensor, pattern: Pattern | None) -> Tensor:
+    """The table as bool, after a look at it."""
+    wrong = ""
+    if table.dim() != 2 or not table.numel() or not bool(((table == 0) | (table == 1)).all()):
+        wrong = "no table of zeros and ones, a row for each combination"
+    else:
+        counts = {int(count) for count in table.sum(1)}
+        if len(counts) > 1 or 0 in counts:
+            wrong = f"its rows hold {' or '.join(map(str, sorted(counts)))} ones, not all the same N"
+        elif pattern and (counts != {pattern.n} or table.shape[1] != pattern.m):
+            wrong = f"it is of {counts.pop()}:{table.shape[1]}, not {pattern}"
+    if wrong:
+        fix = "give a checkpoint of the authors' code, and the pattern that it was trained with"
+        raise FormatError(where=where, given=f"{table.dtype} {list(table.shape)}", wrong=wrong, fix=fix)
+    return table != 0
+
+
+@torch.no_grad()
+def finished(
+    state: Mapping[str, Tensor],
+    found: list[Layer],
+    *,
+    averaged: Mapping[str, Tensor] | None = None,
+    scores: str = SCORES,
+    table: str = TABLE,
+) -> dict[str, Tensor]:
+    """The final model: an ordinary state dict with zeros in place, every group verified.
+
+    Args:
+        state: what the layers were found in.
+        found: the layers.
+        averaged: an average of the model (``model_ema``) whose weights are to be taken, with the masks of ``state``.
+            The scores of an average tell nothing: zeros and others are mixed.
+        scores, table: as for :func:`layers`.
+
+    Raises:
+        FormatError: the average lacks a tensor, or has it in another shape.
+        ViolationError: a group keeps more than N; it would be an error of this function.
+    """
+    dropped = {each.name.removesuffix("weight") + part for each in found for part in (scores, table)}
+    source = state if averaged is None else averaged
+    tensors = {name: _same(source, name, tensor) for name, tensor in state.items() if name not in dropped}
+    for each in found:
+        tensors[each.name] = masks.clear_(tensors[each.name].clone(), masks.bits(each.kept()))
+    verify({each.name: (tensors[each.name], each.grouping) for each in found}, 1.0)
+    return tensors
+
+
+def _same(source: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
+    tensor = source.get(name)
+    if tensor is None or tensor.shape != like.shape:
+        given = "nothing" if tensor is None else f"shape {list(tensor.shape)}"
+        wrong, fix = f"the model has it, of shape {list(like.shape)}", "take the model's own weights"
+        raise FormatError(where=f"{AVERAGE}: {name}", given=given, wrong=wrong, fix=fix)
+    return tensor
+
+
+def refuse_undecided(found: list[Layer]) -> None:
+    """Refuse layers in which a choice is open.
+
+    Raises:
+        StateError: a group of one of them does not have exactly one combination alive.
+    """
+    open_ = [each for each in found if each.undecided or each.empty]
+    if open_:
+        groups, most = sum(each.undecided + each.empty for each in open_), max(int(e.alive.sum(1).max()) for e in open_)
+        raise StateError(
+            where=open_[0].name,
+            given=f"{groups:,} groups in {len(open_)} layers, with up to {most} combinations alive",
+            wrong="they have not come down to one combination each",
+            fix="train to the end, or have the best-scored one taken",
+        )

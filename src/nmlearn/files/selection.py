@@ -1,0 +1,81 @@
+"""Which weights of a state a file packs, and with which pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from nmlearn.errors import PatternError, PlanError
+from nmlearn.files.formats.layout import Layout, smallest
+from nmlearn.maths.groups import Grouping, misfit
+from nmlearn.maths.masks import nonzero_bits
+from nmlearn.maths.pattern import Pattern
+from nmlearn.maths.zeros import input_axis, tightest
+from nmlearn.model.plan import Rule, matches
+
+
+def choose(
+    state: Mapping[str, Tensor], tied: Mapping[str, str], axes: Mapping[str, int], rules: Mapping[str, Rule]
+) -> dict[str, Grouping]:
+    """The grouping of every weight to pack.
+
+    Args:
+        state: tensors by name.
+        tied: further names -> the name that is stored.
+        axes: the input axis of the weights for which a layer says it; the others' is guessed from their zeros.
+        rules: a glob -> a pattern, None for dense, or a grouping; the last match wins. Without one a weight gets its
+            tightest pattern, if that makes it smaller.
+
+    Raises:
+        PlanError: a glob matches no weight.
+        PatternError: a rule's pattern does not fit the weight's shape.
+    """
+    names = {name: [name] for name in state if name not in tied}
+    for name, target in tied.items():
+        names[target].append(name)
+    names = {name: own for name, own in names.items() if state[name].ndim > 1 and state[name].is_floating_point()}
+    _check_rules(rules, names.values())
+    chosen = {}
+    for name, own in names.items():
+        matched = [glob for glob in rules if any(matches(glob, known) for known in own)]
+        axis = next((axes[known] for known in own if known in axes), None)
+        found = _by_rule(name, state[name], axis, rules[matched[-1]]) if matched else _by_zeros(state[name], axis)
+        if found is not None:
+            chosen[name] = found
+    return chosen
+
+
+def _by_zeros(weight: Tensor, axis: int | None) -> Grouping | None:
+    kept_w = nonzero_bits(weight)
+    axis = input_axis(kept_w) if axis is None else axis
+    pattern = tightest(kept_w, axis)
+    if pattern is None:
+        return None
+    layout = Layout(Grouping(pattern, axis), tuple(weight.shape), weight.dtype, smallest(pattern))
+    return layout.grouping if layout.nbytes < layout.dense_nbytes else None
+
+
+def _by_rule(name: str, weight: Tensor, axis: int | None, rule: Rule) -> Grouping | None:
+    if rule is None:
+        return None
+    if not isinstance(rule, Grouping):
+        pattern = Pattern(rule)
+        rule = Grouping(pattern, input_axis(nonzero_bits(weight), pattern) if axis is None else axis)
+    shape = tuple(weight.shape)
+    why = misfit(shape, rule.axis, rule.pattern) if 0 <= rule.axis < len(shape) else f"it has no axis {rule.axis}"
+    if why:
+        raise PatternError(where=name, given=shape, wrong=f"{rule.pattern} does not fit: {why}", fix="leave it dense")
+    return rule
+
+
+def _check_rules(rules: Mapping[str, Rule], weights: Iterable[list[str]]) -> None:
+    known = [name for names in weights for name in names]
+    for glob, rule in rules.items():
+        if not any(matches(glob, name) for name in known):
+            raise PlanError(
+                where=f"patterns[{glob!r}]",
+                given=rule,
+                wrong="it matches no floating-point weight of two or more dimensions",
+                fix=f"names look like {', '.join(known[:6])}",
+            )

@@ -1,0 +1,102 @@
+"""Models as plain tensors by name, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nmlearn.errors import StateError
+from nmlearn.files.formats.header import METADATA, NAMES
+from nmlearn.files.formats.metadata import INDEX, VALUES
+from nmlearn.model.plan import plain_name, unwrap
+
+
+def plain_state(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a model by their plain names.
+
+    Raises:
+        StateError: something that a safetensors file cannot hold.
+    """
+    state = model
+    if isinstance(model, nn.Module):
+        state = {plain_name(name): tensor for name, tensor in unwrap(model).state_dict().items()}
+    assert isinstance(state, Mapping)
+    for name, tensor in state.items():
+        why = _refusal(name, tensor)
+        if why:
+            given = f"{tensor.dtype} {list(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise StateError(where=str(name), given=given, wrong=why, fix="save a state dict without it, or convert it")
+    return {name: tensor.detach() for name, tensor in state.items()}
+
+
+def ties(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """The further names of tensors that are there under several: name -> the first name."""
+    first: dict[Hashable, str] = {}
+    return {name: kept for name, tensor in state.items() if (kept := first.setdefault(_identity(tensor), name)) != name}
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Copy tensors into a model, all or none.
+
+    Args:
+        model: wrappers are looked through.
+        tensors: by plain name; a tied tensor may be there under one of its names only.
+        where: what errors call the origin of the tensors.
+
+    Raises:
+        StateError: a name or a shape differs, or the model has no memory yet.
+    """
+    inner = unwrap(model)
+    own = {plain_name(name): (name, tensor) for name, tensor in inner.state_dict().items()}
+    there = {_identity(own[name][1]) for name in tensors if name in own and isinstance(own[name][1], Tensor)}
+    wrong = [f"{name}: not in the model" for name in tensors if name not in own]
+    for name, (_, tensor) in own.items():
+        wrong += _mismatch(name, tensor, tensors, there)
+    if wrong:
+        more = f" and {len(wrong) - 6} more" if len(wrong) > 6 else ""
+        raise StateError(
+            where=where,
+            given=f"a {type(inner).__name__} to fill",
+            wrong="; ".join(wrong[:6]) + more,
+            fix="give a model of the kind that was saved",
+        )
+    # Not strict: the further names of a tied tensor may be missing.
+    inner.load_state_dict({own[name][0]: tensor for name, tensor in tensors.items()}, strict=False)
+
+
+def _mismatch(name: str, own: Any, tensors: Mapping[str, Tensor], there: set[Hashable]) -> list[str]:
+    if not isinstance(own, Tensor):
+        return [f"{name}: no tensor, so no file of ours holds it"]
+    if name not in tensors:
+        return [] if _identity(own) in there else [f"{name}: not in the file"]
+    if own.is_meta:
+        return [f"{name}: on the meta device, without memory (use to_empty first)"]
+    if own.shape != tensors[name].shape:
+        return [f"{name}: {list(own.shape)} in the model, {list(tensors[name].shape)} in the file"]
+    return []
+
+
+def _identity(tensor: Tensor) -> Hashable:
+    """Equal for two tensors that are the same view of the same memory."""
+    if tensor.numel() == 0 or tensor.is_meta or tensor.layout != torch.strided:
+        return id(tensor)
+    place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.is_conj(), tensor.is_neg())
+    return (*place, tuple(tensor.shape), tensor.stride())
+
+
+def _refusal(name: object, tensor: object) -> str:
+    """Why a safetensors file cannot hold it; empty when it can."""
+    if not isinstance(tensor, Tensor):
+        return "it is no tensor"
+    if type(tensor) not in (Tensor, nn.Parameter):
+        return f"a {type(tensor).__name__} is not plain memory: gather a sharded one, dequantize a quantized one"
+    if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
+        return "it is not plain memory"
+    if tensor.dtype not in NAMES:
+        return "safetensors has no such type"
+    if not isinstance(name, str) or name == METADATA or name.endswith((VALUES, INDEX)):
+        return f"names are text, other than {METADATA} and those that end in {VALUES} or {INDEX}"
+    return ""

@@ -1,0 +1,17 @@
+"""What ``nmlearn bench`` measures: packed kernels over both dense baselines, on the machine it runs on.
+
+Every ratio comes from calls that take turns in one run, and is one of medians. Suites are in `SUITES`; each yields rows
+
+    suite, case, pattern, dtype, eager_ms, best_ms, sparse_ms, kernel
+
+where best is the better of eager and oneDNN with a pre-packed weight (of a whole model: torch.compile with freezing).
+"""
+
+from __future__ import annotations
+
+from nmlearn.lab.bench.layers import convolutions, decode, linear
+from nmlearn.lab.bench.summary import summary as summary
+from nmlearn.lab.bench.whole import networks
+
+SUITES = {"linear": linear, "decode": decode, "conv": convolutions, "model": networks}
+PATTERNS = ("2:4", "4:8", "1:4", "2:8", "1:8", "2:16", "1:16")

@@ -1,0 +1,139 @@
+"""Linear layers, decode, and the convolutions of ResNet-50."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nmlearn.acceleration import baselines
+from nmlearn.acceleration.observing import observe
+from nmlearn.acceleration.timing import interleaved
+from nmlearn.lab import models
+from nmlearn.lab.bench.weights import sparse_
+from nmlearn.maths.pattern import Pattern
+from nmlearn.packed.modules import PackedConv2d, PackedLinear
+
+Row = dict[str, Any]
+# (out, in): attention and MLP of DeiT-small; of ViT-B and BERT-base.
+LINEAR = ((1152, 384), (384, 384), (1536, 384), (384, 1536), (2304, 768), (768, 768), (3072, 768), (768, 3072))
+TOKENS = (128, 197, 512, 1576)
+DECODE = ((4096, 4096), (11008, 4096))
+OUT_OF_CACHE = 320_000_000  # bytes of weights that are gone through before one is used again
+
+
+def linear(patterns: Sequence[str], dtype: torch.dtype, seconds: float) -> Iterator[Row]:
+    """Many tokens."""
+    for (out, inputs), tokens in itertools.product(LINEAR, TOKENS):
+        x, layer = torch.randn(tokens, inputs).to(dtype), nn.Linear(inputs, out).to(dtype)
+        calls = _dense(layer, x)
+        for pattern in patterns:
+            weight = sparse_(torch.randn(out, inputs), pattern).to(dtype)
+            for layout in _layouts(pattern):
+                calls[f"{pattern} {layout}"] = _on(PackedLinear(weight, layer.bias, pattern, layout=layout), x)
+        case = f"{out}x{inputs}, {tokens} tokens"
+        yield from _rows("linear", case, dtype, patterns, interleaved(calls, seconds=seconds))
+
+
+def decode(patterns: Sequence[str], dtype: torch.dtype, seconds: float) -> Iterator[Row]:
+    """One token; weights take turns so that none is in a cache when its turn comes."""
+    for out, inputs in DECODE:
+        x, layer = torch.randn(1, inputs).to(dtype), nn.Linear(inputs, out).to(dtype)
+        dense = [copy.deepcopy(layer).requires_grad_(False) for _ in range(_copies(layer.weight.nbytes))]
+        calls = {"eager": _in_turn([_on(baselines.eager(one), x) for one in dense])}
+        if baselines.prepacked(layer, x):
+            calls["prepacked"] = _in_turn([_on(baselines.prepacked(one, x), x) for one in dense])
+        for pattern, int8 in itertools.product(patterns, (False, True)):
+            packed = PackedLinear(sparse_(torch.randn(out, inputs), pattern).to(dtype), None, pattern, int8=int8)
+            turns = [_on(copy.deepcopy(packed), x) for _ in range(_copies(packed.weight_bytes()))]
+            calls[f"{pattern} {'int8' if int8 else 'rows'}"] = _in_turn(turns)
+        times = interleaved(calls, seconds=seconds, least=40)
+        plain = {name: t for name, t in times.items() if not name.endswith("int8")}
+        yield from _rows("decode", f"{out}x{inputs}", dtype, patterns, plain)
+        whole = {name: t for name, t in times.items() if not name.endswith("rows")}
+        yield from _rows("decode int8", f"{out}x{inputs}", dtype, patterns, whole)
+
+
+def convolutions(patterns: Sequence[str], dtype: torch.dtype, seconds: float) -> Iterator[Row]:
+    """All convolutions of ResNet-50 but the first, batch 1; `count` says how often a shape comes."""
+    network = models.build("resnet50", classes=1000, input_shape=(3, 224, 224)).eval()
+    with torch.inference_mode():
+        seen = observe(network, lambda: network(torch.randn(1, 3, 224, 224)))
+    found: Counter[tuple[Any, ...]] = Counter()
+    for name, layer in seen.layers.items():
+        if isinstance(layer, nn.Conv2d) and layer.in_channels > 3:
+            found[
+                (
+                    layer.in_channels,
+                    layer.out_channels,
+                    layer.kernel_size,
+                    layer.stride,
+                    layer.padding,
+                    seen.shapes(name),
+                )
+            ] += 1
+    for (inputs, out, kernel, stride, padding, size), count in found.items():
+        layer = nn.Conv2d(inputs, out, kernel, stride, padding).to(dtype).requires_grad_(False)
+        x = torch.randn(size).to(dtype)
+        last = x.contiguous(memory_format=torch.channels_last)
+        calls = _dense(layer, last) | {
+            "eager": _on(baselines.eager(layer), x),
+            "eager channels_last": _on(baselines.eager(layer, torch.channels_last), last),
+        }
+        for pattern in patterns:
+            weight = sparse_(torch.randn_like(layer.weight, dtype=torch.float32), pattern).to(dtype)
+            for layout, given, way in (("rows", last, "rows"), ("tokens", last, "tokens"), ("tokens", x, "planes")):
+                if way != "rows" or 16 % Pattern(pattern).m == 0:
+                    packed = PackedConv2d(weight, layer.bias, pattern, stride=stride, padding=padding, layout=layout)  # type: ignore[arg-type]
+                    calls[f"{pattern} {way}"] = _on(packed, given)
+        case = f"{out}x{inputs}x{kernel[0]}x{kernel[1]} stride {stride[0]}, {size[2]}x{size[3]}"
+        for row in _rows("conv", case, dtype, patterns, interleaved(calls, seconds=seconds)):
+            yield row | {"count": count}
+
+
+def _dense(layer: Any, x: Tensor) -> dict[str, Callable[[], object]]:
+    layer.requires_grad_(False)
+    calls = {"eager": _on(baselines.eager(layer), x)}
+    best = baselines.prepacked(layer, x)
+    return calls if best is None else calls | {"prepacked": _on(best, x)}
+
+
+def _rows(suite: str, case: str, dtype: torch.dtype, patterns: Sequence[str], times: dict[str, float]) -> Iterator[Row]:
+    eager = min(t for name, t in times.items() if name.startswith("eager"))
+    best = min(t for name, t in times.items() if name.startswith(("eager", "prepacked")))
+    for pattern in patterns:
+        ways = {name.split()[1]: t for name, t in times.items() if name.startswith(f"{pattern} ")}
+        kernel = min(ways, key=ways.__getitem__)
+        yield {
+            "suite": suite,
+            "case": case,
+            "pattern": pattern,
+            "dtype": str(dtype).removeprefix("torch."),
+            "eager_ms": 1e3 * eager,
+            "best_ms": 1e3 * best,
+            "sparse_ms": 1e3 * ways[kernel],
+            "kernel": kernel,
+            "ways_ms": {name: 1e3 * t for name, t in ways.items()},
+        }
+
+
+def _layouts(pattern: str) -> tuple[Any, ...]:
+    return ("rows", "tokens") if 16 % Pattern(pattern).m == 0 else ("tokens",)
+
+
+def _on(call: Any, x: Tensor) -> Callable[[], object]:
+    return lambda: call(x)
+
+
+def _copies(size: int) -> int:
+    return max(2, -(-OUT_OF_CACHE // size))
+
+
+def _in_turn(calls: list[Callable[[], object]]) -> Callable[[], object]:
+    turns = itertools.cycle(calls)
+    return lambda: next(turns)()

@@ -1,0 +1,43 @@
+"""Reports: one self-contained HTML file for a run or a comparison. Needs neither torch nor a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["write"]
+
+
+def write(path: Path | str, out: Path | str | None = None) -> Path:
+    """Write the report of a run's folder, a comparison's folder, or a results file.
+
+    Args:
+        path: a run's folder (finished or not), a folder with ``results.json`` and ``runs/*/``, a folder of run
+            folders, or a results file.
+        out: the HTML file; unless given, report.html in the folder, and beside a results file its name with .html
+            (report.html beside results.json).
+
+    Returns:
+        The file written. It is whole at every moment: an earlier one is replaced at once.
+
+    Raises:
+        ConfigError: nothing there to report on.
+        FormatError: a results file that is no comparison.
+    """
+    from nmlearn.lab.report.comparison_page import comparison_page
+    from nmlearn.lab.report.run_page import run_page
+    from nmlearn.lab.report.source import Run, read
+    from nmlearn.lab.train.files import sweep, write_text
+
+    path = Path(path)
+    target = Path(out) if out is not None else _beside(path)
+    found = read(path)
+    html = run_page(found) if isinstance(found, Run) else comparison_page(found, target.parent)
+    sweep(target)
+    write_text(target, html)
+    return target
+
+
+def _beside(path: Path) -> Path:
+    if path.is_file() and path.name != "results.json":
+        return path.with_suffix(".html")
+    return (path.parent if path.is_file() else path) / "report.html"

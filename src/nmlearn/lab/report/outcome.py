@@ -1,0 +1,141 @@
+"""A comparison, put in order: its measure, its cells (a method at a pattern), gaps to dense paired by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nmlearn.lab.report.numbers import finite, fixed, percent, points, significant
+from nmlearn.lab.report.palette import Look, looks
+from nmlearn.lab.report.source import Comparison, Record
+from nmlearn.lab.train.statistics import table
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is compared: accuracy (shown in per cent, gaps in percentage points), or the loss where there is none."""
+
+    key: str
+
+    @property
+    def scale(self) -> float:
+        """From a recorded value to a shown one."""
+        return 100.0 if self.key == "accuracy" else 1.0
+
+    @property
+    def unit(self) -> str:
+        """Of a value."""
+        return "%" if self.key == "accuracy" else ""
+
+    @property
+    def gap_unit(self) -> str:
+        """Of a gap."""
+        return "percentage points" if self.key == "accuracy" else "nats"
+
+    @property
+    def short_unit(self) -> str:
+        """Of a gap, in running text."""
+        return self.gap_unit.split()[-1]
+
+    def field(self, name: str) -> str:
+        """The table's field of a statistic: mean, std, gap_mean, gap_low, gap_high."""
+        if name.startswith("gap") and self.key == "loss":
+            return f"loss_{name}"
+        return name if name.startswith("gap") else f"{self.key}_{name}"
+
+    def value(self, value: object) -> str:
+        """A value as text."""
+        return percent(value) if self.key == "accuracy" else significant(value, 4)
+
+    def bare(self, value: object) -> str:
+        """A value as text, without its unit."""
+        number = finite(value)
+        return fixed(None if number is None else self.scale * number, 2 if self.key == "accuracy" else 3)
+
+    def gap(self, value: object) -> str:
+        """A gap as text, without its unit."""
+        return points(value) if self.key == "accuracy" else fixed(value, 3, signed=True)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A comparison in order.
+
+    Attributes:
+        measure: what is compared.
+        runs: finished runs; dense ones once.
+        rows: the table's rows; dense first, then by pattern and method.
+        patterns: in the order they were given.
+        looks: method -> how it appears.
+    """
+
+    measure: Measure
+    runs: list[Record]
+    rows: list[Record]
+    patterns: list[str]
+    looks: dict[str, Look]
+
+    def row(self, method: str, pattern: str | None) -> Record:
+        """The row of a cell, or nothing."""
+        return next((row for row in self.rows if row["method"] == method and row["pattern"] == pattern), {})
+
+    @property
+    def dense(self) -> Record:
+        """The dense row, or nothing."""
+        return self.row("dense", None)
+
+    def cell(self, method: str, pattern: str | None) -> list[Record]:
+        """The runs of a cell."""
+        return [run for run in self.runs if run["method"] == method and run["pattern"] == pattern]
+
+    def gap(self, run: Record) -> float | None:
+        """A run's difference to the dense run of its seed, in the measure's own unit."""
+        key = self.measure.key
+        twins = [finite(twin.get(key)) for twin in self.cell("dense", None) if twin.get("seed") == run.get("seed")]
+        own = finite(run.get(key))
+        return own - twins[0] if own is not None and twins and twins[0] is not None else None
+
+    def ranked(self, pattern: str) -> list[Record]:
+        """The rows of a pattern, best mean first."""
+        field = self.measure.field("mean")
+        known = [row for row in self.rows if row["pattern"] == pattern and finite(row.get(field)) is not None]
+        return sorted(known, key=lambda row: row[field], reverse=self.measure.key == "accuracy")
+
+
+def outcome(comparison: Comparison) -> Outcome:
+    """Put a comparison in order. The table is made from the runs when the file brings none."""
+    runs = _once([_named(run) for run in comparison.runs])
+    given = comparison.record.get("table")
+    rows = [_named(row) for row in given if isinstance(row, dict)] if isinstance(given, list) else []
+    rows = _once(rows, "method", "pattern") if rows else table(_whole(runs))
+    found = looks(row["method"] for row in [*rows, *runs])
+    patterns = list(dict.fromkeys(str(row["pattern"]) for row in [*rows, *runs] if row["pattern"]))
+    order = {name: i for i, name in enumerate(found)}
+    rows.sort(key=lambda row: (patterns.index(row["pattern"]) + 1 if row["pattern"] else 0, order[row["method"]]))
+    measured = any(finite(run.get("accuracy")) is not None for run in runs) or any(
+        finite(row.get("accuracy_mean")) is not None for row in rows
+    )
+    return Outcome(Measure("accuracy" if measured or not runs else "loss"), runs, rows, patterns, found)
+
+
+def _named(record: Record) -> Record:
+    """With method and pattern as text; dense has no pattern, whatever stands there."""
+    method = str(record.get("method") or "unnamed")
+    pattern = record.get("pattern")
+    return {**record, "method": method, "pattern": str(pattern) if pattern and method != "dense" else None}
+
+
+def _once(records: Sequence[Record], *keys: str) -> list[Record]:
+    """The first of those that are alike: a dense run may be listed for every pattern."""
+    kept: dict[tuple[Any, ...], Record] = {}
+    for record in records:
+        kept.setdefault(tuple(str(record.get(key)) for key in keys or ("method", "pattern", "seed")), record)
+    return list(kept.values())
+
+
+def _whole(runs: Sequence[Record]) -> list[Record]:
+    """Runs with every field that the table reads."""
+    blank = {"accuracy": None, "loss": None, "seed": None}
+    cost = ("seconds", "state_bytes_per_weight", "training_flops_ratio")
+    return [{**blank, **run, **{key: finite(run.get(key)) or 0.0 for key in cost}} for run in runs]

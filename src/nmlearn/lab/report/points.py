@@ -1,0 +1,118 @@
+"""The point chart: marks at (x, y), each with its text where there is room for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from nmlearn.lab.report.charts import LETTER, WIDTH, Frame, Series, clean, drawing, frame, nothing, number, stroke
+from nmlearn.lab.report.markup import Markup, element
+from nmlearn.lab.report.numbers import finite
+from nmlearn.lab.report.palette import mark
+from nmlearn.lab.report.scales import tight
+
+TALL = 290.0
+RADIUS = 4.5
+LINE = 11.0  # height of a text
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A mark, with an optional text beside it."""
+
+    x: object
+    y: object
+    title: str
+    paint: str = "ink"
+    shape: str = "circle"
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class _Box:
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def meets(self, other: _Box) -> bool:
+        apart = self.right <= other.left or other.right <= self.left
+        return not (apart or self.bottom <= other.top or other.bottom <= self.top)
+
+
+def point_chart(
+    name: str,
+    title: str,
+    dots: Sequence[Dot],
+    *,
+    x_label: str,
+    y_label: str,
+    paths: Sequence[Series] = (),
+    level: float | None = None,
+) -> Markup:
+    """Marks at (x, y), with thin lines that join those which belong together.
+
+    Args:
+        name: makes the ids, once a page.
+        title: for those who do not see the drawing.
+        dots: the marks; those with an x or y that is no number are left out.
+        x_label: of the x axis, with its unit.
+        y_label: of the y axis, with its unit.
+        paths: lines under the marks.
+        level: where a horizontal dashed line lies.
+    """
+    shown = [dot for dot in dots if finite(dot.x) is not None and finite(dot.y) is not None]
+    if not shown:
+        return nothing(name, title)
+    drawn = [clean(path, lambda value: finite(value) is not None) for path in paths]
+    every = [point for path in drawn for point in path.points]
+    x = tight([*(dot.x for dot in shown), *(x for x, _ in every)], margin=0.06)
+    y = tight([level, *(dot.y for dot in shown), *(y for _, y in every)], margin=0.06)
+    ground = replace(frame(x, y), height=TALL)
+    parts = ground.axes(x_label, y_label)
+    if level is not None:
+        at = ground.down(level)
+        parts.append(element("line", x1=ground.left, x2=WIDTH - ground.right, y1=at, y2=at, class_="level"))
+    parts += [stroke(ground, path, titled=False) for path in drawn]
+    texts = _texts(ground, shown, level)
+    parts += [_dot(ground, dot, text) for dot, text in zip(shown, texts, strict=True)]
+    return drawing(name, title, "; ".join(dot.title for dot in shown) + ".", parts, ground.width, ground.height)
+
+
+def _dot(ground: Frame, dot: Dot, text: Markup | None) -> Markup:
+    place = ground.across(number(dot.x)), ground.down(number(dot.y))
+    return element("g", text, mark(dot.shape, *place, RADIUS, dot.title, class_="dot"), class_=dot.paint)
+
+
+def _texts(ground: Frame, dots: Sequence[Dot], level: float | None) -> list[Markup | None]:
+    """Each text at the first of four sides where it meets no mark, line or text; else none, the tooltip has it."""
+    places = [(ground.across(number(dot.x)), ground.down(number(dot.y))) for dot in dots]
+    taken = [_Box(x - RADIUS - 1, y - RADIUS - 1, x + RADIUS + 1, y + RADIUS + 1) for x, y in places]
+    if level is not None:
+        taken.append(_Box(0.0, ground.down(level) - 1, WIDTH, ground.down(level) + 1))
+    texts: list[Markup | None] = []
+    for (x, y), dot in zip(places, dots, strict=True):
+        found = next((box for box in _sides(x, y, dot.text) if _free(ground, box, taken)), None) if dot.text else None
+        texts.append(None)
+        if found is not None:
+            taken.append(found)
+            texts[-1] = element("text", dot.text, x=found.left + 1, y=found.bottom - 2, class_="tick")
+    return texts
+
+
+def _sides(x: float, y: float, text: str) -> list[_Box]:
+    """Right, left, above and below of a mark."""
+    width, near = len(text) * LETTER + 2, RADIUS + 3
+    middle = y - LINE / 2
+    corners = [
+        (x + near, middle),
+        (x - near - width, middle),
+        (x - width / 2, y - near - LINE),
+        (x - width / 2, y + near),
+    ]
+    return [_Box(left, top, left + width, top + LINE) for left, top in corners]
+
+
+def _free(ground: Frame, box: _Box, taken: Sequence[_Box]) -> bool:
+    inside = ground.left <= box.left and box.right <= WIDTH and ground.top <= box.top
+    return inside and box.bottom <= ground.height - ground.bottom and not any(box.meets(other) for other in taken)

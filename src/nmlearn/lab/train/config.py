@@ -1,0 +1,255 @@
+"""What a training is made of: the single source of configuration, without importing torch.
+
+The command line, recipes (recipe.py), resolved ``config.yaml`` files and Python all build these same frozen
+dataclasses; the text under a field is its help on the command line. Every check that needs no torch happens here, on
+construction; option names of data, models and methods are checked when the training starts, against the functions
+that take them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from nmlearn.errors import ConfigError, PatternError
+from nmlearn.maths.pattern import Pattern
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data."""
+
+    name: str = "fashion-mnist"
+    """Data set; `nmlearn doctor` lists the names, their options, and what is installed."""
+    path: str | None = None
+    """Where the data lies, for those that do not come along: a file or a folder."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of this data set, e.g. train_limit, augment, mixup; `nmlearn doctor` lists them."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model."""
+
+    name: str = "resnet8"
+    """Model, e.g. resnet20, vit, gpt, timm:NAME; `nmlearn doctor` lists the names and their options."""
+    weights: str | None = None
+    """A safetensors file to start from, e.g. the model of an earlier run."""
+    backbone: str | None = None
+    """A safetensors file of a classifier that a detector's backbone starts from, its norms frozen."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of this model, e.g. width; `nmlearn doctor` lists them."""
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Which sparsity."""
+
+    name: str = "lbc"
+    """Method: dense, oneshot, gradual, srste, keep or lbc."""
+    pattern: str = "2:4"
+    """N:M, N kept of M."""
+    rules: dict[str, str | None] = field(default_factory=dict)
+    """Glob on a module or weight -> a pattern, or null for dense; the last match wins."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of this method, e.g. end; `nmlearn doctor` lists them."""
+
+    def __post_init__(self) -> None:
+        check_pattern("method.pattern", self.pattern)
+        for glob, pattern in self.rules.items():
+            if pattern is not None:
+                check_pattern(f"method.rules[{glob!r}]", pattern)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How the weights are optimised."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """Optimizer."""
+    lr: float = 0.1
+    """Peak learning rate."""
+    momentum: float = 0.9
+    """Momentum of sgd; first beta of adamw."""
+    nesterov: bool = False
+    """Nesterov momentum (sgd)."""
+    weight_decay: float = 5e-4
+    """Weight decay."""
+    decay_norms_and_biases: bool = False
+    """Apply weight decay to vectors (norms, biases) too."""
+    schedule: Literal["cosine", "constant", "step"] = "cosine"
+    """Learning rate after the warm-up, per step."""
+    milestones: tuple[float, ...] = ()
+    """Epochs at which `step` divides the learning rate by ten."""
+    warmup_epochs: float = 0.5
+    """Epochs of linear warm-up from 0."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the cross-entropy."""
+    clip_norm: float | None = None
+    """Clip the norm of all gradients to this."""
+
+    def __post_init__(self) -> None:
+        _at_least("optim.lr", self.lr, 0)
+        _at_least("optim.weight_decay", self.weight_decay, 0)
+        _at_least("optim.warmup_epochs", self.warmup_epochs, 0)
+        _between("optim.momentum", self.momentum, 0, 1)
+        _between("optim.label_smoothing", self.label_smoothing, 0, 1)
+        if (self.schedule == "step") != bool(self.milestones):
+            raise ConfigError(
+                where="optim.milestones",
+                given=f"{list(self.milestones)} with optim.schedule {self.schedule}",
+                wrong="the schedule step divides the learning rate at milestones, and no other does",
+                fix="set optim.schedule to step and optim.milestones, for instance to [8, 11], or neither",
+            )
+        if self.nesterov and self.momentum == 0:
+            raise ConfigError(
+                where="optim.nesterov",
+                given="true with optim.momentum 0",
+                wrong="Nesterov's step looks ahead along the momentum, and there is none",
+                fix="set optim.momentum, for instance to 0.9, or optim.nesterov to false",
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    epochs: int = 8
+    """Passes over the training data."""
+    batch_size: int = 128
+    """Examples an optimizer step, over all processes and accumulated parts."""
+    accumulate: int = 1
+    """Parts a batch is computed in, to save memory."""
+    eval_batch_size: int = 512
+    """Examples a batch when evaluating, per process."""
+    seed: int = 0
+    """Decides initial weights, batches, augmentation and dropout."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 is autocast; the weights stay float32."""
+    channels_last: bool = False
+    """Memory format of images and convolutions; faster on most machines."""
+    compile: bool = False
+    """torch.compile the training step's forward and backward."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the model, e.g. 0.999; 0 is off."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+    threads: int = 0
+    """Threads of torch; 0 leaves it to torch."""
+    log_every: int = 20
+    """Steps between lines of the metrics."""
+    eval_every: int = 1
+    """Epochs between evaluations."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0 means once an epoch."""
+    tensorboard: bool = False
+    """Write TensorBoard events too (needs the tensorboard package)."""
+    out: str | None = None
+    """Run folder. Unless given it is named after data.name, model.name, method.name, method.pattern and seed alone:
+    runs/DATA-MODEL-METHOD-PATTERN-sSEED; runs that differ in other settings need one."""
+    resume: str = "auto"
+    """auto goes on from the folder's checkpoint, none starts anew, PATH starts from that checkpoint or run (and goes
+    on from the folder's own once that is later)."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "eval_batch_size", "log_every", "eval_every"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("seed", "threads", "checkpoint_every"):
+            _at_least(name, getattr(self, name), 0)
+        _between("ema", self.ema, 0, 1)
+
+    @property
+    def folder(self) -> str:
+        """The run folder: ``out``, or a name made of what distinguishes runs."""
+        if self.out is not None:
+            return self.out
+        pattern = "" if self.method.name == "dense" else "-" + self.method.pattern.replace(":", "of")
+        model = self.model.name.replace(":", "-").replace("/", "-")
+        return f"runs/{self.data.name}-{model}-{self.method.name}{pattern}-s{self.seed}"
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Methods x patterns x seeds under one protocol."""
+
+    name: str = "compare"
+    """Name of the results file."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """What all runs share; its method name, pattern and seed are replaced."""
+    methods: tuple[str, ...] = ("dense", "oneshot", "srste", "lbc")
+    """Methods; dense runs once a seed."""
+    patterns: tuple[str, ...] = ("2:4",)
+    """Patterns."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds; runs of one seed share initial weights and batches."""
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Method -> its options, over train.method.options."""
+    jobs: int = 2
+    """Runs at a time, each in a process of one thread."""
+    out: str | None = None
+    """Folder of runs and report; runs/NAME unless given, where NAME is --name."""
+    results: str = "results"
+    """Folder of the results file NAME.json."""
+
+    def __post_init__(self) -> None:
+        _at_least("jobs", self.jobs, 1)
+        for pattern in self.patterns:
+            check_pattern("patterns", pattern)
+        for name in ("methods", "patterns", "seeds"):
+            _some_once(name, getattr(self, name))
+        for method in self.options:
+            if method not in self.methods:
+                raise ConfigError(
+                    where="options",
+                    given=method,
+                    wrong="not one of the methods compared",
+                    fix=f"name one of {', '.join(self.methods)}, or add it to methods",
+                )
+
+    @property
+    def folder(self) -> str:
+        """Where the comparison is written: results.json, report.html and the folders in runs/."""
+        return self.out if self.out is not None else f"runs/{self.name}"
+
+
+def check_pattern(where: str, given: object) -> None:
+    """Refuse what is no pattern; a number is what a YAML 1.1 reader makes of an unquoted ``2:4`` (2 * 60 + 4).
+
+    Raises:
+        ConfigError: not text.
+        PatternError: text that is not N:M with 1 <= N <= M <= 64.
+    """
+    if not isinstance(given, str):
+        raise ConfigError(
+            where=where,
+            given=repr(given),
+            wrong="a pattern is text, N:M; some YAML readers turn an unquoted 2:4 into the number 124",
+            fix='quote the pattern: "2:4"',
+        )
+    try:
+        Pattern(given)
+    except PatternError as error:
+        raise PatternError(where=where, given=given, wrong=error.wrong, fix=error.fix) from None
+
+
+def _at_least(where: str, given: float, low: float) -> None:
+    if not given >= low:  # not (given < low): NaN is refused too
+        raise ConfigError(where=where, given=given, wrong=f"must be at least {low}", fix="give another value")
+
+
+def _between(where: str, given: float, low: float, high: float) -> None:
+    if not low <= given < high:
+        raise ConfigError(
+            where=where, given=given, wrong=f"must be at least {low} and below {high}", fix="give another value"
+        )
+
+
+def _some_once(where: str, given: tuple[object, ...]) -> None:
+    if not given or len(set(given)) != len(given):
+        raise ConfigError(
+            where=where, given=list(given), wrong="must be at least one, each once", fix="correct the list"
+        )

@@ -1,0 +1,179 @@
+"""The run folder: where a training writes everything, and what a report reads.
+
+config.yaml  env.json  plan.json  metrics.jsonl  summary.json  checkpoints/last.pt  model/model.safetensors
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nmlearn.errors import StateError
+from nmlearn.files import model_file as checkpoint
+from nmlearn.lab.train import files, recipe
+from nmlearn.lab.train.config import TrainConfig
+
+# Settings that do not change what is learned: a run may go on with others of these.
+FREE = {"out", "resume", "device", "threads", "compile", "log_every", "eval_every", "eval_batch_size"}
+FREE |= {"checkpoint_every", "tensorboard"}
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: the folder; made when something is written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoint = self.path / "checkpoints" / "last.pt"
+        self.model = self.path / "model" / "model.safetensors"
+        self.average = self.path / "model" / "average.safetensors"
+        self._metrics_path = self.path / "metrics.jsonl"
+
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of a finished run, None for a run that is not."""
+        path = self.path / "summary.json"
+        return files.read_json(path) if path.exists() else None
+
+    def holds_work(self) -> bool:
+        """Whether something is here that a run with other settings would destroy."""
+        return self.checkpoint.exists() or (self.path / "summary.json").exists()
+
+    def config(self) -> dict[str, Any] | None:
+        """The resolved configuration of the run that was here before, None if there was none."""
+        path = self.path / "config.yaml"
+        return recipe.load(path) if path.exists() else None
+
+    def environment(self) -> dict[str, Any]:
+        """What the run began on, and under "resumed" what it went on on; empty before it began."""
+        path = self.path / "env.json"
+        return files.read_json(path) if path.exists() else {}
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training here meanwhile.
+
+        Raises:
+            StateError: one does already.
+        """
+        with files.explained(self.path / ".lock"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / ".lock", "w")  # noqa: SIM115
+        with file:
+            try:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StateError(
+                    where="out",
+                    given=self.path,
+                    wrong="another process trains here",
+                    fix="wait for it, end it, or give another --out",
+                ) from None
+            except (ImportError, OSError):
+                pass  # a system or a file system without locks
+            self._sweep()
+            yield  # closing the file unlocks it, and so does the end of the process
+
+    def _sweep(self) -> None:
+        """Remove what killed processes had half written."""
+        names = ("config.yaml", "env.json", "plan.json", "summary.json")
+        for path in (self.checkpoint, self.model, self.average, *(self.path / name for name in names)):
+            files.sweep(path)
+
+    def begin(
+        self, config: TrainConfig, environment: dict[str, Any], plan: list[dict[str, Any]], resumed: bool
+    ) -> None:
+        """Write what is known before the first step. A run that goes on keeps what it began on."""
+        files.write_text(self.path / "config.yaml", recipe.dumps(config))
+        first = self.environment() if resumed else {}
+        if first:
+            environment = {**first, "resumed": [*first.get("resumed", []), environment]}
+        files.write_json(self.path / "env.json", environment)
+        files.write_json(self.path / "plan.json", {"rows": plan})
+
+    def clear(self) -> None:
+        """Remove what an earlier run left that a new one would not overwrite before it ends."""
+        # The summary says that the rest is there, so it goes first: this may be killed in the middle.
+        first = (self.path / "summary.json", self.checkpoint)
+        for path in (*first, self.model, self.average, self._metrics_path, self.path / "env.json"):
+            path.unlink(missing_ok=True)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write the summary: from here on the run counts as finished."""
+        files.write_json(self.path / "summary.json", summary)
+
+    def cut_metrics(self, size: int) -> None:
+        """Cut the metrics to their first ``size`` bytes: what was written after a checkpoint is written anew."""
+        if self._metrics_path.exists():
+            os.truncate(self._metrics_path, min(size, self._metrics_path.stat().st_size))
+
+    def append(self, event: dict[str, Any]) -> None:
+        """Append one event to the metrics: a whole line, or none.
+
+        Raises:
+            WriteError: the system refuses.
+        """
+        line = (json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        with files.explained(self._metrics_path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with open(self._metrics_path, "ab", buffering=0) as file:
+                before = file.tell()
+                try:
+                    _write_all(file, line)
+                except OSError:
+                    file.truncate(before)
+                    raise
+
+    def flush_metrics(self) -> int:
+        """Force the metrics onto the disk; returns their size in bytes, for the checkpoint."""
+        with files.explained(self._metrics_path), open(self._metrics_path, "ab") as file:
+            os.fsync(file.fileno())
+            return file.tell()
+
+
+def _write_all(file: Any, octets: bytes) -> None:
+    """Write all bytes to an unbuffered file, which may take fewer at a time where a disk is nearly full."""
+    while octets:
+        octets = octets[file.write(octets) :]
+
+
+def difference(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str | None:
+    """The first key in which two configurations would learn differently, None if they would not.
+
+    Settings about where and how often to write, and with how many threads, do not count.
+    """
+    for key in sorted(before.keys() | now.keys()):
+        if not prefix and key in FREE:
+            continue
+        old, new = before.get(key, ...), now.get(key, ...)  # a rule of null is not the same as no rule
+        if isinstance(old, dict) and isinstance(new, dict):
+            found = difference(old, new, f"{prefix}{key}.")
+            if found:
+                return found
+        elif old != new:
+            return f"{prefix}{key}"
+    return None
+
+
+def save_model(path: Path, model: torch.nn.Module, patterns: dict[str, str]) -> None:
+    """Save a model's state as safetensors, dense with its zeros, under its own keys.
+
+    Args:
+        path: the file.
+        model: what is saved.
+        patterns: qualified name of each weight taken -> its pattern; written as JSON into the file's metadata under
+            "nmlearn.patterns".
+
+    Tied weights are written under each of their names: every key a loader asks for is there.
+    """
+    checkpoint.save(model, path, packed=False, metadata={files.PATTERNS: json.dumps(patterns)})

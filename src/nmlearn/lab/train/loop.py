@@ -1,0 +1,308 @@
+"""The training loop.
+
+A run can be killed at any moment: with ``resume="auto"`` it goes on from its last checkpoint and ends, on a CPU, with
+the very bits it would have ended with. That needs the model, the optimizer, the sparsifier, the average, the random
+generators, the counts, and data that can be started in the middle of an epoch; metrics written after the checkpoint
+are cut off and written anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nmlearn.errors import StateError
+from nmlearn.lab.data import Batch
+from nmlearn.lab.train import evaluation, optim, recipe
+from nmlearn.lab.train.accounting import Accounting, dense_flops
+from nmlearn.lab.train.checkpoints import Checkpoints, refuse_other
+from nmlearn.lab.train.config import TrainConfig
+from nmlearn.lab.train.environment import environment
+from nmlearn.lab.train.evaluation import evaluate
+from nmlearn.lab.train.finite import MOST_IN_A_ROW, Finite, broken
+from nmlearn.lab.train.folder import RunFolder, save_model
+from nmlearn.lab.train.journal import Journal, Listener, MaskWatch, Stopwatch
+from nmlearn.lab.train.ranks import Ranks, joined
+from nmlearn.lab.train.setting import Setting, setting
+
+# What the final event and the summary tell of the last evaluation; the last two are for detectors alone.
+SCORES = ("loss", "accuracy", "bits_per_byte", "ema_accuracy", "box_ap", "mask_ap")
+
+
+def train(config: TrainConfig, listener: Listener | None = None) -> dict[str, Any]:
+    """Train as the configuration says and write the run folder.
+
+    A run that was interrupted is resumed, one that is finished is not run again (``config.resume``).
+
+    Args:
+        config: everything; ``config.folder`` is where the run is written.
+        listener: called with every event, see :data:`~nmlearn.lab.train.journal.Listener`.
+
+    Returns:
+        The summary, as in summary.json.
+
+    Raises:
+        ConfigError: the folder holds a run with other settings, or a setting is wrong.
+        DataError, PlanError, AttachError: what data, plan or optimizer refuse.
+        StateError: a checkpoint that cannot be resumed, several losses in a row or weights that are not finite, or
+            another process trains there.
+        WriteError: a file cannot be written: the disk is full. The last checkpoint is kept.
+        ViolationError: a weight breaks its pattern at the end.
+    """
+    run = RunFolder(config.folder)
+    before, now = run.config(), recipe.to_dict(config)
+    if config.resume == "auto" and before is not None and run.holds_work():
+        refuse_other(str(run.path), before, now)
+        summary = run.summary()
+        if summary is not None:
+            return summary
+    with joined(config.device) as ranks, run.locked() if ranks.first else contextlib.nullcontext():
+        return _Training(config, run, ranks, listener).run()
+
+
+class _Training:
+    """One run from start or checkpoint to end."""
+
+    def __init__(self, config: TrainConfig, run: RunFolder, ranks: Ranks, listener: Listener | None) -> None:
+        self.config, self.folder, self.ranks = config, run, ranks
+        self.setting: Setting = setting(config, ranks)
+        self.accounting = Accounting(self.setting.sparsifier, self._dense_flops())
+        self.masks = MaskWatch(self.setting.sparsifier)
+        self.watch = Stopwatch()
+        self.losses: list[Tensor] = []
+        self.finite = Finite(self.setting.model, ranks)
+        parts = (self.accounting, self.masks, self.watch, self.finite)
+        self.checkpoints = Checkpoints(config, run, ranks, self.setting, *parts)
+        step = self.checkpoints.resume()
+        self.step = step or 0
+        self._logged_seconds = self.watch.seconds
+        self.journal = Journal(run if ranks.first else None, listener, config.tensorboard, self.step)
+        self._begin(resumed=step is not None)
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end; the summary."""
+        try:
+            while self.step < self.setting.total_steps:
+                self._epoch()
+            return self._finish()
+        finally:
+            self.journal.close()
+
+    def _epoch(self) -> None:
+        """The rest of the epoch that ``step`` stands in."""
+        parts = self._parts()
+        self.setting.forward.train()
+        self.watch.start()
+        for _ in range(self.setting.steps_per_epoch - self.step % self.setting.steps_per_epoch):
+            self._learn(parts)
+            self.step += 1
+            if self.setting.average is not None and not self.finite.in_a_row:
+                self.setting.average.follow(self.setting.model, self.step)
+            self.journal.tell(
+                {"event": "step", "step": self.step, "epoch": self.epoch, "total_steps": self.setting.total_steps}
+            )
+            self._report()
+
+    def _learn(self, parts: Iterator[Batch]) -> None:
+        """One optimizer step, over ``accumulate`` parts of a batch; left out when its loss is not finite."""
+        config, optimizer = self.config, self.setting.optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr
+        optimizer.zero_grad(set_to_none=True)
+        self.finite.begin()
+        loss = torch.zeros((), device=self.ranks.device)
+        for part in range(config.accumulate):
+            # DDP adds up gradients of all processes once a step, with the last part.
+            last = part == config.accumulate - 1
+            with contextlib.nullcontext() if last else self._unshared():
+                own = self._forward(*next(parts))
+                loss += own.detach()
+                if last:
+                    self.finite.see(loss)
+                own.backward()
+        self.accounting.count()
+        if self.finite.leaves_out():
+            self._leave_out()
+            return
+        if config.optim.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.setting.model.parameters(), config.optim.clip_norm)
+        optimizer.step()
+        self.losses.append(loss)
+
+    def _forward(self, inputs: Any, targets: Any) -> Tensor:
+        """The share of one part in the batch's loss."""
+        inputs = evaluation.to_device(inputs, self.ranks.device, self.config)
+        with evaluation.autocast(self.ranks.device, self.config):
+            forward, smoothing = self.setting.forward, self.config.optim.label_smoothing
+            return evaluation.training_loss(forward, inputs, targets, smoothing) / self.config.accumulate
+
+    def _leave_out(self) -> None:
+        """What is done in place of a step whose loss is not finite: nothing is learned, and the schedule goes on."""
+        if self.finite.in_a_row >= MOST_IN_A_ROW:
+            raise self._not_finite(self.step + 2 - self.finite.in_a_row, self.finite.loss)
+        self.setting.sparsifier.skip_step()
+        self.journal.write("left_out", self.step + 1, lr=self.lr, in_a_row=self.finite.in_a_row)
+
+    def _unshared(self) -> AbstractContextManager[object]:
+        """Within it DDP leaves gradients in their process."""
+        forward = self.setting.forward
+        return forward.no_sync() if self.ranks.size > 1 else contextlib.nullcontext()  # type: ignore[operator]
+
+    def _report(self) -> None:
+        """Write what is due after a step. A checkpoint comes last: all metrics up to it are in the file."""
+        epoch_ends = self.step % self.setting.steps_per_epoch == 0
+        ends = self.step == self.setting.total_steps
+        every = self.config.checkpoint_every
+        saves = ends or (self.step % every == 0 if every else epoch_ends)
+        evaluates = epoch_ends and not ends and round(self.epoch) % self.config.eval_every == 0
+        if not (saves or epoch_ends or self.step % self.config.log_every == 0):
+            return
+        self._log()
+        if evaluates:
+            self.journal.write("eval", self.step, **self._evaluate())
+        if saves:
+            self._save()
+        self.watch.start()
+
+    def _log(self) -> None:
+        """Read the losses since the last time, which waits for the device, and write them and the masks."""
+        values = (self.ranks.sum(torch.stack(self.losses)) / self.ranks.size).tolist() if self.losses else []
+        self.watch.stop()
+        seconds = self.watch.seconds - self._logged_seconds
+        self.journal.write(
+            "train",
+            self.step,
+            epoch=self.epoch,
+            loss=sum(values) / len(values) if values else None,
+            lr=self.setting.optimizer.param_groups[0]["lr"],
+            examples_per_second=len(values) * self.config.batch_size / max(seconds, 1e-9),
+            seconds=self.watch.seconds,
+        )
+        self.losses, self._logged_seconds = [], self.watch.seconds
+        self.journal.write("sparsity", self.step, **self.masks.look())
+
+    def _save(self) -> None:
+        """Write a checkpoint, but of finite weights alone: it is what one goes back to."""
+        if broken(self.setting.model):
+            raise self._not_finite(self.step, self.finite.loss)
+        self.checkpoints.save(self.step)
+
+    def _evaluate(self) -> dict[str, Any]:
+        """The values of an eval event."""
+        values = evaluate(self.setting.model, self.setting.task, self.config, self.ranks)
+        average = self.setting.average
+        scored = average is not None and self.setting.task.kind in ("image", "text")
+        averaged = evaluate(average.model, self.setting.task, self.config, self.ranks) if average and scored else None
+        return {"epoch": self.epoch, **values, "ema_accuracy": averaged["accuracy"] if averaged else None}
+
+    def _finish(self) -> dict[str, Any]:
+        """Finalize, evaluate what is saved, write the model and the summary."""
+        setting, accounting = self.setting, self.accounting
+        taken = {row.name: row.weights for row in setting.sparsifier.plan.taken}
+        setting.sparsifier.finalize()
+        if setting.average is not None:
+            setting.sparsifier.finalize(setting.average.model)
+        evaluated = self.journal.write("eval", self.step, **self._evaluate())
+        final = self.journal.write(
+            "final",
+            self.step,
+            **{key: evaluated[key] for key in SCORES if key in evaluated},
+            seconds=self.watch.seconds,
+            state_bytes_per_weight=accounting.state_bytes / max(1, sum(taken.values())),
+            training_flops_ratio=accounting.training_flops_ratio,
+            density=_density(setting.model, list(taken)),
+            violations=0,
+            left_out=self.finite.left_out,
+        )
+        summary = {**final, **_labels(self.config)}
+        if self.ranks.first:
+            patterns = {row.name: str(row.pattern) for row in setting.sparsifier.plan.taken}
+            patterns = patterns if setting.sparsifier.method.masks_weights else {}
+            save_model(self.folder.model, setting.model, patterns)
+            if setting.average is not None:
+                save_model(self.folder.average, setting.average.model, patterns)
+            self.folder.finish(summary)
+        return summary
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, with fraction."""
+        return self.step / self.setting.steps_per_epoch
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return optim.learning_rate(self.config.optim, self.step, self.setting.steps_per_epoch, self.setting.total_steps)
+
+    def _parts(self) -> Iterator[Batch]:
+        """The parts of batches that this process computes in the rest of the epoch."""
+        epoch, done = divmod(self.step, self.setting.steps_per_epoch)
+        accumulate = self.config.accumulate
+        parts = self.setting.task.train_batches(
+            self.setting.part_size,
+            epoch=epoch,
+            seed=self.config.seed,
+            rank=self.ranks.rank,
+            world=self.ranks.size,
+            skip=done * accumulate,
+        )
+        return islice(parts, (self.setting.steps_per_epoch - done) * accumulate)
+
+    def _dense_flops(self) -> dict[str, float]:
+        inputs, _ = next(iter(self.setting.task.eval_batches(1)))
+        example = evaluation.to_device(inputs[:1], self.ranks.device, self.config)
+        return dense_flops(self.setting.model, example, [row.name for row in self.setting.sparsifier.plan.taken])
+
+    def _begin(self, resumed: bool) -> None:
+        if self.ranks.first:
+            plan = self.setting.sparsifier.plan.to_json()
+            self.folder.begin(self.config, environment(self.ranks.device), plan, resumed)
+        self.journal.write(
+            "start",
+            self.step,
+            epoch=self.epoch,
+            total_steps=self.setting.total_steps,
+            resumed=resumed,
+            train_size=self.setting.task.train_size,
+            eval_size=self.setting.task.eval_size,
+            steps_per_epoch=self.setting.steps_per_epoch,
+        )
+        if not resumed:
+            self.journal.write("sparsity", 0, **self.masks.look())
+
+    def _not_finite(self, step: int, loss: float) -> StateError:
+        """What ends a training: losses, or weights, that are not finite from a step on."""
+        names, row = broken(self.setting.model), self.finite.in_a_row
+        wrong = f"no finite loss in {row} steps, which were left out" if row else "the loss is finite, the weights not"
+        found = f"; {len(names)} weights are not finite, the first is {names[0]}" if names else ""
+        return StateError(
+            where=f"training step {step} (epoch {step / self.setting.steps_per_epoch:.2f}) of {self.folder.path}",
+            given=f"a loss of {loss / self.ranks.size:g} at a learning rate of {self.lr:.3g}",
+            wrong=wrong + found,
+            fix="lower optim.lr, lengthen optim.warmup_epochs or set optim.clip_norm, and give --resume none or "
+            "another --out (the last checkpoint is good, but goes on with the settings it has)",
+        )
+
+
+def _labels(config: TrainConfig) -> dict[str, Any]:
+    return {
+        "method": config.method.name,
+        "pattern": config.method.pattern,
+        "seed": config.seed,
+        "data": config.data.name,
+        "model": config.model.name,
+        "epochs": config.epochs,
+    }
+
+
+def _density(model: nn.Module, taken: list[str]) -> float:
+    """The share of the taken weights that is not zero."""
+    weights = [model.get_parameter(name) for name in taken]
+    entries = sum(weight.numel() for weight in weights)
+    return int(sum(weight.count_nonzero() for weight in weights)) / entries if entries else 1.0

@@ -1,0 +1,196 @@
+"""What a configuration stands for: data, model, sparsifier, optimizer, made and joined."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import nmlearn.lab.data
+import nmlearn.lab.models
+import nmlearn.methods
+from nmlearn.errors import ConfigError, FormatError
+from nmlearn.lab.data import Task
+from nmlearn.lab.train import optim
+from nmlearn.lab.train.average import Average
+from nmlearn.lab.train.config import DataConfig, ModelConfig, TrainConfig
+from nmlearn.lab.train.ranks import Ranks
+from nmlearn.learn.sparsifier import Sparsifier
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All parts of one training.
+
+    Attributes:
+        model: the plain module.
+        forward: what training calls: the model, or its DDP or compiled wrapper.
+        steps_per_epoch, total_steps: optimizer steps.
+        part_size: examples a process computes at once: batch_size / (processes * accumulate).
+    """
+
+    task: Task
+    model: nn.Module
+    forward: nn.Module
+    sparsifier: Sparsifier
+    optimizer: torch.optim.Optimizer
+    average: Average | None
+    steps_per_epoch: int
+    total_steps: int
+    part_size: int
+
+
+def setting(config: TrainConfig, ranks: Ranks) -> Setting:
+    """Make everything. Initial weights depend on ``config.seed`` alone; the sparsifier is attached.
+
+    Raises:
+        ConfigError, DataError, PlanError, AttachError: what the parts refuse.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    part_size = _part_size(config, ranks)
+    task = load_task(config.data)
+    _check_precision(config, task)
+    task.device = ranks.device
+    steps_per_epoch = _steps(config, task)
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, task)
+    # From here on the generators serve dropout, which must differ between processes.
+    torch.manual_seed(config.seed + ranks.rank)
+    model = model.to(ranks.device)
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = Average(model, config.ema) if config.ema else None
+    optimizer = optim.build(model, config.optim)
+    method = nmlearn.methods.build(config.method.name, config.method.pattern, **config.method.options)
+    sparsifier = Sparsifier(model, method, rules=dict(config.method.rules))
+    total_steps = steps_per_epoch * config.epochs
+    sparsifier.attach(optimizer, total_steps)
+    forward = _wrapped(model, config, ranks)
+    return Setting(task, model, forward, sparsifier, optimizer, average, steps_per_epoch, total_steps, part_size)
+
+
+def check(configs: Sequence[TrainConfig]) -> None:
+    """Find out before the first of several trainings what any of them would refuse.
+
+    Args:
+        configs: at least one; they differ in method, pattern and seed.
+
+    Raises:
+        ConfigError, DataError, PlanError, ...: what the parts refuse.
+    """
+    first = configs[0]
+    methods = {repr(config.method): config.method for config in configs}
+    made = [nmlearn.methods.build(each.name, each.pattern, **each.options) for each in methods.values()]
+    task = load_task(first.data)
+    _check_precision(first, task)
+    _part_size(first, Ranks(0, 1, torch.device("cpu")))
+    _steps(first, task)
+    model = build_model(first.model, task)
+    optim.build(model, first.optim)
+    for method in made:
+        Sparsifier(model, method, rules=dict(first.method.rules))
+
+
+def _check_precision(config: TrainConfig, task: Task) -> None:
+    if task.kind == "detection" and config.precision != "fp32":
+        wrong = "a detector's boxes would have 8 bits: steps of 4 pixels from 512 on, of 8 from 1024 on"
+        raise ConfigError(where="precision", given=config.precision, wrong=wrong, fix="use fp32 for detectors")
+
+
+def load_task(config: DataConfig) -> Task:
+    """The data of a configuration."""
+    return nmlearn.lab.data.load(config.name, config.path, **config.options)
+
+
+def build_model(config: ModelConfig, task: Task) -> nn.Module:
+    """The model of a configuration for a task, with ``config.weights`` and ``config.backbone`` when they are given."""
+    options = dict(config.options)
+    if task.kind == "text" and config.name in nmlearn.lab.models.MODELS:
+        options.setdefault("vocabulary", task.vocabulary)
+    model = nmlearn.lab.models.build(
+        config.name, classes=task.classes, input_shape=task.input_shape, kind=task.kind, **options
+    )
+    if config.backbone is not None:
+        load_backbone(model, Path(config.backbone))
+    if config.weights is not None:
+        load_weights(model, Path(config.weights))
+    return model
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a safetensors file into a model, every key exactly.
+
+    Raises:
+        FormatError: the file is missing or no safetensors file, or its keys or shapes are another model's.
+    """
+    fix = "give a safetensors file of the same model, built with the same model.options"
+    with _refusing("model.weights", path, model, fix):
+        model.load_state_dict(_tensors(path))
+
+
+def load_backbone(model: nn.Module, path: Path) -> None:
+    """Load a safetensors file of a classifier into a detector's backbone, and freeze its norms.
+
+    Raises:
+        ConfigError: the model has no such backbone.
+        FormatError: the file is missing or no safetensors file, or it is another network's.
+    """
+    fix = "give a safetensors file of the classifier that the backbone is, for instance of a run of resnet50"
+    with _refusing("model.backbone", path, model, fix):
+        nmlearn.lab.models.external.load_backbone(model, _tensors(path))
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+@contextmanager
+def _refusing(where: str, path: Path, model: nn.Module, fix: str) -> Iterator[None]:
+    """Turn what loading a file raises into a FormatError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        wrong = f"cannot be loaded into {type(model).__name__}: {error}"
+        raise FormatError(where=where, given=path, wrong=wrong, fix=fix) from error
+
+
+def _part_size(config: TrainConfig, ranks: Ranks) -> int:
+    parts = ranks.size * config.accumulate
+    if config.batch_size % parts:
+        raise ConfigError(
+            where="batch_size",
+            given=config.batch_size,
+            wrong=f"cannot be split into {ranks.size} process(es) x {config.accumulate} accumulated part(s)",
+            fix=f"use a multiple of {parts}",
+        )
+    return config.batch_size // parts
+
+
+def _steps(config: TrainConfig, task: Task) -> int:
+    if config.batch_size > task.train_size:
+        raise ConfigError(
+            where="batch_size",
+            given=config.batch_size,
+            wrong=f"{task.name} has {task.train_size} training examples: not one batch",
+            fix="use a smaller batch or more data",
+        )
+    return task.train_size // config.batch_size
+
+
+def _wrapped(model: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
+    forward = model
+    if ranks.size > 1:
+        device_ids = [ranks.device.index] if ranks.device.type == "cuda" else None
+        forward = nn.parallel.DistributedDataParallel(forward, device_ids=device_ids)
+    if config.compile:
+        forward = torch.compile(forward)  # type: ignore[assignment]
+    return forward

@@ -1,0 +1,107 @@
+"""What a sparsifier has to know about optimizers and the scalers and wrappers around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from nmlearn.errors import AttachError
+from nmlearn.model.shards import local
+
+
+def innermost(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that steps, inside wrappers that pass steps on (as accelerate's and timm's Lookahead do)."""
+    for name in ("optimizer", "_base_optimizer"):
+        if isinstance(inner := getattr(optimizer, name, None), Optimizer):
+            return innermost(inner)
+    return optimizer
+
+
+def check(optimizer: Optimizer, total_steps: int, keeps_dense: bool = False) -> None:
+    """Refuse what cannot be learned beside.
+
+    Args:
+        optimizer: as the user gave it, in its wrappers.
+        keeps_dense: whether the optimizer moves dense weights that others do not see (``Method.keeps_dense``).
+
+    Raises:
+        AttachError: an optimizer that steps in backward or evaluates its closure several times a step, one that
+            averages weights beside dense ones, or a training without steps.
+    """
+    if keeps_dense and hasattr(optimizer, "_base_optimizer"):
+        raise AttachError(
+            where="attach",
+            given=type(optimizer).__name__,
+            wrong="it averages the weights in use, and this method learns in dense ones behind them",
+            fix="use the optimizer inside of it, or a method like LBC that has one weight only",
+        )
+    if getattr(innermost(optimizer), "_overlap_with_ddp", False):
+        raise AttachError(
+            where="attach",
+            given=f"{type(optimizer).__name__}(overlap_with_ddp=True)",
+            wrong="it steps inside backward, where nothing can be learned before and cleared after it",
+            fix="set overlap_with_ddp=False",
+        )
+    if isinstance(innermost(optimizer), torch.optim.LBFGS):
+        raise AttachError(
+            where="attach",
+            given=type(optimizer).__name__,
+            wrong="it evaluates its closure several times a step",
+            fix="use an optimizer with one gradient a step",
+        )
+    if total_steps < 1:
+        raise AttachError(
+            where="attach",
+            given=f"total_steps={total_steps}",
+            wrong="progress is measured in optimizer steps, of which there must be at least one",
+            fix="give epochs * batches // accumulation",
+        )
+
+
+def only_makes_state(optimizer: Optimizer, kwargs: Mapping[str, Any]) -> bool:
+    """Whether this step is none: ``torch.distributed.checkpoint.state_dict`` calls ``step(closure=None)`` with learning
+    rates and gradients of zero on an optimizer without state, so that it makes one, and the schedule must not move.
+    """
+    if optimizer.state or dict(kwargs) != {"closure": None}:
+        return False
+    if any(float(group.get("lr", 1.0)) for group in optimizer.param_groups):
+        return False
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return not any(bool(local(grad).any()) for grad in grads)
+
+
+def unscale(optimizer: Optimizer) -> bool:
+    """Do what GradScaler leaves to fused optimizers. Returns whether the step will be skipped."""
+    found, scale = getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)
+    if found is not None and bool(found):
+        return True
+    if scale is not None:
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch._foreach_mul_(grads, float(scale) ** -1)
+        optimizer.grad_scale = None  # type: ignore[attr-defined]
+    return False
+
+
+def before_stepping(args: tuple[Any, ...], kwargs: dict[str, Any], learn: Callable[[], None]) -> Any:
+    """Call ``learn`` when the gradients of a step are there: at once, or right behind the closure that makes them.
+
+    Args:
+        args, kwargs: of ``optimizer.step``, the optimizer first, as a step pre-hook gets them.
+
+    Returns:
+        What the pre-hook returns: nothing, or the arguments with another closure.
+    """
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    if closure is None:
+        learn()
+        return None
+
+    def then() -> Any:
+        loss = closure()
+        learn()
+        return loss
+
+    return ((args[0], then, *args[2:]), kwargs) if len(args) > 1 else (args, kwargs | {"closure": then})

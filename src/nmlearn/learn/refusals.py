@@ -1,0 +1,136 @@
+"""What a sparsifier cannot work with, found out when it is made or attached, with the reason and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nmlearn.errors import AttachError
+from nmlearn.maths.groups import misfit
+from nmlearn.model.plan import Plan, PlanRow, plain_name, unwrap
+from nmlearn.model.shards import chunks, is_sharded, local
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse models whose weights cannot be seen.
+
+    Raises:
+        AttachError: FSDP1 (``FullyShardedDataParallel``), which lays weights end to end in flat parameters.
+    """
+    for name, module in model.named_modules():
+        if type(module).__name__ == "FullyShardedDataParallel":
+            raise AttachError(
+                where=name or "the model",
+                given="FullyShardedDataParallel (FSDP1)",
+                wrong="its flat parameters have no rows and columns, and its shards cut groups apart",
+                fix="shard with torch.distributed.fsdp.fully_shard (FSDP2; in the Trainer of transformers "
+                'fsdp_config={"version": 2}), then make the sparsifier',
+            )
+
+
+def check_weights(plan: Plan, model: nn.Module, optimizer: Optimizer, elsewhere: Iterable[int]) -> None:
+    """Refuse weights that would not learn, or not alone.
+
+    The verdict depends on nothing that differs between ranks, so that all of them stop, or none.
+
+    Args:
+        elsewhere: the ids of the weights of other sparsifiers on this optimizer.
+
+    Raises:
+        AttachError: no weight, or weights that the optimizer does not hold, that an optimizer steps in backward, that
+            the model no longer has, that another sparsifier has, or whose shards cut groups.
+    """
+    for wrong, fix, rows in _reasons(plan, model, optimizer, set(elsewhere)):
+        if rows or not plan.taken:
+            where = rows[0].name if rows else "attach"
+            raise AttachError(where=where, given=type(optimizer).__name__, wrong=wrong, fix=fix)
+
+
+def _reasons(plan: Plan, model: nn.Module, optimizer: Optimizer, elsewhere: set[int]) -> Iterable[Any]:
+    """Every reason as (what is wrong, what to do, the weights that it is about)."""
+    taken = plan.taken
+    if not taken:
+        yield "the plan takes no weight", "print(sparsifier.plan) for the reasons, and change the rules", []
+    stale = [name for name in replaced(plan, model) if not is_sharded(_row(plan, name).parameter)]
+    yield (
+        "the model has another parameter there now: it was sharded, wrapped or loaded after the sparsifier was made",
+        "first shard or load the model, then make the optimizer and the sparsifier",
+        [_row(plan, name) for name in stale],
+    )
+    in_backward = [row for row in taken if getattr(row.parameter, "_in_backward_optimizers", None)]
+    yield (
+        "an optimizer steps this weight inside backward, where nothing can be learned before and cleared after it",
+        "use an optimizer whose step() is called after backward",
+        in_backward,
+    )
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [row for row in taken if id(row.parameter) not in held]
+    yield (
+        f"it does not hold {len(missing)} taken weights, which would never learn",
+        "give it all the model's parameters (after sharding or moving the model), or leave these dense",
+        missing,
+    )
+    yield (
+        "another sparsifier is attached to this weight",
+        "detach() that one first, or leave the weight to one of them with rules",
+        [row for row in taken if id(row.parameter) in elsewhere],
+    )
+    yield (
+        "its shards cut groups apart",
+        "shard another dimension than the inputs, or into multiples of M inputs, or leave the weight dense",
+        [row for row in taken if _is_cut(row)],
+    )
+
+
+def _row(plan: Plan, name: str) -> PlanRow:
+    return next(row for row in plan.taken if row.name == name)
+
+
+def replaced(plan: Plan, model: nn.Module) -> list[str]:
+    """The names of the taken weights in whose place the model has another parameter, or none."""
+    named = {plain_name(name): p for name, p in unwrap(model).named_parameters(remove_duplicate=False)}
+    return [row.name for row in plan.taken if named.get(row.name) is not row.parameter]
+
+
+def check_replaced(plan: Plan, model: nn.Module) -> None:
+    """Refuse to go on with weights that the model no longer has; to be called when no taken weight has a gradient.
+
+    Raises:
+        AttachError: one was replaced since attach.
+    """
+    names = replaced(plan, model)
+    if names:
+        raise AttachError(
+            where=names[0],
+            given=f"a model with other parameters than at attach in {len(names)} places",
+            wrong="the optimizer and the sparsifier hold the old ones, which get no gradient and are used by nobody",
+            fix="first shard or load the model, then make the optimizer, the sparsifier, and attach",
+        )
+
+
+def check_capture(weight: Tensor) -> None:
+    """Refuse a step that is being captured in a CUDA graph.
+
+    Raises:
+        AttachError: the stream of this weight's device is capturing.
+    """
+    if weight.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise AttachError(
+            where="optimizer.step",
+            given="a step inside the capture of a CUDA graph",
+            wrong="every replay would repeat this one step of the schedule, and never remove anything",
+            fix="capture forward and backward only, and call optimizer.step() behind the replay",
+        )
+
+
+def _is_cut(row: PlanRow) -> bool:
+    """Whether some rank's shard ends inside a group: the shards of all ranks are looked at, not this one's alone."""
+    cut = row.grouping
+    widths = chunks(row.parameter, cut.axis)
+    return bool(misfit(tuple(local(row.parameter).shape), cut.axis, cut.pattern)) or any(
+        width % cut.pattern.m for width in widths
+    )

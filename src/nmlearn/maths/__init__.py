@@ -1,0 +1,1 @@
+"""What a pattern means: groups, combinations, masks, scores, elimination, schedules, zeros."""

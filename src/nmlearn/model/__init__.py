@@ -1,0 +1,1 @@
+"""What is in a model: layers and their weights by name, the plan, shards."""

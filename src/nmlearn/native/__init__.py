@@ -1,0 +1,1 @@
+"""The compiled library and what calls it: training passes and the removal of combinations."""

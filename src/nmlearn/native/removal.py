@@ -1,0 +1,46 @@
+"""Removing combinations in compiled code."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+import torch
+from torch import Tensor
+
+from nmlearn.native import library as native
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    lib = native.library()
+    if lib is not None:
+        pointer, count = ctypes.c_void_p, ctypes.c_int64
+        lib.nm_remove.argtypes = [pointer, pointer, pointer, *[count] * 5, pointer, pointer]
+    return lib
+
+
+def combinations_(alive_gc: Tensor, s_gm: Tensor, table_cm: Tensor, survivors: int, kept_gm: Tensor) -> bool:
+    """:func:`nmlearn.maths.elimination.combinations_` for float32 scores of weights in CPU memory; same survivors.
+
+    The same, that is, wherever the sums of scores are exact in float64: they are, unless scores of one group lie more
+    than nine orders of magnitude apart.
+
+    Args:
+        table_cm: the combinations, zeros and ones.
+        kept_gm: bool, contiguous, is given the weights that a surviving combination holds.
+
+    Returns:
+        Whether it was done; nothing has changed otherwise.
+    """
+    lib, (count, m) = _library(), table_cm.shape
+    plain = all(type(t) is Tensor and t.is_cpu for t in (alive_gc, s_gm, kept_gm)) and alive_gc.is_contiguous()
+    if lib is None or s_gm.dtype != torch.float32 or not plain:
+        return False
+    scores = s_gm.contiguous()
+    members = table_cm.nonzero()[:, 1].to(torch.uint8)
+    sets = (table_cm.long() << torch.arange(m)).sum(-1)
+    sizes = (kept_gm.numel() // m, survivors, count, len(members) // count, m)
+    places = (alive_gc.data_ptr(), kept_gm.data_ptr(), scores.data_ptr())
+    done: int = lib.nm_remove(*places, *sizes, members.data_ptr(), sets.data_ptr())
+    return done == 0

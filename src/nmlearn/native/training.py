@@ -1,0 +1,156 @@
+"""The elementwise passes of a training step in compiled code: scores, and clearing what is removed.
+
+Each function does all it can and says what it left; the callers, ``scores`` and ``masks``, have the PyTorch path for
+the rest. Results are the same bit for bit (tested), so it does not matter which tensors went where.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+
+from nmlearn.native import library as native
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # csrc/job.h, Dtype
+
+
+@dataclass(frozen=True)
+class WeightStep:
+    """The step of torch.optim.SGD with momentum on the weights, for the pass that steps their scores to do as well.
+
+    Attributes:
+        moments: SGD's momentum buffers, None for a weight that is not to be stepped.
+        momentum, weight_decay: SGD's; the learning rate is that of the scores.
+    """
+
+    moments: list[Tensor | None]
+    momentum: float
+    weight_decay: float
+
+    def of(self, some: list[int]) -> WeightStep:
+        return WeightStep([self.moments[i] for i in some], self.momentum, self.weight_decay)
+
+
+_PLAIN = (Tensor, nn.Parameter)
+_LAYOUTS = {
+    2: (torch.contiguous_format,),
+    4: (torch.channels_last, torch.contiguous_format),
+    5: (torch.channels_last_3d, torch.contiguous_format),
+}
+
+
+class _ScoreStep(ctypes.Structure):
+    """csrc/job.h, ScoreStep."""
+
+    _fields_: ClassVar = [
+        *((name, ctypes.c_float) for name in ("momentum", "weight_decay", "minus_lr")),
+        *((name, ctypes.c_float) for name in ("weight_momentum", "weight_weight_decay")),
+        ("dtype", ctypes.c_int32),
+    ]
+
+
+class _ScoreTensor(ctypes.Structure):
+    """csrc/job.h, ScoreTensor."""
+
+    _fields_: ClassVar = [("size", ctypes.c_int64)] + [
+        (name, ctypes.c_void_p) for name in ("score", "momentum", "grad", "weight", "weight_moment")
+    ]
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    lib = native.library()
+    if lib is not None:
+        lib.nm_score_step.argtypes = [ctypes.POINTER(_ScoreStep), ctypes.c_void_p, ctypes.c_int64]
+        lib.nm_clear.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+    return lib
+
+
+def score_step_(
+    scores: list[Tensor],
+    momenta: list[Tensor],
+    grads: list[Tensor],
+    weights: list[Tensor],
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    weight_step: WeightStep | None = None,
+) -> tuple[list[int], list[int]]:
+    """:func:`nmlearn.maths.scores.sgd_` for float32 scores of float32 or bfloat16 weights that lie in dense CPU memory.
+
+    Returns:
+        The indices of the weights that were left as they are, for the PyTorch path, and of those that were stepped too.
+    """
+    lib = _library()
+    if lib is None:
+        return list(range(len(scores))), []
+    own = weight_step or WeightStep([None] * len(scores), 0.0, 0.0)
+    rows = list(zip(scores, momenta, grads, weights, own.moments, strict=True))
+    done = [i for i, row in enumerate(rows) if _fits(*row[:4])]
+    stepped = [i for i in done if _steps_too(*rows[i][3:])]
+    for dtype, code in _DTYPES.items():
+        some = [
+            _score_tensor(*rows[i][:4], rows[i][4] if i in stepped else None) for i in done if weights[i].dtype == dtype
+        ]
+        if some:
+            step = _ScoreStep(momentum, weight_decay, -lr, own.momentum, own.weight_decay, code)
+            lib.nm_score_step(ctypes.byref(step), (_ScoreTensor * len(some))(*some), len(some))
+    increment_version([x[i] for x in (scores, momenta) for i in done])
+    increment_version([x for i in stepped for x in rows[i][3:] if x is not None])
+    return [i for i in range(len(rows)) if i not in done], stepped
+
+
+def _fits(score: Tensor, momentum: Tensor, grad: Tensor, weight: Tensor) -> bool:
+    known = score.dtype == momentum.dtype == torch.float32 and grad.dtype == weight.dtype and weight.dtype in _DTYPES
+    return known and _alike(score, momentum, grad, weight)
+
+
+def _steps_too(weight: Tensor, moment: Tensor | None) -> bool:
+    return moment is not None and weight.dtype == moment.dtype == torch.float32 and _alike(weight, moment)
+
+
+def _score_tensor(score: Tensor, momentum: Tensor, grad: Tensor, weight: Tensor, moment: Tensor | None) -> _ScoreTensor:
+    places = [x.data_ptr() if x is not None else None for x in (score, momentum, grad, weight, moment)]
+    return _ScoreTensor(score.numel(), *places)
+
+
+def clear_(x_w: Tensor, keep_w: Tensor) -> bool:
+    """:func:`nmlearn.maths.masks.clear_` where values and bits lie alike in dense CPU memory. Returns if it was."""
+    lib = _library()
+    if lib is None or keep_w.dtype != torch.int8 or not _alike(x_w, keep_w):
+        return False
+    lib.nm_clear(x_w.data_ptr(), keep_w.data_ptr(), x_w.element_size(), x_w.numel())
+    increment_version(x_w)
+    return True
+
+
+def _alike(*tensors: Tensor) -> bool:
+    """Whether plain CPU tensors hold the same element at the same place of a memory without holes."""
+    first = tensors[0]
+    for t in tensors:
+        if type(t) not in _PLAIN or not t.is_cpu or t.shape != first.shape:
+            return False
+        if t.layout != torch.strided or t.is_neg() or t.is_inference():
+            return False
+    # Strides of dimensions of length 1 say nothing and differ freely, so the usual layouts are asked for by name.
+    for layout in _LAYOUTS.get(first.dim(), ()):
+        if all(t.is_contiguous(memory_format=layout) for t in tensors):
+            return True
+    return all(t.stride() == first.stride() for t in tensors) and _dense(first)
+
+
+def _dense(x: Tensor) -> bool:
+    """Whether the elements fill their memory without holes or overlaps, in whatever order of dimensions."""
+    expected = 1
+    for stride, length in sorted(zip(x.stride(), x.shape, strict=True)):
+        if length != 1 and stride != expected:
+            return False
+        expected *= length
+    return True

@@ -1,0 +1,208 @@
+"""Packed layers for NVIDIA GPUs: plain modules whose weight is buffers, each with one operator.
+
+``deepcopy``, ``state_dict``, pickle, torch.compile and torch.export work as for any module; gradients do not flow. The
+buffers are as the kernels read them: nm.save's packed files are the way to keep a weight for other machines.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from nmlearn.errors import KernelError
+from nmlearn.maths.pattern import Pattern
+from nmlearn.packed import kernels
+from nmlearn.packed.kernels import semi_structured, triton_decode
+from nmlearn.packed.modules import refuse_gradient
+
+
+class DecodeLinear(nn.Module):
+    """A linear layer for 1 to 64 tokens, whose weight is read packed (Triton).
+
+    More tokens than 64, and devices without the kernels, are computed by unpacking the weight at every call: right, but
+    slower than a dense layer.
+
+    Args:
+        weight: ``[out, in]``, bfloat16, float16 or float32, at most N non-zeros in every M along the inputs.
+        bias: ``[out]`` or None.
+        pattern: N:M with M 4, 8 or 16; M divides ``in``.
+
+    Attributes:
+        values, index: buffers, see :func:`nmlearn.packed.kernels.triton_decode.pack`.
+        bias: buffer ``[out]``, or None.
+
+    Raises:
+        KernelError, PatternError, ViolationError: the weight cannot be packed.
+    """
+
+    values: Tensor
+    index: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, pattern: Pattern | str):
+        super().__init__()
+        values, index = triton_decode.pack(weight, pattern)
+        self.pattern = Pattern(pattern)
+        self.out_features, self.in_features = weight.shape
+        self.register_buffer("values", values)
+        self.register_buffer("index", index)
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in] -> [..., out]``."""
+        refuse_gradient(x, "DecodeLinear")
+        _check_last(x, self.in_features, "DecodeLinear")
+        n, m = self.pattern.n, self.pattern.m
+        out: Tensor = kernels.decode_linear(x, self.values, self.index, self.bias, n, m, self.out_features)
+        return out
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *others: Any) -> None:
+        """Refuses the index of a weight of another pattern, whose shape may be the same."""
+        super()._load_from_state_dict(state, prefix, *others)
+        loaded = f"{prefix}index" in state and not self.index.is_meta
+        if loaded and not triton_decode.belongs(self.index, self.pattern):
+            others[-1].append(
+                f"{prefix}index: given an index that names inputs outside their groups: it is not one of a weight "
+                f"{self.pattern}; pack the layer as the saved one was"
+            )
+
+    def dense_weight(self) -> Tensor:
+        """The weight as it was before packing."""
+        return triton_decode.unpack(self.values, self.index, self.pattern, self.out_features, self.in_features)
+
+    def weight_bytes(self) -> int:
+        """The bytes of values and index."""
+        return self.values.nbytes + self.index.nbytes
+
+    def extra_repr(self) -> str:
+        dtype = str(self.values.dtype).removeprefix("torch.")
+        shape = f"{self.out_features}x{self.in_features}"
+        return f"{shape}, pattern={self.pattern}, {dtype}, bias={self.bias is not None}"
+
+
+class SemiStructured(nn.Module):
+    """What the layers on 2:4 sparse tensor cores have in common.
+
+    The buffers are those of torch's semi-structured tensor, in an order that belongs to its backend and may belong to
+    the GPU and the version of cuSPARSELt: a state made on one machine is for machines alike. Nothing gives the dense
+    weight back, the dtype cannot change, and off an NVIDIA GPU the layer can be moved and stored but not called.
+
+    Attributes:
+        values: buffer, the kept weights; for cuSPARSELt the metadata too.
+        meta: buffer, CUTLASS's metadata, or None.
+        bias: buffer ``[out]`` in the weight's dtype, or None.
+        backend, algorithm: as in :func:`nmlearn.packed.kernels.semi_structured.pack`.
+    """
+
+    values: Tensor
+    meta: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, weight_oi: Tensor, bias: Tensor | None, backend: semi_structured.Backend, algorithm: int):
+        super().__init__()
+        values, meta = semi_structured.parts(semi_structured.pack(weight_oi, backend, algorithm))
+        self.backend, self.algorithm = backend, algorithm
+        self.outputs, self.inputs = weight_oi.shape
+        self.register_buffer("values", values)
+        self.register_buffer("meta", meta)
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+
+    def weight_bytes(self) -> int:
+        """The bytes of values and metadata."""
+        return self.values.nbytes + (0 if self.meta is None else self.meta.nbytes)
+
+    def extra_repr(self) -> str:
+        dtype = str(self.values.dtype).removeprefix("torch.")
+        return f"{self.outputs}x{self.inputs}, {self.backend}, {dtype}, bias={self.bias is not None}"
+
+    def _product(self, x: Tensor) -> Tensor:
+        refuse_gradient(x, type(self).__name__)
+        _check_last(x, self.inputs, type(self).__name__)
+        kind = (self.outputs, self.backend, self.algorithm)
+        out: Tensor = kernels.semi_structured_linear(x, self.values, self.meta, self.bias, *kind)
+        return out
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SemiStructured:
+        """`.to(device)` is for all; another dtype would destroy the metadata among the values."""
+        dtype = fn(self.values[:0]).dtype
+        if dtype != self.values.dtype:
+            raise KernelError(
+                where=type(self).__name__,
+                given=f"{dtype} for packed values of {self.values.dtype}",
+                wrong="a semi-structured weight keeps its dtype",
+                fix="convert the dense model, then pack it again",
+            )
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+class SemiStructuredLinear(SemiStructured):
+    """A linear layer on 2:4 sparse tensor cores.
+
+    Args:
+        weight: ``[out, in]``, bfloat16 or float16, on an NVIDIA GPU, at most 2 non-zeros in every aligned 4.
+        bias: ``[out]`` or None.
+        backend, algorithm: see :func:`nmlearn.packed.kernels.semi_structured.pack`.
+
+    Raises:
+        KernelError, ViolationError: the weight cannot be packed.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        backend: semi_structured.Backend = "cusparselt",
+        algorithm: int = 0,
+    ):
+        super().__init__(weight, bias, backend, algorithm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in] -> [..., out]``."""
+        return self._product(x)
+
+
+class SemiStructuredConv2d(SemiStructured):
+    """A 1x1 convolution, without padding and groups, on 2:4 sparse tensor cores.
+
+    Args:
+        weight: ``[out, in, 1, 1]``, otherwise as for :class:`SemiStructuredLinear`.
+        stride: down and across.
+        bias, backend, algorithm: as there.
+
+    Raises:
+        KernelError, ViolationError: the weight cannot be packed.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        stride: tuple[int, int] = (1, 1),
+        backend: semi_structured.Backend = "cusparselt",
+        algorithm: int = 0,
+    ):
+        if weight.dim() != 4 or tuple(weight.shape[2:]) != (1, 1):
+            given = f"a weight of shape {tuple(weight.shape)}"
+            wrong = "only 1x1 convolutions are linear layers over pixels"
+            raise KernelError(where="SemiStructuredConv2d", given=given, wrong=wrong, fix="leave this weight dense")
+        super().__init__(weight.flatten(1), bias, backend, algorithm)
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[batch, in, height, width] -> [batch, out, ...]``, channels_last."""
+        if x.dim() != 4:
+            wrong = f"the layer takes [batch, {self.inputs}, height, width]"
+            raise KernelError(
+                where="SemiStructuredConv2d", given=f"x of shape {tuple(x.shape)}", wrong=wrong, fix="check x"
+            )
+        return self._product(semi_structured.pixels(x, self.stride)).permute(0, 3, 1, 2)
+
+
+def _check_last(x: Tensor, inputs: int, name: str) -> None:
+    if not x.dim() or x.shape[-1] != inputs:
+        wrong = f"the layer takes {inputs} input channels"
+        raise KernelError(where=name, given=f"x of shape {tuple(x.shape)}", wrong=wrong, fix="check x")

@@ -1,0 +1,77 @@
+"""The linear layers of GPUs as operators, so that torch.compile and torch.export see one node for each.
+
+``torch.ops.nmlearn.decode_linear`` multiplies by a weight that :mod:`nmlearn.packed.kernels.triton_decode` packed. What
+its kernels do not take (more than 64 tokens, another device) is computed by unpacking the weight: right, and slow.
+
+``torch.ops.nmlearn.semi_structured_linear`` multiplies by the parts of one of torch's semi-structured tensors, on
+NVIDIA GPUs alone. Both are functional and have no gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nmlearn.errors import KernelError
+from nmlearn.maths.pattern import Pattern
+from nmlearn.packed.kernels import semi_structured, triton_decode
+
+_OPERATORS = torch.library.Library("nmlearn", "FRAGMENT")
+_OPERATORS.define(
+    "decode_linear(Tensor x, Tensor values, Tensor index, Tensor? bias, int n, int m, int rows) -> Tensor",
+    tags=[torch.Tag.pt2_compliant_tag],
+)
+_OPERATORS.define(
+    "semi_structured_linear(Tensor x, Tensor values, Tensor? meta, Tensor? bias, int rows, str backend, int algorithm)"
+    " -> Tensor",
+    tags=[torch.Tag.pt2_compliant_tag],
+)
+
+
+def _decode_linear(x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, n: int, m: int, rows: int) -> Tensor:
+    pattern, columns = Pattern(n, m), x.shape[-1] if x.dim() else 0
+    if not triton_decode.supports(x, pattern, rows, columns):
+        return triton_decode.linear(x, values, index, bias, n, m, rows)
+    if x.dtype != values.dtype or x.device != values.device or not x.dim():
+        raise KernelError(
+            where="torch.ops.nmlearn.decode_linear",
+            given=f"x {x.dtype} {tuple(x.shape)} on {x.device}",
+            wrong=f"the weight is {values.dtype} on {values.device}",
+            fix="cast, move or reshape x",
+        )
+    weight = triton_decode.unpack(values, index, pattern, rows, columns)
+    return F.linear(x, weight, None if bias is None else bias.to(x.dtype)).contiguous()
+
+
+def _semi_structured_linear(
+    x: Tensor,
+    values: Tensor,
+    meta: Tensor | None,
+    bias: Tensor | None,
+    rows: int,
+    backend: semi_structured.Backend,
+    algorithm: int,
+) -> Tensor:
+    columns = x.shape[-1] if x.dim() else 0
+    weight = semi_structured.joined(values, meta, (rows, columns), backend, algorithm)
+    return semi_structured.linear(x, weight, bias).contiguous()
+
+
+def _fake(x: Tensor, rows: int) -> Tensor:
+    return x.new_empty((*x.shape[:-1], rows))
+
+
+_OPERATORS.impl("decode_linear", _decode_linear, "CompositeExplicitAutograd")
+_OPERATORS.impl("semi_structured_linear", _semi_structured_linear, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "nmlearn::decode_linear", lambda x, values, index, bias, n, m, rows: _fake(x, rows), lib=_OPERATORS
+)
+torch.library.register_fake(
+    "nmlearn::semi_structured_linear",
+    lambda x, values, meta, bias, rows, backend, algorithm: _fake(x, rows),
+    lib=_OPERATORS,
+)
+
+decode_linear = torch.ops.nmlearn.decode_linear.default
+semi_structured_linear = torch.ops.nmlearn.semi_structured_linear.default

@@ -1,0 +1,233 @@
+"""The layouts that the CPU kernels read, and the way from a dense weight to them and back.
+
+    rows     "row lanes": sixteen output rows in the lanes. values [groups, blocks, steps, 16], index flat int32,
+             [groups][blocks][ceil(steps / 8)][16] with 4 bits a step, and 16 words more, which kernels may read beyond
+             the last code; a step is one non-zero of each of 16 rows. Where M divides 4, 2 bits a step are enough:
+             [groups][blocks][ceil(steps / 16)][16].
+    tokens   "token lanes": sixteen tokens in the lanes. values and index (uint8) flat, [groups][tile][row][slot].
+
+Both run over K = taps * channels of one convolution group, channels last; a linear layer has one tap and one group.
+A group with fewer than N non-zeros is filled with zero weights of its own, so that a kernel multiplies what a dense
+layer multiplies, only less of it.
+Shape suffixes: o rows, k inputs, p places kept (k / m * n), s steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nmlearn.errors import KernelError, PatternError, ViolationError
+from nmlearn.maths.groups import Grouping
+from nmlearn.maths.pattern import Pattern
+
+Layout = Literal["rows", "tokens"]
+LANES = 16
+LARGEST_TILE = 256  # a place in a tile is one byte
+WEIGHTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a packed weight says about its dense one: ``[rows, channels, *kernel]`` per convolution group."""
+
+    pattern: Pattern
+    groups: int
+    rows: int
+    channels: int
+    kernel: tuple[int, ...]
+
+    @property
+    def taps(self) -> int:
+        count = 1
+        for length in self.kernel:
+            count *= length
+        return count
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the dense weight, ``[groups * rows, channels, *kernel]``."""
+        return (self.groups * self.rows, self.channels, *self.kernel)
+
+
+def form(weight: Tensor, pattern: Pattern, groups: int = 1, name: str = "weight") -> Form:
+    """What a dense weight ``[groups * rows, channels, *kernel]`` will say when it is packed.
+
+    Raises:
+        KernelError: it has no such shape, or no type or device that can be packed; named.
+    """
+    wrong = ""
+    if weight.dim() < 2 or groups < 1 or weight.shape[0] % groups:
+        wrong = f"a weight is [out, in, *kernel] with its outputs in {groups} equal groups"
+    elif weight.is_meta or weight.dtype not in WEIGHTS:
+        wrong = f"what can be packed has values, of {', '.join(str(d).removeprefix('torch.') for d in WEIGHTS)}"
+    if wrong:
+        given = f"{weight.dtype} {tuple(weight.shape)} on {weight.device}"
+        raise KernelError(where=name, given=given, wrong=wrong, fix="leave this weight dense")
+    return Form(pattern, groups, weight.shape[0] // groups, weight.shape[1], tuple(weight.shape[2:]))
+
+
+def refusal(layout: Layout, form: Form) -> str:
+    """Why a weight of this form has no such layout; empty when it has one."""
+    m = form.pattern.m
+    if not form.taps * form.channels:
+        return "it has no inputs"
+    if form.channels % m:
+        return f"{form.channels} input channels are not a multiple of {m}"
+    if layout == "rows" and LANES % m:
+        return f"row lanes need a group size that divides {LANES}, not {m}"
+    return ""
+
+
+def tile_of(form: Form) -> int:
+    """How many inputs a tile of the token lanes has: enough non-zeros a row that its sums are not moved too often."""
+    n, m = form.pattern.n, form.pattern.m
+    inputs = form.taps * form.channels
+    wanted = {2: 64, 4: 80, 8: 96}.get(m // n, 160) if m >= 2 * n else 48
+    tiles = max(1, round(inputs / wanted))
+    return min(LARGEST_TILE // m * m, inputs, -(-inputs // tiles // m) * m)
+
+
+def find(weight: Tensor, form: Form, name: str = "weight") -> tuple[Tensor, Tensor]:
+    """The kept values and their inputs, ``[groups, o, p]``: N of every group in order, zeros where it has fewer.
+
+    Of the zeros negative ones are taken first, for a file may have kept them.
+
+    Raises:
+        ViolationError: a group holds more than N non-zeros.
+    """
+    why = Grouping(form.pattern, 1).violation(weight.detach() != 0)
+    if why:
+        raise ViolationError(
+            where=name,
+            given=tuple(weight.shape),
+            wrong=why,
+            fix="finalize the sparsifier first, or name the pattern that the weight has",
+        )
+    n, m = form.pattern.n, form.pattern.m
+    w_gok = weight.detach().reshape(form.groups, form.rows, form.channels, form.taps).movedim(2, -1).flatten(2)
+    w_gm = w_gok.unflatten(-1, (-1, m))
+    kept = w_gm != 0
+    rank = kept.to(torch.uint8) * 2 + torch.signbit(w_gm)
+    order = rank.where(~kept, 2).argsort(dim=-1, descending=True, stable=True)[..., :n].sort(-1).values
+    values = w_gm.gather(-1, order)
+    starts = torch.arange(w_gm.shape[-2], device=weight.device).mul(m)[:, None]
+    return values.flatten(-2), (order + starts).flatten(-2)
+
+
+def pack(weight: Tensor, form: Form, layout: Layout, name: str = "weight") -> tuple[Tensor, Tensor]:
+    """Values and index of a dense weight ``[groups * rows, channels, *kernel]`` in a layout.
+
+    Raises:
+        ViolationError: the weight breaks the pattern; PatternError: it has no such layout. Both named.
+    """
+    why = refusal(layout, form)
+    if why:
+        raise PatternError(where=name, given=f"{form.pattern}, {form.shape}", wrong=why, fix="leave this weight dense")
+    values, inputs = find(weight, form, name)
+    return pack_rows(values, inputs, form) if layout == "rows" else pack_tokens(values, inputs, form)
+
+
+def unpack(values: Tensor, index: Tensor, form: Form, layout: Layout) -> Tensor:
+    """The dense weight ``[groups * rows, channels, *kernel]`` that was packed."""
+    v_gop, k_gop = (unpack_rows if layout == "rows" else unpack_tokens)(values, index, form)
+    size = (form.groups, form.rows, form.taps * form.channels)
+    dense = torch.zeros(size, dtype=values.dtype, device=values.device)
+    dense.scatter_(-1, k_gop, v_gop)
+    weight: Tensor = dense.unflatten(-1, (form.taps, form.channels)).movedim(-1, 2).reshape(form.shape)
+    return weight
+
+
+def belongs(values: Tensor, index: Tensor, form: Form, layout: Layout) -> bool:
+    """Whether the index can be one of a weight of this form: every place in its group, and none named twice."""
+    _, k_gop = (unpack_rows if layout == "rows" else unpack_tokens)(values, index, form)
+    k_gpn = k_gop.unflatten(-1, (-1, form.pattern.n))
+    starts = torch.arange(k_gpn.shape[-2], device=k_gop.device)[:, None]
+    return bool((k_gpn // form.pattern.m == starts).all() and (k_gpn.diff(dim=-1) > 0).all())
+
+
+def pack_rows(v_gop: Tensor, k_gop: Tensor, form: Form) -> tuple[Tensor, Tensor]:
+    # What pads a tap's last window looks beyond its inputs, where kernels put zeros: an infinite input stays out of it.
+    v, k = _windows(v_gop, form, 0), _windows(k_gop % form.channels % LANES, form, LANES - 1)
+    blocks, steps = -(-form.rows // LANES), v.shape[-1]
+    bits, per_word = _code(form)
+    words = -(-steps // per_word)
+    values = v.new_zeros(form.groups, blocks * LANES, steps)
+    values[:, : form.rows] = v
+    places = k.new_zeros(form.groups, blocks * LANES, words * per_word)
+    places[:, : form.rows, :steps] = k & (1 << bits) - 1
+    shifted = places.unflatten(-1, (words, per_word)) << torch.arange(0, 32, bits, device=k.device)
+    index = shifted.sum(-1).to(torch.int32)
+    values, index = (x.unflatten(1, (blocks, LANES)).mT for x in (values, index))
+    return values.contiguous(), F.pad(index.flatten(), (0, LANES))
+
+
+def unpack_rows(values: Tensor, index: Tensor, form: Form) -> tuple[Tensor, Tensor]:
+    n, m = form.pattern.n, form.pattern.m
+    per_tap = _steps_of_tap(form)
+    bits, per_word = _code(form)
+    words = index[:-LANES].view(*values.shape[:2], -(-values.shape[2] // per_word), LANES)
+    places = (words.mT.unsqueeze(-1) >> torch.arange(0, 32, bits, device=index.device)) & (1 << bits) - 1
+    places = places.flatten(-2)[..., : values.shape[-2]].flatten(1, 2)[:, : form.rows]
+    v = values.mT.flatten(1, 2)[:, : form.rows]
+    kept = form.channels // m * n
+    steps = torch.arange(per_tap, device=index.device)
+    base = 1 << bits  # the inputs among which a code chooses start at a multiple of so many
+    window = steps // (base * n // m) * base
+    k = places.unflatten(-1, (form.taps, per_tap)) + window
+    k = k + (torch.arange(form.taps, device=index.device) * form.channels)[:, None]
+    return v.unflatten(-1, (form.taps, per_tap))[..., :kept].flatten(-2), k[..., :kept].flatten(-2).long()
+
+
+def _windows(x_gop: Tensor, form: Form, fill: int) -> Tensor:
+    """Steps of a row, each tap padded to whole windows of 16 inputs."""
+    x = x_gop.unflatten(-1, (form.taps, -1))
+    return F.pad(x, (0, _steps_of_tap(form) - x.shape[-1]), value=fill).flatten(-2)
+
+
+def _code(form: Form) -> tuple[int, int]:
+    """Bits of a step's code, and how many codes are in a word."""
+    bits = 4 if 4 % form.pattern.m else 2
+    return bits, 32 // bits
+
+
+def _steps_of_tap(form: Form) -> int:
+    """Steps of the row lanes for one tap, whose channels are padded to whole windows of 16."""
+    return -(-form.channels // LANES) * (LANES * form.pattern.n // form.pattern.m)
+
+
+def pack_tokens(v_gop: Tensor, k_gop: Tensor, form: Form) -> tuple[Tensor, Tensor]:
+    tile = tile_of(form)
+    slots = tile // form.pattern.m * form.pattern.n
+    return _tiled(v_gop, slots), _tiled((k_gop % tile).to(torch.uint8), slots)
+
+
+def _tiled(x_gop: Tensor, slots: int) -> Tensor:
+    return torch.cat([part.flatten(1) for part in x_gop.split(slots, dim=-1)], dim=-1).flatten()
+
+
+def unpack_tokens(values: Tensor, index: Tensor, form: Form) -> tuple[Tensor, Tensor]:
+    tile, pattern = tile_of(form), form.pattern
+    slots, kept = tile // pattern.m * pattern.n, form.taps * form.channels // pattern.m * pattern.n
+    counts = [min(slots, kept - start) for start in range(0, kept, slots)]
+
+    def rows(x: Tensor) -> list[Tensor]:
+        parts = x.view(form.groups, form.rows * kept).split([count * form.rows for count in counts], dim=-1)
+        return [part.unflatten(-1, (form.rows, count)) for part, count in zip(parts, counts, strict=True)]
+
+    k = [part.long() + i * tile for i, part in enumerate(rows(index))]
+    return torch.cat(rows(values), dim=-1), torch.cat(k, dim=-1)
+
+
+def sizes(form: Form, layout: Layout) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of values and index."""
+    if layout == "tokens":
+        size = (form.groups * form.rows * form.taps * form.channels // form.pattern.m * form.pattern.n,)
+        return size, size
+    steps = form.taps * _steps_of_tap(form)
+    blocks = -(-form.rows // LANES)
+    return (form.groups, blocks, steps, LANES), (form.groups * blocks * -(-steps // _code(form)[1]) * LANES + LANES,)

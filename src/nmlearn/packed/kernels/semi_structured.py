@@ -1,0 +1,197 @@
+"""2:4 on NVIDIA's sparse tensor cores: a linear layer or 1x1 convolution through torch's semi-structured tensors.
+
+Sparse tensor cores take weights with at most 2 non-zeros in every aligned 4. Patterns like 1:4, 2:8 and 1:16 are such
+weights too and run at the 2:4 rate, with zeros filled in; 4:8 is not. Two backends do the work, cuSPARSELt and CUTLASS.
+Which of them is faster than dense, if any, differs between devices and shapes: it is for measurement to decide.
+
+torch calls this interface a prototype. There is no gradient. Nothing here is imported or asked before it is needed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nmlearn.errors import KernelError, ViolationError
+from nmlearn.maths.groups import Grouping, misfit
+from nmlearn.maths.pattern import Pattern
+
+Backend = Literal["cusparselt", "cutlass"]
+DTYPES = (torch.bfloat16, torch.float16)
+MULTIPLES: dict[Backend, tuple[int, int]] = {"cusparselt": (16, 16), "cutlass": (32, 64)}  # of O and K, in 16-bit types
+_HARDWARE = Pattern(2, 4)
+
+
+def supports(x: Tensor, pattern: Pattern, outputs: int, inputs: int, backend: Backend = "cusparselt") -> str:
+    """Why the backend cannot multiply inputs ``[..., K]`` by a weight ``[O, K]`` of that pattern; empty if it can.
+
+    An empty answer does not promise that the device has a kernel: whoever chooses by measurement has to take an error
+    of the first call for a no.
+    """
+    rows, columns = MULTIPLES[backend]
+    reasons = {
+        f"{pattern} is not a subset of 2:4": not within_hardware(pattern),
+        misfit((outputs, inputs), 1, pattern): True,
+        f"{outputs} outputs, not a multiple of {rows}": outputs % rows != 0,
+        f"{inputs} inputs, not a multiple of {columns}": inputs % columns != 0,
+        f"the input's last dimension is not {inputs}": not x.dim() or x.shape[-1] != inputs,
+        f"{x.dtype} is not bfloat16 or float16": x.dtype not in DTYPES,
+        _lacking(x.device, backend): True,
+    }
+    return next((reason for reason, applies in reasons.items() if reason and applies), "")
+
+
+def within_hardware(pattern: Pattern) -> bool:
+    """Whether every weight of this pattern holds at most 2 non-zeros in each aligned 4."""
+    if pattern.m % 4 == 0:
+        return pattern.n <= 2
+    return 4 % pattern.m == 0 and pattern.n * (4 // pattern.m) <= 2
+
+
+def _lacking(device: torch.device, backend: Backend) -> str:
+    """What keeps the backend from running on the device; empty when nothing known does."""
+    if device.type != "cuda" or torch.version.hip:
+        return "not on an NVIDIA GPU"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"compute capability {major}.{minor}, below 8.0"
+    if backend == "cusparselt" and not torch.backends.cusparselt.is_available():
+        return "this build of torch has no cuSPARSELt"
+    return ""
+
+
+def pack(weight: Tensor, backend: Backend = "cusparselt", algorithm: int = 0) -> Tensor:
+    """Compress a weight for the backend.
+
+    Args:
+        weight: ``[O, K]``, bfloat16 or float16, on an NVIDIA GPU, at most 2 non-zeros in every aligned 4 along K.
+        backend: "cusparselt" (O and K multiples of 16) or "cutlass" (of 32 and 64).
+        algorithm: cuSPARSELt's number of an algorithm, as ``torch._cslt_sparse_mm_search`` gives it; 0 is its default.
+
+    Returns:
+        A ``torch.sparse.SparseSemiStructuredTensor`` ``[O, K]``.
+
+    Raises:
+        KernelError: shape, dtype or device are not for this backend.
+        ViolationError: some aligned 4 holds more than 2 non-zeros.
+    """
+    weight = weight.detach()
+    _check_packable(weight, backend)
+    _check_pattern(weight)
+    chosen = {"alg_id": algorithm} if algorithm else {}  # older versions of torch know no such argument
+    with warnings.catch_warnings(), torch.cuda.device_of(weight):
+        warnings.filterwarnings("ignore", "The PyTorch API of SparseSemiStructuredTensor", UserWarning)
+        packed: Tensor = _kind(backend).from_dense(weight.contiguous(), **chosen)
+    return packed
+
+
+def parts(packed: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The plain tensors of what :func:`pack` returned: values (cuSPARSELt: with all else), and the metadata."""
+    return packed.packed, packed.meta  # type: ignore[attr-defined]
+
+
+def joined(values: Tensor, meta: Tensor | None, shape: tuple[int, int], backend: Backend, algorithm: int = 0) -> Tensor:
+    """The tensor ``[O, K]`` that :func:`parts` took apart; nothing is copied."""
+    inner = {"packed": values} if meta is None else {"packed": values, "meta": meta}
+    context = (torch.Size(shape), False, algorithm, False)  # no fused transposition, no gradient
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The PyTorch API of SparseSemiStructuredTensor", UserWarning)
+        whole: Tensor = _kind(backend).__tensor_unflatten__(inner, context, None, None)
+    return whole
+
+
+def _kind(backend: Backend) -> Any:
+    if backend == "cutlass":
+        return torch.sparse.SparseSemiStructuredTensorCUTLASS
+    return torch.sparse.SparseSemiStructuredTensorCUSPARSELT
+
+
+def _check_packable(weight: Tensor, backend: Backend) -> None:
+    wrong = "only 2-D weights are packed" if weight.dim() != 2 else _misfit(weight, backend)
+    if wrong:
+        given = f"{weight.dtype} {tuple(weight.shape)} on {weight.device} for {backend}"
+        raise KernelError(where="semi_structured.pack", given=given, wrong=wrong, fix="leave this weight dense")
+
+
+def _misfit(weight: Tensor, backend: Backend) -> str:
+    return supports(weight, _HARDWARE, weight.shape[0], weight.shape[1], backend)
+
+
+def _check_pattern(weight: Tensor) -> None:
+    why = Grouping(_HARDWARE, 1).violation(weight != 0)
+    if why:
+        raise ViolationError(
+            where="semi_structured.pack",
+            given=tuple(weight.shape),
+            wrong=why,
+            fix="finalize the sparsifier before packing, or leave this weight dense",
+        )
+
+
+def linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    """``x @ weight.T + bias`` on sparse tensor cores.
+
+    Args:
+        x: ``[..., K]`` of the weight's dtype and device; torch pads its rows to a multiple of 8.
+        packed: ``[O, K]``, what :func:`pack` returned.
+        bias: ``[O]``, or None; taken in the weight's dtype.
+
+    Returns:
+        A new tensor ``[..., O]``.
+
+    Raises:
+        KernelError: the input's dtype, device or last dimension are not the weight's.
+    """
+    outputs, inputs = packed.shape
+    _check_input(x, packed)
+    if not x.numel():
+        return x.new_empty(*x.shape[:-1], outputs)
+    x_tk = x.detach().reshape(-1, inputs).contiguous()
+    with torch.cuda.device_of(x):
+        out = F.linear(x_tk, packed, None if bias is None else bias.detach().to(packed.dtype))
+    return out.reshape(*x.shape[:-1], outputs)
+
+
+def _check_input(x: Tensor, packed: Tensor) -> None:
+    if not x.dim() or x.shape[-1] != packed.shape[1] or x.dtype != packed.dtype or x.device != packed.device:
+        raise KernelError(
+            where="semi_structured.linear",
+            given=f"input {x.dtype} {tuple(x.shape)} on {x.device}",
+            wrong=f"the weight is {packed.dtype} {tuple(packed.shape)} on {packed.device}",
+            fix="cast, move or reshape the input",
+        )
+
+
+def conv1x1(x: Tensor, packed: Tensor, bias: Tensor | None, stride: int | tuple[int, int] = 1) -> Tensor:
+    """A 1x1 convolution without padding or groups, as a linear layer over the channels of every pixel.
+
+    Args:
+        x: ``[B, C, H, W]`` of the weight's dtype and device; without a copy where it is channels_last and stride 1.
+        packed: ``[O, C]``, what :func:`pack` returned for ``weight[:, :, 0, 0]``.
+        bias: ``[O]``, or None.
+        stride: down and across; every pixel that a stride skips is left out before the product.
+
+    Returns:
+        A new tensor ``[B, O, H', W']``, channels_last.
+
+    Raises:
+        KernelError: x is not 4-D, or its dtype, device or channels are not the weight's.
+    """
+    if x.dim() != 4:
+        raise KernelError(
+            where="semi_structured.conv1x1",
+            given=f"input {tuple(x.shape)}",
+            wrong="a convolution takes [B, C, H, W]",
+            fix="add the dimension that is missing",
+        )
+    return linear(pixels(x, stride), packed, bias).permute(0, 3, 1, 2)
+
+
+def pixels(x: Tensor, stride: int | tuple[int, int] = 1) -> Tensor:
+    """``[B, C, H, W] -> [B, H', W', C]``: what a 1x1 convolution multiplies, a view."""
+    down, across = (stride, stride) if isinstance(stride, int) else stride
+    return x[:, :, ::down, ::across].permute(0, 2, 3, 1)

@@ -1,0 +1,255 @@
+"""PackedLinear and PackedConv2d: ordinary modules whose weight is plain packed buffers and one operator.
+
+They are for inference: ``deepcopy``, ``state_dict``, pickle, safetensors, ``.to(dtype)``, torch.compile, torch.export
+work as for any module; gradients do not flow through them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from nmlearn.errors import KernelError
+from nmlearn.maths.pattern import Pattern
+from nmlearn.packed import kernels
+from nmlearn.packed.kernels import layouts, reference, shortcut
+from nmlearn.packed.kernels.layouts import Form, Layout
+from nmlearn.packed.kernels.shortcut import Shortcut
+
+
+class Packed(nn.Module):
+    """What both have in common.
+
+    Attributes:
+        pattern: N:M of the weight.
+        layout: "rows" or "tokens", see :mod:`nmlearn.packed.kernels.layouts`.
+        activation: "none", "relu", "gelu" or "silu", applied to the output.
+        values, index: buffers, the packed weight; their shapes are :func:`nmlearn.packed.kernels.layouts.sizes`.
+        scale: float32 buffer ``[rows]`` for int8 values, or None.
+        bias: buffer ``[rows]`` in the dtype of the activations, or None.
+    """
+
+    values: Tensor
+    index: Tensor
+    scale: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, form: Form, layout: Layout, activation: str, int8: bool, name: str
+    ):
+        super().__init__()
+        for key, given, known in (
+            ("layout", layout, get_args(Layout)), ("activation", activation, kernels.ACTIVATIONS),
+        ):  # fmt: skip
+            if given not in known:
+                fix = f"choose from {', '.join(known)}"
+                raise KernelError(where=name, given=f"{key}={given!r}", wrong="there is no such thing", fix=fix)
+        self.form, self.layout, self.activation = form, layout, activation
+        self._shortcut = Shortcut()
+        if bias is not None and tuple(bias.shape) != (self.rows,):
+            given = f"a bias of shape {tuple(bias.shape)}"
+            raise KernelError(
+                where=name, given=given, wrong=f"the weight has {self.rows} outputs", fix="check the bias"
+            )
+        scale = None
+        if int8:
+            weight, scale = quantized(weight, name)
+        values, index = layouts.pack(weight, form, layout, name)
+        self.register_buffer("values", values)
+        self.register_buffer("index", index)
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+
+    @property
+    def pattern(self) -> Pattern:
+        return self.form.pattern
+
+    @property
+    def rows(self) -> int:
+        return self.form.groups * self.form.rows
+
+    def dense_weight(self) -> Tensor:
+        """The weight as it was before packing (int8 values times their scale), in the dense shape."""
+        return reference.dense(self.values, self.index, self.scale, self.form, self.layout)
+
+    def weight_bytes(self) -> int:
+        """The bytes of values, index and scale."""
+        buffers = [self.values, self.index, *([] if self.scale is None else [self.scale])]
+        return sum(buffer.nbytes for buffer in buffers)
+
+    def extra_repr(self) -> str:
+        shape = "x".join(str(length) for length in self.form.shape)
+        dtype = str(self.values.dtype).removeprefix("torch.")
+        act = "" if self.activation == "none" else f", activation={self.activation}"
+        return f"{shape}, pattern={self.pattern}, {dtype}, layout={self.layout}, bias={self.bias is not None}{act}"
+
+    def _operands(self) -> tuple[Any, ...]:
+        buffers = self._buffers  # asked directly: an attribute of a module takes as long as a small layer
+        return buffers["values"], buffers["index"], buffers["scale"], buffers["bias"]
+
+    def _run(self, operator: Any, x: Tensor, residual: Tensor | None, *geometry: Any) -> Tensor:
+        """The operator, or what it found to do when it was called like this before."""
+        operands = self._operands()
+        eager = not torch.compiler.is_compiling() and shortcut.is_plain(x) and shortcut.is_plain(residual)
+        call = self._shortcut.find(x, residual, operands) if eager else None
+        if call is not None:
+            return call(x, *operands, residual)
+        n, m = self.pattern.n, self.pattern.m
+        more = (n, m, self.rows, *geometry, self.layout, self.activation)
+        y: Tensor = operator(x, *operands, residual, *more)
+        if eager:
+            self._shortcut.keep(x, residual, operands, kernels.known(x, *operands, residual, *more))
+        return y
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *others: Any) -> None:
+        """Refuses the index of a weight of another pattern, whose shape may be the same."""
+        super()._load_from_state_dict(state, prefix, *others)
+        loaded = f"{prefix}index" in state and not self.index.is_meta
+        if loaded and not layouts.belongs(self.values, self.index, self.form, self.layout):
+            others[-1].append(
+                f"{prefix}index: given an index that names inputs outside their groups: it is not one of a weight "
+                f"{self.form.pattern} in the layout {self.layout}; pack the layer as the saved one was"
+            )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Packed:
+        """`.to(bfloat16)` converts the values and the bias; the scales of int8 values stay float32."""
+        scale = self.scale
+        self._shortcut.clear()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if scale is not None and self.scale is not None and self.scale.dtype != torch.float32:
+            self.scale = scale.to(self.scale.device)
+        return self
+
+
+class PackedLinear(Packed):
+    """A linear layer with a packed weight.
+
+    Args:
+        weight: ``[out, in]``, at most N non-zeros in every M along the inputs.
+        bias: ``[out]`` or None.
+        pattern: N:M; M divides ``in``.
+        layout: "rows" needs an M that divides 16.
+        activation: applied to the output.
+        int8: keep values as int8 with one scale a row (layout "rows").
+        name: the weight's name, for errors.
+
+    Raises:
+        ViolationError: the weight breaks the pattern; PatternError: it has no such layout. Both by name.
+        KernelError: what else is wrong with an argument, by name.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        pattern: Pattern | str,
+        *,
+        layout: Layout = "rows",
+        activation: str = "none",
+        int8: bool = False,
+        name: str = "weight",
+    ):
+        form = layouts.form(weight, Pattern(pattern), 1, name)
+        if form.kernel:
+            fix = "use PackedConv2d"
+            raise KernelError(where=name, given=tuple(weight.shape), wrong="a linear weight is [out, in]", fix=fix)
+        super().__init__(weight, bias, form, layout, activation, int8, name)
+        self.in_features, self.out_features = form.channels, form.rows
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``[..., in] -> [..., out]``; the residual, of the output's shape, is added before the activation."""
+        refuse_gradient(x, type(self).__name__)
+        if x.dim() < 1 or x.shape[-1] != self.in_features:
+            wrong = f"the layer takes [..., {self.in_features}]"
+            raise KernelError(where="PackedLinear", given=f"x of shape {tuple(x.shape)}", wrong=wrong, fix="check x")
+        return self._run(kernels.packed_linear, x, residual)
+
+
+class PackedConv2d(Packed):
+    """A convolution with a packed weight; groups run along the input channels of one kernel position.
+
+    Args:
+        weight: ``[out, in / groups, kernel height, kernel width]``.
+        bias: ``[out]`` or None.
+        pattern: N:M; M divides ``in / groups``.
+        stride, padding, dilation, groups: as torch.nn.Conv2d; padding in pixels, with zeros.
+        layout, activation, int8, name: as :class:`PackedLinear`.
+
+    Raises:
+        ViolationError: the weight breaks the pattern; PatternError: it has no such layout. Both by name.
+        KernelError: what else is wrong with an argument, by name.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        pattern: Pattern | str,
+        *,
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (0, 0),
+        dilation: tuple[int, int] = (1, 1),
+        groups: int = 1,
+        layout: Layout = "rows",
+        activation: str = "none",
+        int8: bool = False,
+        name: str = "weight",
+    ):
+        form = layouts.form(weight, Pattern(pattern), groups, name)
+        if len(form.kernel) != 2:
+            wrong = "the weight of a 2-D convolution is [out, in / groups, height, width]"
+            raise KernelError(where=name, given=tuple(weight.shape), wrong=wrong, fix="leave this weight dense")
+        super().__init__(weight, bias, form, layout, activation, int8, name)
+        self.in_channels, self.out_channels = groups * form.channels, groups * form.rows
+        self.stride, self.dilation = _pair(name, "stride", stride, 1), _pair(name, "dilation", dilation, 1)
+        self.padding, self.groups = _pair(name, "padding", padding, 0), groups
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``[batch, in, height, width] -> [batch, out, ...]``; the residual is added before the activation."""
+        refuse_gradient(x, type(self).__name__)
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            wrong = f"the layer takes [batch, {self.in_channels}, height, width]"
+            raise KernelError(where="PackedConv2d", given=f"x of shape {tuple(x.shape)}", wrong=wrong, fix="check x")
+        geometry = (self.form.kernel, self.stride, self.padding, self.dilation, self.groups)
+        return self._run(kernels.packed_conv2d, x, residual, *geometry)
+
+
+def refuse_gradient(x: Tensor, name: str) -> None:
+    """Say that a packed layer computes no gradient, rather than stop it silently.
+
+    Raises:
+        KernelError: x requires a gradient where gradients are recorded.
+    """
+    if torch.is_grad_enabled() and x.requires_grad:
+        raise KernelError(
+            where=name,
+            given="an input that requires a gradient",
+            wrong="packed weights are for inference and compute none",
+            fix="call the model under torch.inference_mode() or torch.no_grad(), or train the dense model",
+        )
+
+
+def _pair(name: str, key: str, given: object, least: int) -> tuple[int, int]:
+    pair = tuple(given) if isinstance(given, (tuple, list)) else (given, given)
+    if len(pair) != 2 or not all(isinstance(side, int) and side >= least for side in pair):
+        wrong = f"it is two whole numbers, of at least {least}"
+        raise KernelError(where=name, given=f"{key}={given!r}", wrong=wrong, fix="write them out, in pixels")
+    return pair[0], pair[1]
+
+
+def quantized(weight: Tensor, name: str = "weight") -> tuple[Tensor, Tensor]:
+    """Int8 values and float32 scales of the rows, symmetric: a row's largest magnitude becomes 127.
+
+    Raises:
+        KernelError: infinite or NaN weights, which int8 has not; named.
+    """
+    largest = weight.detach().float().flatten(1).abs().amax(1)
+    if not bool(largest.isfinite().all()):
+        fix = "keep the values as they are: int8=False"
+        raise KernelError(where=name, given="infinite or NaN weights", wrong="int8 has no such values", fix=fix)
+    scale = largest / 127
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # rows of zeros, or all but
+    steps = weight.detach().float() / scale.view(-1, *[1] * (weight.dim() - 1))
+    return steps.round().clamp(-127, 127).to(torch.int8), scale

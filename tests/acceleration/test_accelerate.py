@@ -1,0 +1,268 @@
+"""nm.accelerate on real forms of models: what is exchanged, folded and left, and that nothing else changes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import nmlearn as nm
+from nmlearn.acceleration import accelerate as module
+from nmlearn.acceleration import measured
+from nmlearn.errors import KernelError
+from nmlearn.lab import models
+from nmlearn.lab.bench.weights import sparse_, sparse_network_
+from nmlearn.native import library as native
+
+pytestmark = pytest.mark.skipif(not native.isa(), reason="the CPU kernels are not built")
+
+
+@pytest.fixture(autouse=True)
+def sparse_is_fast(monkeypatch):
+    """Small layers are not faster: let the measurement say what the test is about."""
+
+    def told(calls, **_):
+        for call in calls.values():
+            call()
+        return {name: 1.0 if name.startswith(("eager", "prepacked", "now", "last")) else 0.5 for name in calls}
+
+    monkeypatch.setattr(measured, "interleaved", told)
+    monkeypatch.setattr(module, "interleaved", told)
+
+
+def network(name="resnet8", pattern="1:4", size=(3, 32, 32)):
+    torch.manual_seed(0)
+    return sparse_network_(models.build(name, classes=10, input_shape=size), pattern)
+
+
+def same(model, reference, x, tolerance=1e-5):
+    with torch.inference_mode():
+        got, expected = model(x), reference(x)
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+
+
+def packed(model):
+    return {name for name, m in model.named_modules() if isinstance(m, nm.PackedLinear | nm.PackedConv2d)}
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnet8", (3, 32, 32)), ("resnet50", (3, 64, 64)), ("vit", (3, 32, 32))])
+def test_a_model_computes_the_same_with_all_its_sparse_layers_packed(name, size):
+    model, x = network(name, size=size), torch.randn(2, *size)
+    reference = copy.deepcopy(model)
+    report = nm.accelerate(model, x, cache=None)
+    chosen = {row.name for row in report.rows if row.chosen}
+    assert chosen and chosen == packed(model)
+    assert not any(isinstance(m, nn.BatchNorm2d) for name, m in model.named_modules() if name != "bn1")
+    same(model, reference, x)
+    same(model, reference, torch.randn(3, *size))  # another batch than the example's
+
+
+def test_what_comes_after_a_convolution_is_folded_into_it():
+    model = network()
+    nm.accelerate(model, torch.randn(1, 3, 32, 32), cache=None)
+    block = model.layer1[0]
+    assert (block.conv1.activation, block.conv2.activation) == ("relu", "relu")
+    assert "conv2" in block.code and "relu" not in block.code and "+" not in block.code
+
+
+def test_an_addition_that_broadcasts_is_not_folded():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(16, 16)
+            self.other = nn.Parameter(torch.randn(1, 16))
+
+        def forward(self, x):
+            return F.relu(self.layer(x) + self.other)
+
+    model = nn.Sequential(Block(), Block()).eval()
+    for block in model:
+        sparse_(block.layer.weight, "2:4")
+    reference, x = copy.deepcopy(model), torch.randn(5, 16)
+    nm.accelerate(model, x, cache=None)
+    assert packed(model) == {"0.layer", "1.layer"}
+    same(model, reference, x)
+
+
+def test_a_layer_used_twice_in_a_block_is_packed_without_what_follows_one_of_its_calls():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(16, 16)
+
+        def forward(self, x):
+            return self.layer(F.relu(self.layer(x)))
+
+    model = nn.Sequential(Twice()).eval()
+    sparse_(model[0].layer.weight, "1:4")
+    reference, x = copy.deepcopy(model), torch.randn(4, 16)
+    nm.accelerate(model, x, cache=None)
+    assert model[0].layer.activation == "none"
+    same(model, reference, x)
+
+
+def test_a_block_that_cannot_be_traced_is_left_but_for_its_layers():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(16, 16)
+
+        def forward(self, x):
+            return F.relu(self.layer(x)) if x.sum() > 0 else self.layer(x)
+
+    model = nn.Sequential(Branches()).eval()
+    sparse_(model[0].layer.weight, "1:4")
+    reference, x = copy.deepcopy(model), torch.rand(4, 16)
+    nm.accelerate(model, x, cache=None)
+    assert type(model[0]).__name__ == "Branches" and packed(model) == {"0.layer"}
+    same(model, reference, x)
+    same(model, reference, -x)
+
+
+def test_reasons_for_every_layer_left_dense():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dense, self.unused, self.used = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+            self.attention = nn.TransformerEncoderLayer(16, 2, 16, batch_first=True)
+
+        def forward(self, x):
+            return self.attention(self.used(self.dense(x)))
+
+    model = Model().eval()
+    for layer in (model.unused, model.used, model.attention.linear1):
+        sparse_(layer.weight, "2:4")
+    report = nm.accelerate(model, torch.randn(1, 3, 16), cache=None)
+    why = {row.name: row.why for row in report.rows}
+    assert why["dense"] == "dense: its zeros have no pattern"
+    assert why["unused"] == "the example did not call it"
+    assert why["attention.linear1"] == "its parent reads the weight itself"
+    assert packed(model) == {"used"}
+    text = str(report)
+    assert "1 of 5 layers packed" in text and "its parent reads the weight itself" in text
+
+
+def test_a_model_that_would_compute_something_else_is_put_back():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(16, 16)
+
+        def forward(self, x):
+            y = self.layer(x)
+            return y * (2 if isinstance(self.layer, nn.Linear) else 1)
+
+    model = nn.Sequential(Reads()).eval()
+    sparse_(model[0].layer.weight, "1:4")
+    state = copy.deepcopy(model.state_dict())
+    model[0].register_forward_hook(lambda m, _, y: y * (2 if isinstance(m.layer, nn.Linear) else 1))
+    reads = model[0]
+    with pytest.raises(KernelError, match="put back"):
+        nm.accelerate(model, torch.randn(2, 16), cache=None)
+    assert model[0] is reads and type(model[0].layer) is nn.Linear
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_nothing_is_exchanged_where_dense_is_as_fast(monkeypatch):
+    monkeypatch.setattr(measured, "interleaved", lambda calls, **_: dict.fromkeys(calls, 1.0))
+    model = network()
+    report = nm.accelerate(model, torch.randn(1, 3, 32, 32), cache=None)
+    assert not packed(model) and all(row.why for row in report.rows)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) > 5
+
+
+def test_training_mode_is_refused():
+    with pytest.raises(KernelError, match=r"model\.eval\(\)"):
+        nm.accelerate(network().train(), torch.randn(1, 3, 32, 32))
+
+
+def test_arguments_by_position_and_by_name():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(16, 16)
+
+        def forward(self, x, *, scale=1.0):
+            return {"out": (self.layer(x) * scale, x)}
+
+    for example in (dict(x=torch.randn(2, 16), scale=2.0), (torch.randn(2, 16),)):
+        model = Model().eval()
+        sparse_(model.layer.weight, "1:4")
+        assert nm.accelerate(model, example, cache=None).rows[0].chosen
+
+
+def test_times_are_kept_for_this_machine_alone(tmp_path, monkeypatch):
+    cache = tmp_path / "folder" / "times.json"
+    x = torch.randn(1, 3, 32, 32)
+    nm.accelerate(network(), x, cache=cache)
+    known = json.loads(cache.read_text())
+    assert known["machine"]["threads"] == torch.get_num_threads() and known["times"]
+    monkeypatch.setattr(measured, "interleaved", lambda *_, **__: pytest.fail("measured again"))
+    model = network()
+    nm.accelerate(model, x, cache=cache)
+    assert packed(model)
+    cache.write_text(json.dumps(known | {"machine": {}}))
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        nm.accelerate(network(), x, cache=cache)
+
+
+def test_a_broken_cache_is_begun_anew(tmp_path):
+    cache = tmp_path / "times.json"
+    for text in ("{", "[]", '{"machine": 3}'):
+        cache.write_text(text)
+        nm.accelerate(network(), torch.randn(1, 3, 32, 32), cache=cache)
+        assert json.loads(cache.read_text())["times"]
+
+
+def test_an_accelerated_model_can_be_copied_pickled_and_stored():
+    model, x = network(), torch.randn(2, 3, 32, 32)
+    nm.accelerate(model, x, cache=None)
+    same(copy.deepcopy(model), model, x, 0)
+    same(pickle.loads(pickle.dumps(model)), model, x, 0)
+    state = model.state_dict()
+    again = copy.deepcopy(model)
+    for value in again.state_dict().values():
+        value.zero_()
+    again.load_state_dict(state)
+    same(again, model, x, 0)
+
+
+def test_bfloat16():
+    model, x = network("vit").to(torch.bfloat16), torch.randn(2, 3, 32, 32, dtype=torch.bfloat16)
+    reference = copy.deepcopy(model)
+    nm.accelerate(model, x, cache=None)
+    assert packed(model)
+    same(model, reference, x, 2e-2)
+
+
+def test_int8_weights_are_close_and_smaller():
+    model, x = network("vit"), torch.randn(2, 3, 32, 32)
+    reference = copy.deepcopy(model)
+    nm.accelerate(model, x, int8=True, cache=None)
+    layers = [m for m in model.modules() if isinstance(m, nm.PackedLinear)]
+    assert layers and all(m.values.dtype == torch.int8 for m in layers)
+    same(model, reference, x, 5e-2)
+
+
+def test_torch_export_of_an_accelerated_model():
+    model, x = network(), torch.randn(2, 3, 32, 32)
+    nm.accelerate(model, x, cache=None)
+    with torch.inference_mode():
+        program = torch.export.export(model, (x,))
+        torch.testing.assert_close(program.module()(x), model(x))
+    assert any("packed_conv2d" in str(node.target) for node in program.graph.nodes)
+
+
+def test_an_accelerated_model_works_outside_of_inference_mode():
+    model, x = network(), torch.randn(2, 3, 32, 32)
+    nm.accelerate(model, x, cache=None)
+    with torch.no_grad():
+        expected = model(x)
+        model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()})
+        assert torch.equal(model(x), expected)
+    assert not any(value.is_inference() for value in model.state_dict().values())

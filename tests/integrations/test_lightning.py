@@ -1,0 +1,369 @@
+"""The callback of Lightning: what it learns is what a plain loop learns, and a resumed run is the run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import nmlearn as nm
+from nets import batches, convnet, same, snapshot, train
+from nmlearn.errors import AttachError, StateError, ViolationError
+from nmlearn.integrations import torchvision
+from places import SUPPORT
+
+torchvision.load()
+pl = pytest.importorskip("lightning.pytorch")
+
+from nmlearn.integrations.lightning import NMCallback  # noqa: E402
+
+pytestmark = [  # what Lightning says about itself
+    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning"),
+]
+STEPS, EPOCHS = 8, 3  # batches of an epoch, epochs
+METHODS = {"lbc": nm.LBC("2:4"), "srste": nm.SRSTE("2:4"), "gradual": nm.Gradual("1:4")}
+
+
+class Loader:
+    """The same batches in every epoch; like a resumable loader of data it can go on in the middle."""
+
+    def __init__(self) -> None:
+        self.batches, self.next = batches(STEPS), 0
+
+    def __len__(self) -> int:
+        return STEPS
+
+    def __iter__(self) -> Any:
+        self.next %= STEPS
+        while self.next < STEPS:
+            self.next += 1
+            yield self.batches[self.next - 1]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"next": self.next}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.next = state["next"]
+
+
+class Net(pl.LightningModule):
+    """An ordinary module around the network of the other tests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = convnet()
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return F.cross_entropy(self.model(batch[0]).float(), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        # The score of the dense model is the best: it grows with the weights that are there.
+        alive = sum(float((p != 0).float().mean()) for p in self.parameters())
+        self.log("score", alive + 0.01 * self.trainer.current_epoch, batch_size=1)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
+
+    def train_dataloader(self) -> Any:
+        return Loader()
+
+    def val_dataloader(self) -> Any:
+        return Loader()
+
+
+def trainer(folder: Path, *callbacks: Any, **options: Any) -> Any:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1}
+    plain = {"accelerator": "cpu", "devices": 1, "enable_checkpointing": False, "limit_val_batches": 0}
+    options = {"max_epochs": EPOCHS, "default_root_dir": folder} | quiet | plain | options
+    return pl.Trainer(callbacks=list(callbacks), **options)
+
+
+def fit(folder: Path, callback: Any, *others: Any, net: Any = None, ckpt_path: Any = None, **options: Any) -> Any:
+    net = net or Net()
+    trainer(folder, callback, *others, **options).fit(net, ckpt_path=ckpt_path)
+    return net
+
+
+def obeys(net: nn.Module, pattern: str = "2:4") -> bool:
+    for row in nm.Sparsifier(net, nm.LBC(pattern)).plan.taken:
+        assert row.pattern is not None
+        if int((row.grouping.view(row.parameter.detach()) != 0).sum(-1).max()) > row.pattern.n:
+            return False
+    return True
+
+
+class Watch(pl.Callback):
+    """Copies what there is at the end of training, before the callbacks behind it finalize."""
+
+    def __init__(self, callback: Any) -> None:
+        self.callback = callback
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.weights, self.masks = snapshot(pl_module), self.callback.sparsifier.masks()
+        moments = trainer.optimizers[0].state_dict()["state"].values()
+        self.moments = [state["momentum_buffer"].clone() for state in moments]
+        self.steps, self.total_steps = self.callback.sparsifier.step, self.callback.sparsifier.total_steps
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_learns_what_a_plain_loop_learns(name, tmp_path):
+    net = fit(tmp_path, callback := NMCallback(METHODS[name]))
+    model = convnet()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
+    sparsifier = nm.Sparsifier(model, METHODS[name]).attach(optimizer, STEPS * EPOCHS)
+    train(model, optimizer, batches(STEPS) * EPOCHS)
+    sparsifier.finalize()
+    assert same(snapshot(net.model), snapshot(model))
+    assert callback.finalized and obeys(net, str(METHODS[name].pattern))
+    assert [row.name for row in callback.sparsifier.plan.taken] == [
+        "model." + row.name for row in sparsifier.plan.taken
+    ]
+
+
+class Save(pl.Callback):
+    """Saves a checkpoint after some batch."""
+
+    def __init__(self, file: Path, batch: int) -> None:
+        self.file, self.batch = file, batch
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == self.batch:
+            trainer.save_checkpoint(self.file)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("step", [5, STEPS, 19])
+def test_a_resumed_run_is_the_run(name, step, tmp_path):
+    """From the middle and the end of an epoch, before the end of the schedule and after."""
+    whole, again = Watch(NMCallback(METHODS[name])), Watch(NMCallback(METHODS[name]))
+    fit(tmp_path, whole.callback, whole, Save(tmp_path / "x.ckpt", step))
+    fit(tmp_path, again.callback, again, ckpt_path=tmp_path / "x.ckpt")
+    assert again.steps == whole.steps == STEPS * EPOCHS
+    assert same(again.weights, whole.weights) and same(again.masks, whole.masks)
+    assert all(torch.equal(a, b) for a, b in zip(again.moments, whole.moments, strict=True))
+    assert again.callback.finalized
+
+
+def test_what_a_checkpoint_must_agree_with(tmp_path):
+    file, lbc = tmp_path / "x.ckpt", METHODS["lbc"]
+    fit(tmp_path, NMCallback(lbc), Save(file, 5))
+    with pytest.raises(StateError, match="total_steps: given 24: this sparsifier has 32"):
+        fit(tmp_path, NMCallback(lbc), max_epochs=4, ckpt_path=file)
+    longer = fit(tmp_path, callback := NMCallback(lbc, total_steps=STEPS * EPOCHS), max_epochs=4, ckpt_path=file)
+    assert callback.finalized and obeys(longer)
+    dense = tmp_path / "dense.ckpt"
+    fit(tmp_path, Save(dense, 9), max_epochs=2)
+    watch = Watch(NMCallback(lbc))
+    fit(tmp_path, watch.callback, watch, ckpt_path=dense)
+    assert watch.steps == watch.total_steps == STEPS * EPOCHS - 9, "the schedule has what is left of the training"
+    late = tmp_path / "late.ckpt"
+    fit(tmp_path, NMCallback(lbc), Save(late, 12), ckpt_path=dense)
+    resumed = Watch(NMCallback(lbc))
+    fit(tmp_path, resumed.callback, resumed, ckpt_path=late)
+    assert resumed.total_steps == watch.total_steps and same(resumed.masks, watch.masks)
+    assert same(resumed.weights, watch.weights)
+
+
+def test_after_the_end_the_zeros_can_be_kept(tmp_path):
+    net, done, last = Net(), NMCallback(METHODS["lbc"]), tmp_path / "last.ckpt"
+    one = trainer(tmp_path, done)
+    one.fit(net)
+    one.save_checkpoint(last)
+    zeros = {name: p == 0 for name, p in net.named_parameters()}
+    with pytest.raises(StateError, match="learning was finalized"):
+        fit(tmp_path, NMCallback(METHODS["lbc"]), max_epochs=4, ckpt_path=last)
+    more = fit(tmp_path, keeps := NMCallback(nm.Keep("2:4")), max_epochs=4, ckpt_path=last)
+    assert keeps.finalized and not same(snapshot(more), snapshot(net))
+    taken = [row.name for row in keeps.sparsifier.plan.taken]
+    assert taken and all(not dict(more.named_parameters())[name][zeros[name]].any() for name in taken)
+    assert Net.load_from_checkpoint(last) and done.state_dict() == {"finalized": True}
+
+
+def test_what_surrounds_the_step(tmp_path):
+    """Accumulation, bf16 and clipping: it learns once a step, from the sum of the gradients as clipped."""
+    options = {"accumulate_grad_batches": 3, "precision": "bf16-mixed", "gradient_clip_val": 0.1}
+    watch = Watch(NMCallback(METHODS["lbc"]))
+    net = fit(tmp_path, watch.callback, watch, **options)
+    assert watch.steps == watch.total_steps == EPOCHS * 3  # of 3, 3 and 2 batches
+    model = convnet()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
+    sparsifier = nm.Sparsifier(model, METHODS["lbc"]).attach(optimizer, EPOCHS * 3)
+    for _ in range(EPOCHS):
+        for i, (x, y) in enumerate(batches(STEPS)):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = F.cross_entropy(model(x).float(), y) / 3
+            loss.backward()
+            if i % 3 == 2 or i == STEPS - 1:
+                nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+                optimizer.step()
+                optimizer.zero_grad()
+    sparsifier.finalize()
+    assert same(snapshot(net.model), snapshot(model))
+
+
+def test_it_logs(tmp_path):
+    logger = pl.loggers.CSVLogger(tmp_path)
+    fit(tmp_path, NMCallback(METHODS["lbc"]), logger=logger)
+    rows = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
+    heads = rows[0].split(",")
+    columns = {h: [r.split(",")[i] for r in rows[1:] if r.split(",")[i]] for i, h in enumerate(heads)}
+    progress, density, change = ([float(v) for v in columns[f"nm/{k}"]] for k in ("progress", "density", "mask_change"))
+    assert progress == pytest.approx([(i + 1) / (STEPS * EPOCHS) for i in range(STEPS * EPOCHS)])
+    assert density[0] <= 1 and density[-1] == 0.5 and density == sorted(density, reverse=True)
+    assert len(change) == EPOCHS and sum(change) == pytest.approx(0.5) and change[-1] == 0
+
+
+def test_the_best_checkpoint_is_a_sparse_one(tmp_path):
+    """The denser model of the beginning has the better score, and is not what a user wants to keep."""
+    best = pl.callbacks.ModelCheckpoint(tmp_path, "{epoch}", monitor="score", mode="max", save_top_k=2)
+    patient = pl.callbacks.EarlyStopping("score", mode="max", patience=2)
+    options = {"enable_checkpointing": True, "limit_val_batches": 1, "max_epochs": 6}
+    callback = NMCallback(METHODS["lbc"])
+    fit(tmp_path, callback, best, patient, **options)
+    assert callback.finalized
+    loaded = Net.load_from_checkpoint(best.best_model_path)
+    assert obeys(loaded) and best.best_model_path.endswith("epoch=5.ckpt")
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["epoch=4.ckpt", "epoch=5.ckpt"]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_averaged_weights_are_finalized(first, tmp_path):
+    average = pl.callbacks.EMAWeightAveraging(decay=0.5)
+    callback = NMCallback(METHODS["lbc"])
+    watch = Watch(callback)
+    order = [callback, average] if first else [average, callback]
+    net = Net()
+    trainer(tmp_path, *order, watch, limit_val_batches=1).fit(net)
+    assert callback.finalized and obeys(net)
+    plain = fit(tmp_path, NMCallback(METHODS["lbc"]))
+    assert not torch.equal(plain.model.hidden.weight, net.model.hidden.weight), "the average is in the model"
+    callback.sparsifier.finalize(model=(loaded := Net()))  # as for an average from a checkpoint
+    assert obeys(loaded) and torch.equal(loaded.model.hidden.weight != 0, net.model.hidden.weight != 0)
+    kept = watch.masks["model.hidden.weight"]
+    assert torch.equal(net.model.hidden.weight, watch.weights["model.hidden.weight"] * kept)
+
+
+def test_swa(tmp_path):
+    """It adds an epoch without steps for batch norm, which the schedule must not count."""
+    callback = NMCallback(METHODS["lbc"])
+    watch = Watch(callback)
+    net = fit(tmp_path, callback, watch, pl.callbacks.StochasticWeightAveraging(1e-2, swa_epoch_start=2))
+    assert callback.finalized and obeys(net)
+    assert watch.total_steps == STEPS * EPOCHS
+
+
+class Gan(Net):
+    """Two networks and optimizers, stepped by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.other = convnet(seed=1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        for net, optimizer in zip((self.other, self.model), self.optimizers(), strict=True):
+            optimizer.zero_grad()
+            self.manual_backward(F.cross_entropy(net(batch[0]), batch[1]))
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(net.parameters(), 0.05, momentum=0.9) for net in (self.other, self.model)]
+
+
+def test_several_optimizers(tmp_path):
+    lbc, steps = METHODS["lbc"], STEPS * EPOCHS
+    both = [
+        NMCallback(lbc, {"head": "1:4"}, module="model", optimizer=1, total_steps=steps),
+        NMCallback(nm.LBC("1:4"), module="other", optimizer=0, total_steps=steps),
+    ]
+    net = fit(tmp_path, *both, net=Gan())
+    assert obeys(net.model) and obeys(net.other, "1:4") and not obeys(net.model, "1:4")
+    assert both[0].finalized and both[1].finalized and float((net.model.head.weight != 0).float().mean()) == 0.25
+    with pytest.raises(AttachError, match="configure_optimizers returned 2; say which one"):
+        fit(tmp_path, NMCallback(lbc, module="model", total_steps=steps), net=Gan())
+    with pytest.raises(AttachError, match="given 2: configure_optimizers returned 2"):
+        fit(tmp_path, NMCallback(lbc, module="model", optimizer=2, total_steps=steps), net=Gan())
+    with pytest.raises(AttachError, match="manual optimization: how often training_step steps cannot be known"):
+        fit(tmp_path, NMCallback(lbc, module="model", optimizer=1), net=Gan())
+    with pytest.raises(AttachError, match="does not hold 3 taken weights"):
+        fit(tmp_path, NMCallback(lbc, optimizer=1, total_steps=steps), net=Gan())
+
+
+def test_the_number_of_steps(tmp_path):
+    lbc = METHODS["lbc"]
+    with pytest.raises(AttachError, match="a training of inf steps: a schedule needs an end"):
+        fit(tmp_path, NMCallback(lbc), max_epochs=-1)
+    accumulation = pl.callbacks.GradientAccumulationScheduler({0: 2, 1: 4})
+    with pytest.raises(AttachError, match="differ from epoch to epoch"):
+        fit(tmp_path, NMCallback(lbc), accumulation)
+    watch = Watch(NMCallback(lbc))
+    fit(tmp_path, watch.callback, watch, max_epochs=-1, max_steps=11)
+    assert watch.steps == 11 and watch.callback.finalized
+    fit(tmp_path, ran := NMCallback(lbc), fast_dev_run=True)
+    assert ran.finalized
+
+
+def test_a_training_that_stops_early_says_so(tmp_path):
+    with pytest.warns(UserWarning, match=r"stopped at progress 0\.208 .* not N:M sparse"):
+        net = fit(tmp_path, callback := NMCallback(METHODS["lbc"], total_steps=24), max_steps=5)
+    assert not callback.finalized and not obeys(net)
+    assert callback.state_dict()["sparsifier"]["step"] == 5
+
+
+def test_what_breaks_the_pattern_is_an_error(tmp_path):
+    class Vandal(pl.Callback):
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            pl_module.model.hidden.weight.data.fill_(1.0)
+
+    with pytest.raises(ViolationError, match=r"model\.hidden\.weight"):
+        fit(tmp_path, NMCallback(METHODS["lbc"]), Vandal())
+
+
+def test_sharding_strategies_are_refused():
+    strategy = pl.strategies.FSDPStrategy()
+    with pytest.raises(AttachError, match="given FSDPStrategy: it flattens or shards weights"):
+        NMCallback(METHODS["lbc"]).on_train_start(SimpleNamespace(strategy=strategy), Net())
+
+
+def test_the_other_package(tmp_path):
+    """pytorch_lightning has classes of its own, which do not mix with those of lightning.pytorch."""
+    other = pytest.importorskip("pytorch_lightning")
+    from nmlearn.integrations.pytorch_lightning import NMCallback as Other
+
+    members = {name: member for name, member in vars(Net).items() if callable(member)}
+    members["__init__"] = lambda self: (other.LightningModule.__init__(self), setattr(self, "model", convnet()))[0]
+    net = type("OtherNet", (other.LightningModule,), members)()
+    save = Save(tmp_path / "x.ckpt", 5)
+    callback, saving = Other(METHODS["lbc"]), type("OtherSave", (other.Callback,), dict(vars(Save)))
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1}
+    plain = {"accelerator": "cpu", "devices": 1, "enable_checkpointing": False, "limit_val_batches": 0}
+    other.Trainer(max_epochs=EPOCHS, callbacks=[callback, saving(save.file, 5)], **quiet, **plain).fit(net)
+    assert callback.finalized and isinstance(callback, other.Callback) and obeys(net)
+    again = fit(tmp_path, NMCallback(METHODS["lbc"]), ckpt_path=save.file)  # and their checkpoints are alike
+    assert same(snapshot(again), snapshot(net))
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_learn_what_one_does(tmp_path):
+    import lightning_ranks
+
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    program = [str(SUPPORT / "lightning_ranks.py"), str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, *program], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert same(one["masks"], other["masks"]) and same(one["weights"], other["weights"])
+    alone = lightning_ranks.trained(tmp_path)
+    assert same(alone["masks"], one["masks"])
+    for name, weight in alone["weights"].items():
+        torch.testing.assert_close(one["weights"][name], weight, rtol=0, atol=1e-6)

@@ -1,0 +1,201 @@
+"""Comparisons: parallel, paired, resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nmlearn.lab.report
+import toy
+from nmlearn.errors import ConfigError, NMLearnError, StateError
+from nmlearn.lab.train import CompareConfig, DataConfig, ModelConfig, compare, recipe
+from nmlearn.lab.train.compare import plan_runs, results_path
+from nmlearn.lab.train.folder import RunFolder
+from places import SUPPORT
+
+
+@pytest.fixture(autouse=True)
+def _toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.register()
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+
+
+def command(path: Path) -> list[str]:
+    return [sys.executable, str(SUPPORT / "toy.py"), str(path)]
+
+
+def never(path: Path) -> list[str]:
+    raise AssertionError(path)
+
+
+def config(tmp_path: Path, **changes: Any) -> CompareConfig:
+    base = CompareConfig(
+        name="toys",
+        train=replace(toy.config(Path("unused"), epochs=1, log_every=1), out=None),
+        methods=("dense", "lbc"),
+        patterns=("2:4", "1:4"),
+        seeds=(0, 1),
+        options={"lbc": {"end": 0.4}},
+        out=str(tmp_path / "runs"),
+        results=str(tmp_path / "results"),
+    )
+    return replace(base, **changes)
+
+
+def test_dense_runs_once_a_seed_and_options_reach_their_method(tmp_path: Path) -> None:
+    runs = list(plan_runs(config(tmp_path)))
+    assert [run.name for run in runs] == [
+        "dense-s0", "lbc-2of4-s0", "lbc-1of4-s0", "dense-s1", "lbc-2of4-s1", "lbc-1of4-s1"
+    ]  # fmt: skip
+    assert runs[0].config.method.options == {}
+    assert runs[1].config.method.options == {"end": 0.4}
+    assert len({run.config.folder for run in runs}) == 6
+    assert {run.config.threads for run in runs} == {1}
+
+
+def test_a_comparison_from_start_to_table(tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    plan = config(tmp_path, seeds=(0,))
+    results = compare(plan, events.append, command)
+    assert json.loads(results_path(plan).read_text()) == results
+    assert json.loads((tmp_path / "runs" / "results.json").read_text()) == results
+    assert recipe.build(CompareConfig, results["recipe"]) == plan
+    assert [(run["method"], run["pattern"], run["seed"]) for run in results["runs"]] == [
+        ("dense", None, 0), ("lbc", "2:4", 0), ("lbc", "1:4", 0)
+    ]  # fmt: skip
+    assert results["failures"] == []
+    assert results["environment"]["threads"] == 1
+    assert [(row["method"], row["seeds"]) for row in results["table"]] == [("dense", 1), ("lbc", 1), ("lbc", 1)]
+    assert results["table"][1]["gap_mean"] == pytest.approx(
+        results["runs"][1]["accuracy"] - results["runs"][0]["accuracy"]
+    )
+    states = [event["state"] for event in events if event["event"] == "run"]
+    assert (states.count("started"), states.count("finished")) == (3, 3)
+    assert any(event["event"] == "progress" and "total_steps" in event for event in events)
+
+    events.clear()
+    again = compare(plan, events.append, never)  # finished: nothing is run
+    assert again == results
+    assert [event["state"] for event in events] == ["kept"] * 3
+    with pytest.raises(ConfigError, match=r"optim\.lr"):
+        compare(replace(plan, train=replace(plan.train, optim=replace(plan.train.optim, lr=0.3))), None, never)
+
+
+def test_a_failed_run_loses_nothing_and_is_tried_again(tmp_path: Path) -> None:
+    plan = config(tmp_path, seeds=(0,), patterns=("2:4",), jobs=1)
+
+    def broken(path: Path) -> list[str]:
+        fails = "lbc" in path.parent.name
+        return [sys.executable, "-c", "import sys; sys.exit('out of luck')"] if fails else command(path)
+
+    results = compare(plan, None, broken)
+    assert [run["method"] for run in results["runs"]] == ["dense"]
+    assert json.loads((tmp_path / "runs" / "results.json").read_text()) == results
+    assert not results_path(plan).exists()
+    assert results["failures"][0]["run"] == "lbc-2of4-s0"
+    assert "out of luck (exit code 1" in results["failures"][0]["error"]
+    again = compare(plan, None, command)
+    assert [run["method"] for run in again["runs"]] == ["dense", "lbc"]
+    assert again["failures"] == []
+    assert results_path(plan).exists()
+    assert compare(replace(plan, train=replace(plan.train, resume="none")), None, broken)["failures"]
+    assert json.loads(results_path(plan).read_text()) == again  # what was whole stays
+
+
+def test_every_run_says_where_it_was_made(tmp_path: Path) -> None:
+    plan = config(tmp_path, seeds=(0,), methods=("lbc",), patterns=("2:4", "1:4"))
+    plan = replace(plan, train=replace(plan.train, ema=0.9))
+    compare(plan, None, command)
+    for name, commit, started in (("lbc-2of4-s0", "b", "2024-02-02"), ("lbc-1of4-s0", "a", "2023-03-03")):
+        path = tmp_path / "runs" / "runs" / name / "env.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"source_commit": commit, "started": started}))
+    results = compare(plan, None, never)
+    assert [(run["source_commit"], run["started"]) for run in results["runs"]] == [
+        ("b", "2024-02-02"), ("a", "2023-03-03")
+    ]  # fmt: skip
+    assert results["source_commit"] == ["a", "b"]
+    assert results["started"] == "2023-03-03"
+    assert all(run["cpu"] and run["torch"] and run["ema_accuracy"] for run in results["runs"])
+    assert "bits_per_byte" not in results["runs"][0]
+    assert "a, b" in nmlearn.lab.report.write(tmp_path / "runs").read_text()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals of this kind on Windows")
+@pytest.mark.slow
+@pytest.mark.parametrize("deadly", [signal.SIGTERM, signal.SIGKILL])
+def test_runs_end_with_the_comparison(tmp_path: Path, deadly: signal.Signals) -> None:
+    plan = config(tmp_path, seeds=(0,), methods=("lbc",), patterns=("2:4",))
+    plan = replace(plan, train=replace(plan.train, epochs=10_000))
+    (tmp_path / "plan.yaml").write_text(recipe.dumps(plan))
+    words = [sys.executable, str(SUPPORT / "toy.py"), "compare", str(tmp_path / "plan.yaml")]
+    metrics = tmp_path / "runs" / "runs" / "lbc-2of4-s0" / "metrics.jsonl"
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait(lambda: metrics.exists() and metrics.stat().st_size > 0)
+        process.send_signal(deadly)
+        assert process.wait(60) == (130 if deadly == signal.SIGTERM else -deadly)
+    finally:
+        process.kill()
+        process.wait()
+    lock = RunFolder(metrics.parent)
+
+    def free() -> bool:
+        with contextlib.suppress(StateError), lock.locked():
+            return True
+        return False
+
+    _wait(free)
+
+
+def _wait(until: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not until():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_what_nmlearn_refuses_is_refused_before_any_run(tmp_path: Path) -> None:
+    plan = config(tmp_path, seeds=(0,), methods=("lbc",), patterns=("2:4",), options={"lbc": {"ends": 1}})
+    with pytest.raises(ConfigError, match=r"did you mean 'end'\?"):
+        compare(plan, None, never)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"methods": ("dense", "lbd"), "options": {}}, r"method\.name"),
+        ({"options": {"lbc": {"end": "abc"}}}, r"method\.options\.end"),
+        ({"options": {"lbc": {"end": 3.0}}}, "end"),
+    ],
+)
+def test_nothing_is_trained_before_all_is_checked(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(NMLearnError, match=said):
+        compare(config(tmp_path, **changes), None, never)
+    plan = config(tmp_path)
+    for wrong in ({"data": DataConfig("toi")}, {"model": ModelConfig("toy-cnv")}, {"batch_size": 101}):
+        with pytest.raises(ConfigError):
+            compare(replace(plan, train=replace(plan.train, **wrong)), None, never)  # type: ignore[arg-type]
+
+
+def test_an_interrupted_comparison_stops_its_runs_and_goes_on(tmp_path: Path) -> None:
+    plan = config(tmp_path, seeds=(0,), methods=("lbc",), patterns=("2:4",))
+
+    def interrupt(event: dict[str, Any]) -> None:
+        if event["event"] == "progress":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(plan, interrupt, command)
+    results = compare(plan, None, command)
+    assert [run["method"] for run in results["runs"]] == ["lbc"]

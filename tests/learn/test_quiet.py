@@ -1,0 +1,154 @@
+"""Clearing is left out only where it changes nothing: whoever writes into weight, gradient or moments is seen."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import nmlearn as nm
+from nets import batches, convnet, sgd, train
+from nmlearn.learn import quiet
+
+STEPS = 10
+OPTIMIZERS = {
+    "SGD": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=1e-2, nesterov=True),
+    "Adam": lambda p: torch.optim.Adam(p, 1e-2, amsgrad=True, weight_decay=0.1),
+    "AdamW": lambda p: torch.optim.AdamW(p, 1e-2, weight_decay=0.1),
+    "NAdam": lambda p: torch.optim.NAdam(p, 1e-2),
+    "RAdam": lambda p: torch.optim.RAdam(p, 1e-2),
+    "Adamax": lambda p: torch.optim.Adamax(p, 1e-2),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, 1e-2, initial_accumulator_value=0.1),
+    "Adadelta": lambda p: torch.optim.Adadelta(p, 1.0),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, 1e-2, momentum=0.9, centered=True),
+}
+
+
+def finished(make=sgd):
+    """A network whose schedule has ended, with everything it was trained with."""
+    model = convnet()
+    optimizer = make(model)
+    sparsifier = nm.Sparsifier(model, nm.LBC("2:4", end=0.5)).attach(optimizer, STEPS)
+    train(model, optimizer, batches(STEPS))
+    return model, optimizer, sparsifier
+
+
+def clears(monkeypatch):
+    """Counts the weights that are cleared after a step."""
+    count = []
+    use = nm.LBC.use
+    monkeypatch.setattr(nm.LBC, "use", lambda self, batch: (count.append(len(batch.weights)), use(self, batch))[1])
+    return count
+
+
+def zeros(model, sparsifier):
+    return not any(model.get_parameter(n).detach()[~mask].any() for n, mask in sparsifier.masks().items())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_trusted_optimizers_keep_zeros_without_help(name, monkeypatch):
+    assert getattr(torch.optim, name) in quiet._KEEP_ZEROS and len(OPTIMIZERS) == len(quiet._KEEP_ZEROS)
+    model, optimizer, sparsifier = finished(lambda m: OPTIMIZERS[name](m.parameters()))
+    count = clears(monkeypatch)
+    train(model, optimizer, batches(5), after=lambda _: zeros(model, sparsifier) or pytest.fail("not zero"))
+    assert count == [0] * 5
+
+
+def write_momentum(model, optimizer):
+    optimizer.state[model.conv.weight]["momentum_buffer"].fill_(100.0)
+
+
+def write_weight(model, optimizer):
+    with torch.no_grad():
+        model.conv.weight.fill_(1.0)
+
+
+def swap_weight(model, optimizer):
+    model.conv.weight.data = torch.ones_like(model.conv.weight)
+
+
+def load_optimizer(model, optimizer):
+    saved = optimizer.state_dict()
+    for state in saved["state"].values():
+        state["momentum_buffer"] = torch.ones_like(state["momentum_buffer"])
+    optimizer.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("write", [write_momentum, write_weight, swap_weight, load_optimizer])
+def test_a_write_between_steps_is_undone_by_the_next(write):
+    model, optimizer, sparsifier = finished()
+    train(model, optimizer, batches(3))
+    write(model, optimizer)
+    train(model, optimizer, batches(4), after=lambda _: zeros(model, sparsifier) or pytest.fail("not zero"))
+
+
+def add_noise(p):
+    p.grad.add_(torch.randn_like(p.grad))
+
+
+def replace(p):
+    shape, p.grad = p.grad.shape, None  # another gradient, often in the very place of the one before
+    p.grad = torch.empty(shape).normal_()
+
+
+@pytest.mark.parametrize("touch", [add_noise, replace])
+def test_a_gradient_that_others_touched_is_cleared_before_the_optimizer_reads_it(touch):
+    seen = []
+    model, optimizer, sparsifier = finished()
+    optimizer.register_step_pre_hook(lambda *_: seen.append(model.conv.weight.grad.clone()))
+    for touched in (False, True, True, False, True, False):
+        optimizer.zero_grad()
+        x, y = batches(1)[0]
+        F.cross_entropy(model(x), y).backward()
+        for p in model.parameters():
+            if touched:
+                touch(p)
+        optimizer.step()
+        assert zeros(model, sparsifier)
+        assert not seen[-1][~sparsifier.masks()["conv.weight"]].any()
+
+
+def test_a_gradient_used_again_after_the_mask_has_changed():
+    model = convnet()
+    optimizer = sgd(model)
+    sparsifier = nm.Sparsifier(model, nm.LBC("2:4", end=0.5)).attach(optimizer, 40)
+    for i, (x, y) in enumerate(batches(40)):
+        if not 15 <= i < 20:  # no new gradient while combinations are removed
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        assert zeros(model, sparsifier)
+
+
+def test_clipping_costs_no_clearing_of_weights(monkeypatch):
+    model, optimizer, sparsifier = finished()
+    count = clears(monkeypatch)
+    for _ in range(3):
+        optimizer.zero_grad()
+        x, y = batches(1)[0]
+        F.cross_entropy(model(x), y).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        optimizer.step()
+        assert zeros(model, sparsifier)
+    assert count == [0] * 3
+
+
+class Restless(torch.optim.SGD):
+    """Moves every weight, whatever its gradient."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.add_(1.0)
+
+
+def test_other_optimizers_are_never_trusted():
+    model, optimizer, sparsifier = finished(lambda m: Restless(m.parameters(), 0.1))
+    train(model, optimizer, batches(4), after=lambda _: zeros(model, sparsifier) or pytest.fail("not zero"))
+
+
+def test_a_write_that_is_not_counted_lasts_a_hundred_steps_at_most(monkeypatch):
+    monkeypatch.setattr(quiet, "_TRUSTED_STEPS", 4)
+    model, optimizer, sparsifier = finished()
+    model.conv.weight.data.fill_(1.0)
+    train(model, optimizer, batches(4))
+    assert zeros(model, sparsifier)

@@ -1,0 +1,219 @@
+"""Many ranks, every way of sharding: as one process does on the whole batch, and nothing communicated.
+
+The jobs of a test run one after the other in the same processes, which take longer to start than most jobs do.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.tensor import Replicate, Shard
+
+import nmlearn as nm
+from nmlearn.errors import StateError
+from nmlearn.model.shards import chunks
+from places import ROOT
+from scale_checkpoints import SAVED, overflow, refusals, resumed, saved_on_the_way
+from scale_ranks import (
+    METHODS,
+    STEPS,
+    attached,
+    data,
+    learned,
+    one,
+    pipeline,
+    plain,
+    replicated,
+    result,
+    run_jobs,
+    watched,
+)
+
+ONE_PROCESS = "ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning"  # which is meant here
+pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings(ONE_PROCESS)]
+WAYS = ("ddp", "zero", "fsdp", "fsdp-float64", "hsdp", "tensor")
+QUICK = ("ddp", "zero", "fsdp", "tensor")
+FOUR = ("fsdp", "hsdp", "tensor", "tensor-fsdp")
+
+
+def alone(method: str) -> dict[str, Any]:
+    """One process, the whole batch."""
+    run = one()
+    sparsifier = attached(run, METHODS[method])
+    for x, y in data():
+        run.step(x, y)
+    return result(run, sparsifier)
+
+
+def check(of_ranks: list[dict[str, Any]], expected: dict[str, Any]) -> None:
+    """Masks equal to those of one process, weights to 1e-6; bit-equal among the ranks."""
+    for found in of_ranks:
+        assert found["masks"] and found["weights"]
+        for name, mask in found["masks"].items():
+            assert torch.equal(mask, expected["masks"][name]), name
+        for name, weight in found["weights"].items():
+            torch.testing.assert_close(weight, expected["weights"][name], rtol=0, atol=1e-6)
+            assert all(torch.equal(weight, other["weights"].get(name, weight)) for other in of_ranks)
+
+
+def same(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> bool:
+    """Bit-equal weights and masks, and a state of the same size."""
+    pairs = [(x[part], y[part]) for x, y in zip(a, b, strict=True) for part in ("weights", "masks")]
+    alike = all(torch.equal(x[name], y[name]) for x, y in pairs for name in x)
+    return alike and [x["bytes"] for x in a] == [y["bytes"] for y in b]
+
+
+TRAINED = [*((learned, way, "lbc") for way in QUICK), (learned, "fsdp", "srste")]
+COUNTED = [(plain, way) for way in ("ddp", "fsdp", "tensor")]
+OTHERS = [(watched,), (pipeline, "lbc"), (replicated, "lbc"), (overflow,), (refusals,)]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[Any, ...], list[Any]]:
+    """Job -> its results on two ranks."""
+    jobs = [*TRAINED, *COUNTED, *OTHERS]
+    return dict(zip(jobs, run_jobs(2, jobs, tmp_path_factory.mktemp("two")), strict=True))
+
+
+def test_two_ranks(two: dict[tuple[Any, ...], list[Any]]) -> None:
+    """DDP, ZeRO, FSDP2, tensor parallel, pipeline stages, replicated DTensors; uneven rows."""
+    expected = {name: alone(name) for name in ("lbc", "srste")}
+    for job in (*TRAINED, (pipeline, "lbc"), (replicated, "lbc")):
+        check(two[job], expected[job[-1]])
+    stages = two[pipeline, "lbc"]
+    assert {name for stage in stages for name in stage["masks"]} == expected["lbc"]["masks"].keys()
+    assert two[overflow,] == [[1, 2, 2, 3]] * 2
+
+
+def test_nothing_is_communicated(two: dict[tuple[Any, ...], list[Any]]) -> None:
+    """Step by step (DDP orders its buckets anew in the second); also when combinations are removed."""
+    for training in TRAINED:
+        if (plain, training[1]) in COUNTED:
+            assert [run["collectives"] for run in two[training]] == two[plain, training[1]], training[1]
+    assert two[watched,] != two[plain, "fsdp"]  # the count sees a collective in a step hook
+
+
+def test_what_cannot_work_is_refused_on_every_rank(two: dict[tuple[Any, ...], list[Any]]) -> None:
+    first, second = two[refusals,]
+    assert first == second
+    for case, text in {
+        "sharded after attach": "stem.weight: given a model with other parameters than at attach in 6 places",
+        "sharded after the plan": "another parameter there now",
+        "sharded after the optimizer": "another parameter there now",
+        "cut groups": "blocks.0.down.weight: given SGD: its shards cut groups apart",
+        "FSDP1": "flat parameters",
+        "ZeRO in backward": "overlap_with_ddp=False",
+        "nothing": "not refused",
+    }.items():
+        assert text in first[case], case
+
+
+@pytest.mark.parametrize("method", ["lbc", pytest.param("srste", marks=pytest.mark.slow)])
+def test_a_checkpoint_of_two_ranks(method: str, tmp_path: Path) -> None:
+    """Written early, amid (asynchronously) and behind the schedule; read by two ranks, bit-equal, and by one."""
+    jobs = [(saved_on_the_way, "fsdp", method, tmp_path), *((resumed, "fsdp", method, tmp_path, at) for at in SAVED)]
+    uninterrupted, *others = run_jobs(2, jobs, tmp_path)
+    check(uninterrupted, alone(method))
+    for at, of_ranks in zip(SAVED, others, strict=True):
+        assert same(of_ranks, uninterrupted), at
+        check([resumed("one", method, tmp_path, at)], uninterrupted[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_on_two_ranks(method: str, tmp_path: Path) -> None:
+    jobs = [*((learned, way, method) for way in WAYS), (pipeline, method), (replicated, method)]
+    *found, communicated = run_jobs(2, [*jobs, (plain, "fsdp")], tmp_path)
+    for of_ranks in found:
+        check(of_ranks, alone(method))
+    assert [run["collectives"] for run in found[WAYS.index("fsdp")]] == communicated
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lbc", "srste"])
+def test_four_ranks(method: str, tmp_path: Path) -> None:
+    """Also two by two, a rank that has no row of a weight, and a checkpoint of two ranks read by four."""
+    expected, two, four = alone(method), tmp_path / "two", tmp_path / "four"
+    two.mkdir()
+    four.mkdir()
+    [uninterrupted] = run_jobs(2, [(saved_on_the_way, "fsdp", method, two)], two)
+    reads = [(resumed, way, method, two, at) for way in ("fsdp", "tensor-fsdp") for at in SAVED]
+    saves = [(saved_on_the_way, "fsdp", method, four)]
+    *found, communicated = run_jobs(
+        4, [*((learned, way, method) for way in FOUR), *saves, *reads, (plain, "tensor-fsdp")], four
+    )
+    for of_ranks in found:
+        check(of_ranks, expected)
+    assert [run["collectives"] for run in found[FOUR.index("tensor-fsdp")]] == communicated
+    for at in SAVED:  # a rank without rows of a weight leaves the same state behind as the others
+        check([resumed("one", method, four, at)], uninterrupted[0])
+
+
+@pytest.mark.slow
+def test_bfloat16_under_fsdp(tmp_path: Path) -> None:
+    """MixedPrecisionPolicy in bfloat16: not one process to the bit, but one decision on all ranks, in the pattern."""
+    (first, second), *_ = run_jobs(
+        2, [(learned, "fsdp-bfloat16", "lbc"), (learned, "fsdp-bfloat16", "srste")], tmp_path
+    )
+    for name, mask in first["masks"].items():
+        assert torch.equal(mask, second["masks"][name])
+        assert bool(((mask != 0).unflatten(1, (-1, 4)).sum(-1) == 2).all())
+
+
+def test_a_checkpoint_read_without_its_weights_is_refused() -> None:
+    """What a partial read leaves behind when the file lacks a weight, or when the reader's schedule had ended."""
+    run = one()
+    sparsifier = attached(run, nm.LBC("2:4"))
+    fresh = sparsifier.state_dict()["weights"]["stem.weight"]
+    for x, y in data()[:3]:
+        run.step(x, y)
+    saved = sparsifier.state_dict()
+    early = {name: dict(entry, state=dict(entry["state"])) for name, entry in saved["weights"].items()}
+    with pytest.raises(StateError, match=r"stem.weight: given nothing: the saved state does not have it"):
+        sparsifier.load_state_dict(saved | {"weights": early | {"stem.weight": fresh}})
+    del early["stem.weight"]["state"]["score"]
+    with pytest.raises(StateError, match=r"stem.weight score: given nothing"):
+        sparsifier.load_state_dict(saved | {"weights": early})
+    sparsifier.load_state_dict(saved)
+    assert sparsifier.step == 3 and sparsifier.total_steps == STEPS
+
+
+def stated_bytes() -> list[tuple[str, str, torch.dtype, tuple[float, float]]]:
+    """The table of bytes a weight in docs/scale.md: method, pattern, the weights' type, before and after."""
+    page = (ROOT / "docs" / "scale.md").read_text()
+    rows = re.findall(
+        r"^\| (\w+) (\d+:\d+) \| ([\d.]+)(?: \((\d+)\))? \| ([\d.]+)(?: \((\d+)\))? \|$", page, re.MULTILINE
+    )
+    plain = [(row[0], row[1], torch.float32, (float(row[2]), float(row[4]))) for row in rows]
+    return plain + [
+        (row[0], row[1], torch.bfloat16, (float(row[3] or row[2]), float(row[5] or row[4]))) for row in rows
+    ]
+
+
+@pytest.mark.parametrize("name, pattern, dtype, stated", stated_bytes())
+def test_bytes_per_weight(name: str, pattern: str, dtype: torch.dtype, stated: tuple[float, float]) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Linear(32, 4)).to(dtype)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    sparsifier = nm.Sparsifier(model, nm.methods.build(name, pattern)).attach(optimizer, 2)
+    before = sparsifier.state_bytes()
+    for _ in range(2):
+        model(torch.randn(4, 64, dtype=dtype)).sum().backward()
+        optimizer.step()
+    weights = sum(row.weights for row in sparsifier.plan.taken)
+    assert weights == 64 * 32
+    assert (before / weights, sparsifier.state_bytes() / weights) == stated
+
+
+@pytest.mark.parametrize(
+    "placements, mesh, lengths",
+    [((Shard(1),), (3,), [6]), ((Shard(1), Shard(1)), (2, 2), [8, 4]), ((Replicate(), Shard(0)), (2, 2), [])],
+)
+def test_all_ranks_see_where_groups_are_cut(placements: Any, mesh: tuple[int, ...], lengths: list[int]) -> None:
+    """16 inputs on three ranks are 6, 6 and 4: the last rank alone would find nothing wrong with groups of four."""
+    weight: Any = SimpleNamespace(shape=(8, 16), placements=placements, device_mesh=SimpleNamespace(shape=mesh))
+    assert chunks(weight, 1) == lengths
