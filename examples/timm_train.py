@@ -114,7 +114,9 @@ def train(args: argparse.Namespace, train_loader, eval_loader, output: str) -> N
 
     sparsifier.finalize(ema.module)  # nmlearn: the average gets the final masks
     sparsifier.finalize()  # nmlearn: verifies every group
-    kept = [float((dict(ema.module.named_parameters())[row.name] != 0).float().mean()) for row in sparsifier.plan.taken]
+    kept = [
+        float((dict(ema.module.named_parameters())[row.name] != 0).float().mean()) for row in sparsifier.plan.sparse
+    ]
     top1 = [validate(each, eval_loader) for each in (model, ema.module)]
     print(f"top-1 {top1[0]:.1f} %, of the average {top1[1]:.1f} %")
     print(f"finished, at most {max(kept):.1%} of each of {len(kept)} weights left")

@@ -74,7 +74,7 @@ class Vision:
         before = evaluate(model, task, config, alone)["accuracy"]
         reestimate(model, task, config, alone, REESTIMATED)
         seconds = time.perf_counter() - begun
-        save_model(RunFolder(folder).model, model, {row.name: arm.pattern for row in sparsifier.plan.taken})
+        save_model(RunFolder(folder).model, model, {row.name: arm.pattern for row in sparsifier.plan.sparse})
         found = evaluate(model, task, config, alone)
         return {"accuracy": found["accuracy"], "loss": found["loss"], "seconds": seconds} | {"old_batch_norm": before}
 

@@ -89,7 +89,7 @@ class Text:
         trainer = self._trainer(model, folder, seed=seed, callbacks=callbacks)
         trainer.train(resume_from_checkpoint=last_checkpoint(folder / "trainer", "nmlearn.pt" if method else ""))
         shutil.rmtree(folder / "trainer")
-        return callbacks[0].plan.taken if callbacks else ()
+        return callbacks[0].plan.sparse if callbacks else ()
 
     def _trainer(self, model: torch.nn.Module, folder: Path, seed: int = 0, callbacks: Any = ()) -> Any:
         import transformers
@@ -166,7 +166,7 @@ def masked(model: torch.nn.Module, method: nm.Method | None) -> Any:
     """Mask a model by a one-shot method, without training; the rows of the plan."""
     sparsifier = nm.Sparsifier(model, method).attach(torch.optim.SGD(model.parameters()), 1)
     sparsifier.finalize()
-    return sparsifier.plan.taken
+    return sparsifier.plan.sparse
 
 
 def checked_folder() -> Path:

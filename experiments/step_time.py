@@ -120,7 +120,7 @@ class Run:
 
     def state_bytes(self) -> float:
         assert self.sparsifier is not None
-        return self.sparsifier.state_bytes() / sum(row.weights for row in self.sparsifier.plan.taken)
+        return self.sparsifier.state_bytes() / sum(row.weights for row in self.sparsifier.plan.sparse)
 
     def _wait(self) -> None:
         if self.gpu:

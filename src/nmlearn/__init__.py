@@ -23,14 +23,7 @@ _HOMES = {
     "errors": ("NMLearnError",),
     "maths.pattern": ("Pattern",),
     "maths.groups": ("Grouping",),
-    "methods": ("METHODS",),
-    "methods.dense": ("Dense",),
-    "methods.gradual": ("Gradual",),
-    "methods.keep": ("Keep",),
-    "methods.lbc": ("LBC",),
-    "methods.method": ("Method",),
-    "methods.oneshot": ("OneShot",),
-    "methods.srste": ("SRSTE",),
+    "methods": ("METHODS", "Method"),  # and every registered method: they are looked up there
     "packed.modules": ("PackedConv2d", "PackedLinear"),
     "packed.gpu_modules": ("DecodeLinear", "SemiStructuredConv2d", "SemiStructuredLinear"),
     "learn.sparsifier": ("Sparsifier",),
@@ -38,7 +31,6 @@ _HOMES = {
     "model.plan": ("Plan", "PlanRow"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
-__all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
     from nmlearn.acceleration.accelerate import Acceleration as Acceleration
@@ -50,14 +42,7 @@ if TYPE_CHECKING:
     from nmlearn.learn.weight import WeightStatus as WeightStatus
     from nmlearn.maths.groups import Grouping as Grouping
     from nmlearn.maths.pattern import Pattern as Pattern
-    from nmlearn.methods import METHODS as METHODS
-    from nmlearn.methods.dense import Dense as Dense
-    from nmlearn.methods.gradual import Gradual as Gradual
-    from nmlearn.methods.keep import Keep as Keep
-    from nmlearn.methods.lbc import LBC as LBC
-    from nmlearn.methods.method import Method as Method
-    from nmlearn.methods.oneshot import OneShot as OneShot
-    from nmlearn.methods.srste import SRSTE as SRSTE
+    from nmlearn.methods import *  # noqa: F403  (every registered method)
     from nmlearn.model.plan import Plan as Plan
     from nmlearn.model.plan import PlanRow as PlanRow
     from nmlearn.packed.gpu_modules import DecodeLinear as DecodeLinear
@@ -68,10 +53,20 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__all__":
+        return sorted([*_HOME, *_methods()])
     if name in _HOME:
         return getattr(importlib.import_module(f"nmlearn.{_HOME[name]}"), name)
+    if not name.startswith("_") and name in (methods := _methods()):
+        return methods[name]
     raise AttributeError(f"module 'nmlearn' has no attribute {name!r}")
 
 
+def _methods() -> dict[str, Any]:
+    """The classes of the registry by their names."""
+    registry = importlib.import_module("nmlearn.methods").METHODS
+    return {kind.__name__: kind for kind in registry.values()}
+
+
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return [*globals(), *__getattr__("__all__")]

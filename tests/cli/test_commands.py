@@ -98,7 +98,7 @@ def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
     shown = output(capsys, "plan", "--data.name", "toy", "--model.name", "toy-conv", "--method.pattern", "1:16")
     assert "0.weight" in shown and "first convolution" in shown
     assert "16×16×3×3" in shown and "1:16" in shown and "16 combinations" in shown
-    assert "1 of 3 weights taken" in shown
+    assert "1 of 3 weights sparse" in shown
     shown = output(
         capsys, "plan", "--model.name", "resnet20", "--input_shape", "[3,32,32]", "--classes", "7",
         "--method.rules", '{"layer3.*": 4:8, "layer1.*": null}',

@@ -82,7 +82,7 @@ def test_a_finished_model(tmp_path):
     sparsifier.finalize()
     nm.save(sparsifier.model, tmp_path / "m.safetensors")
     layouts = {name: one.layout for name, one in stored(tmp_path / "m.safetensors").items()}
-    for row in sparsifier.plan.taken:
+    for row in sparsifier.plan.sparse:
         assert layouts[row.name].grouping == row.grouping
     other = nets.convnet(seed=1)
     nm.load(tmp_path / "m.safetensors", other)

@@ -41,7 +41,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def sparse(model: torch.nn.Module) -> torch.nn.Module:
     """Cut what a sparsifier would take, and stacked experts, to 2:4; some kept weights become negative zeros."""
     experts = any("experts" in name for name, _ in model.named_parameters())
-    for row in nm.Sparsifier(model, nm.OneShot("2:4"), rules={"*experts*": "2:4"} if experts else {}).plan.taken:
+    for row in nm.Sparsifier(model, nm.OneShot("2:4"), rules={"*experts*": "2:4"} if experts else {}).plan.sparse:
         view = row.grouping.view(row.parameter.data)
         view.masked_fill_(torch.rand(view.shape).argsort(-1) >= 2, 0)
         flat = row.parameter.data.view(-1)

@@ -93,7 +93,7 @@ def fit(folder: Path, callback: Any, *others: Any, net: Any = None, ckpt_path: A
 
 
 def obeys(net: nn.Module, pattern: str = "2:4") -> bool:
-    for row in nm.Sparsifier(net, nm.LBC(pattern)).plan.taken:
+    for row in nm.Sparsifier(net, nm.LBC(pattern)).plan.sparse:
         assert row.pattern is not None
         if int((row.grouping.view(row.parameter.detach()) != 0).sum(-1).max()) > row.pattern.n:
             return False
@@ -123,8 +123,8 @@ def test_it_learns_what_a_plain_loop_learns(name, tmp_path):
     sparsifier.finalize()
     assert same(snapshot(net.model), snapshot(model))
     assert callback.finalized and obeys(net, str(METHODS[name].pattern))
-    assert [row.name for row in callback.sparsifier.plan.taken] == [
-        "model." + row.name for row in sparsifier.plan.taken
+    assert [row.name for row in callback.sparsifier.plan.sparse] == [
+        "model." + row.name for row in sparsifier.plan.sparse
     ]
 
 
@@ -182,7 +182,7 @@ def test_after_the_end_the_zeros_can_be_kept(tmp_path):
         fit(tmp_path, NMCallback(METHODS["lbc"]), max_epochs=4, ckpt_path=last)
     more = fit(tmp_path, keeps := NMCallback(nm.Keep("2:4")), max_epochs=4, ckpt_path=last)
     assert keeps.finalized and not same(snapshot(more), snapshot(net))
-    taken = [row.name for row in keeps.sparsifier.plan.taken]
+    taken = [row.name for row in keeps.sparsifier.plan.sparse]
     assert taken and all(not dict(more.named_parameters())[name][zeros[name]].any() for name in taken)
     assert Net.load_from_checkpoint(last) and done.state_dict() == {"finalized": True}
 
@@ -293,7 +293,7 @@ def test_several_optimizers(tmp_path):
         fit(tmp_path, NMCallback(lbc, module="model", optimizer=2, total_steps=steps), net=Gan())
     with pytest.raises(AttachError, match="manual optimization: how often training_step steps cannot be known"):
         fit(tmp_path, NMCallback(lbc, module="model", optimizer=1), net=Gan())
-    with pytest.raises(AttachError, match="does not hold 3 taken weights"):
+    with pytest.raises(AttachError, match="does not hold 3 sparse weights"):
         fit(tmp_path, NMCallback(lbc, optimizer=1, total_steps=steps), net=Gan())
 
 

@@ -71,7 +71,7 @@ def test_batch_norm_scales_rows_and_keeps_zeros(tmp_path: Path) -> None:
 
 def test_a_learned_model(tmp_path: Path) -> None:
     sparsifier = nets.learn(nm.LBC("2:4", end=0.5), rules={"hidden": "1:16"})
-    taken = sparsifier.plan.taken
+    taken = sparsifier.plan.sparse
     sparsifier.finalize()
     model = sparsifier.model
     model.train()

@@ -34,7 +34,7 @@ def optimizer_of(model: nn.Module, name: str = "adamw", **options: Any) -> torch
 
 def obeys(model: nn.Module, names: list[str]) -> bool:
     weights = dict(model.named_parameters())
-    rows = {row.name: row.grouping for row in nm.Sparsifier(convnet(), nm.LBC("2:4")).plan.taken}
+    rows = {row.name: row.grouping for row in nm.Sparsifier(convnet(), nm.LBC("2:4")).plan.sparse}
     return all(int((rows[name].view(weights[name].detach()) != 0).sum(-1).max()) <= 2 for name in names)
 
 
@@ -55,7 +55,7 @@ def test_lookahead_writes_nothing_back(name):
     train(model, optimizer, batches(STEPS), after=check)  # slow weights are written at steps 6 and 12
     assert not torch.equal(before["head.weight"], model.head.weight)
     sparsifier.finalize()
-    assert obeys(model, [row.name for row in sparsifier.plan.taken])
+    assert obeys(model, [row.name for row in sparsifier.plan.sparse])
 
 
 def test_lookahead_beside_dense_weights_is_refused():
@@ -74,7 +74,7 @@ def test_optimizers_of_timm_keep_the_pattern(name):
     sparsifier = nm.Sparsifier(model, nm.LBC("2:4")).attach(optimizer, STEPS)
     train(model, optimizer, batches(STEPS))
     sparsifier.finalize()
-    assert obeys(model, [row.name for row in sparsifier.plan.taken])
+    assert obeys(model, [row.name for row in sparsifier.plan.sparse])
 
 
 def test_the_scaler_with_clipping_and_skipped_steps():
@@ -120,7 +120,7 @@ def test_the_learning_rate_of_each_layer():
     optimizer.step()
     told = {weight: lr for lr, weights in rates for weight in weights}
     groups = {p.data_ptr(): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    taken = [row.parameter.data_ptr() for row in sparsifier.plan.taken]
+    taken = [row.parameter.data_ptr() for row in sparsifier.plan.sparse]
     assert told == {place: groups[place] for place in taken} and len(set(told.values())) > 3
 
 
@@ -132,7 +132,7 @@ def test_averages_are_finalized(kind, inner):
     average = getattr(timm.utils, kind)(model, decay=0.9)
     sparsifier = nm.Sparsifier(model, nm.LBC("2:4")).attach(optimizer, STEPS)
     train(model, optimizer, batches(STEPS), after=lambda _: average.update(model))
-    names = [row.name for row in sparsifier.plan.taken]
+    names = [row.name for row in sparsifier.plan.sparse]
     assert not obeys(average.module, names)
     sparsifier.finalize(average.module if inner else average)
     sparsifier.finalize()
@@ -176,7 +176,7 @@ def test_a_state_without_masks_is_refused():
 def test_several_sparsifiers_are_carried():
     model = convnet()
     optimizer = optimizer_of(model)
-    first, second, *_ = [row.name for row in nm.Sparsifier(model, nm.LBC("2:4")).plan.taken]
+    first, second, *_ = [row.name for row in nm.Sparsifier(model, nm.LBC("2:4")).plan.sparse]
     rules = [{"*": None, first: "2:4"}, {"*": None, second: "1:4"}]
     own = [nm.Sparsifier(model, nm.LBC("2:4"), rules=each).attach(optimizer, STEPS) for each in rules]
     for sparsifier in own:
@@ -209,10 +209,10 @@ def test_standardized_weights_are_left_dense(layer, monkeypatch):
 @pytest.mark.parametrize(("name", "most"), [("repvgg_a0", 4), ("levit_128s", 2)])
 def test_merged_branches_are_denser_and_merged_norms_are_not(name, most):
     model = timm.create_model(name, num_classes=8)
-    for row in nm.Sparsifier(model, nm.LBC("2:4")).plan.taken:
+    for row in nm.Sparsifier(model, nm.LBC("2:4")).plan.sparse:
         view = row.grouping.view(row.parameter.data)
         view.masked_fill_(torch.rand(view.shape).argsort(-1) >= 2, 0)
-    merged = nm.Sparsifier(timm.utils.reparameterize_model(model.eval()), nm.LBC("2:4")).plan.taken
+    merged = nm.Sparsifier(timm.utils.reparameterize_model(model.eval()), nm.LBC("2:4")).plan.sparse
     assert len(merged) > 10
     assert max(int((row.grouping.view(row.parameter.detach()) != 0).sum(-1).max()) for row in merged) == most
 

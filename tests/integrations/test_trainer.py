@@ -64,7 +64,7 @@ def trainer(folder: Path, model: torch.nn.Module, *callbacks: Any, **options: An
 
 def fits(model: torch.nn.Module, callback: NMCallback) -> bool:
     named = dict(model.named_parameters())
-    rows = callback.plan.taken
+    rows = callback.plan.sparse
     return all(int((row.grouping.view(named[row.name]) != 0).sum(-1).max()) == row.pattern.n for row in rows)
 
 
@@ -78,7 +78,7 @@ def same(a: Any, b: Any) -> bool:
 def test_the_same_as_attaching_by_hand(options, tmp_path):
     callback = NMCallback(nm.LBC("2:4"), rules={"*.query": "1:4"})
     one = trainer(tmp_path, bert(), callback, **options)
-    assert len(callback.plan.taken) == 13 and not callback.sparsifier.total_steps, "planned before training"
+    assert len(callback.plan.sparse) == 13 and not callback.sparsifier.total_steps, "planned before training"
     one.train()
     model = bert()
     optimizer = trainer(tmp_path, model).create_optimizer()
@@ -158,7 +158,7 @@ def test_saves_an_ordinary_model(tmp_path):
     model = transformers.GPT2ForSequenceClassification(transformers.GPT2Config(pad_token_id=0, **config))
     run = trainer(tmp_path, model, callback)
     run.train()
-    assert {row.kind for row in callback.plan.taken} == {"Conv1D"} and fits(model, callback)
+    assert {row.kind for row in callback.plan.sparse} == {"Conv1D"} and fits(model, callback)
     run.save_model(str(tmp_path / "dense"))
     save_packed(model, tmp_path / "packed")
     for folder in ("dense", "packed"):
@@ -270,7 +270,7 @@ def test_what_is_refused_when_training_begins(tmp_path):
         run.train()
     run = trainer(tmp_path, model, NMCallback(nm.LBC("2:4")))
     run.optimizer = torch.optim.AdamW(model.classifier.parameters())
-    with pytest.raises(AttachError, match="does not hold 13 taken weights"):
+    with pytest.raises(AttachError, match="does not hold 13 sparse weights"):
         run.train()
     callback = NMCallback(nm.LBC("2:4"))
     with pytest.raises(KeyboardInterrupt):

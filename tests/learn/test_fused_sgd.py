@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 import nmlearn as nm
 from nets import batches, convnet, train
-from nmlearn.learn.fused_sgd import Ahead
+from nmlearn.learn.fused_sgd import FusedSGD
 from nmlearn.native import library as native
+from nmlearn.native.training import score_step_
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the kernels are not built")
 
@@ -37,8 +38,8 @@ class OwnSGD(torch.optim.SGD):
 def seen(monkeypatch):
     """The names of shapes that were stepped ahead, a list a step."""
     steps = []
-    hide = Ahead.hide
-    monkeypatch.setattr(Ahead, "hide", lambda self, some: (steps.append(len(some)), hide(self, some))[1])
+    hide = FusedSGD.hide
+    monkeypatch.setattr(FusedSGD, "hide", lambda self: (steps.append(len(self._stepped)), hide(self))[1])
     return steps
 
 
@@ -59,7 +60,7 @@ def assert_equal(one, other):
 
 
 def never_ahead(monkeypatch):
-    monkeypatch.setattr(Ahead, "weight_step", lambda *_: None)
+    monkeypatch.setattr(FusedSGD, "score_pass", lambda *_: score_step_)
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "1:16"])

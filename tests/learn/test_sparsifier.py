@@ -163,9 +163,9 @@ def test_a_weight_without_gradient_is_left_alone_that_step():
     x, y = batches(1)[0]
     F.cross_entropy(model(x), y).backward()
     model.hidden.weight.grad = None
-    before = {t.name: t.state["score"].clone() for t in sparsifier._taken}
+    before = {t.name: t.state["score"].clone() for t in sparsifier._weights}
     optimizer.step()
-    moved = {t.name: not torch.equal(before[t.name], t.state["score"]) for t in sparsifier._taken}
+    moved = {t.name: not torch.equal(before[t.name], t.state["score"]) for t in sparsifier._weights}
     assert moved == {"conv.weight": True, "grouped.weight": True, "hidden.weight": False}
 
 
@@ -315,7 +315,7 @@ def test_a_wrapped_optimizer_is_looked_into():
 def test_a_removal_that_failed_is_tried_again():
     model, optimizer, sparsifier = attached(nm.LBC("2:4", start=0.25, end=0.25))
     train(model, optimizer, batches(3))
-    sparsifier._taken[0].state["score"][0, 0] = torch.nan
+    sparsifier._weights[0].state["score"][0, 0] = torch.nan
     for _ in range(2):
         with pytest.raises(StateError):
             train(model, optimizer, batches(1))

@@ -52,5 +52,5 @@ def test_start_equals_end_is_one_step():
 
 def test_gradual_falls_to_n():
     method = nm.Gradual("2:8")
-    values = [method.value(nm.Pattern("2:8"), t / 20) for t in range(21)]
+    values = [method.setting(nm.Pattern("2:8"), t / 20) for t in range(21)]
     assert values[0] == 8 and values[-1] == 2 and values == sorted(values, reverse=True)

@@ -55,7 +55,7 @@ def test_is_the_papers_method(pattern, scores, schedule):
     optimizer = sgd(ours)
     rules = {"grouped": None}
     sparsifier = nm.Sparsifier(ours, method, rules).attach(optimizer, steps)
-    assert [row.name for row in sparsifier.plan.taken] == ["conv.weight", "hidden.weight"]
+    assert [row.name for row in sparsifier.plan.sparse] == ["conv.weight", "hidden.weight"]
     for (x, y), (loss, weights, alive) in zip(data, train_as_paper(theirs, sgd(theirs), data, schedule), strict=True):
         optimizer.zero_grad()
         mine = F.cross_entropy(ours(x), y)
@@ -64,7 +64,7 @@ def test_is_the_papers_method(pattern, scores, schedule):
         assert mine.item() == pytest.approx(loss, abs=1e-12)
         for weight, expected in zip((ours.conv.weight, ours.hidden.weight), weights, strict=True):
             torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=1e-11)
-        for taken, expected in zip(sparsifier._taken, alive, strict=True):
+        for taken, expected in zip(sparsifier._weights, alive, strict=True):
             if "alive" in taken.state:
                 assert torch.equal(groups_by_position(sparsifier, taken.name, taken.state["alive"]), expected)
             else:
@@ -200,7 +200,7 @@ def test_elimination_by_weight(pattern):
 
 def test_the_plan_says_which_elimination_each_weight_gets():
     plan = nm.Sparsifier(convnet(), nm.LBC("2:4"), {"hidden": "8:16"}).plan
-    assert {row.name: row.elimination for row in plan.taken} == {
+    assert {row.name: row.elimination for row in plan.sparse} == {
         "conv.weight": "combination",
         "grouped.weight": "combination",
         "hidden.weight": "weight",
@@ -220,7 +220,7 @@ def test_priors():
     priors = {"magnitude": "magnitude", "mapping": given, "function": lambda name, weight: -weight, "equal": "equal"}
     for kind, prior in priors.items():
         sparsifier = nm.Sparsifier(model, nm.LBC("2:4", prior=prior)).attach(sgd(model), 9)
-        score = {taken.name: taken.state["score"] for taken in sparsifier._taken}["hidden.weight"]
+        score = {taken.name: taken.state["score"] for taken in sparsifier._weights}["hidden.weight"]
         torch.testing.assert_close(score, starts[kind])
         sparsifier.detach()
     with pytest.raises(ConfigError, match=r"conv.weight needs a saliency of shape \(32, 16, 3, 3\)"):
@@ -263,7 +263,7 @@ def test_settings_that_make_no_sense(options):
 def test_state_bytes(pattern, most):
     model = convnet()
     sparsifier = nm.Sparsifier(model, nm.LBC(pattern)).attach(sgd(model), 8)
-    weights = sum(row.weights for row in sparsifier.plan.taken)
+    weights = sum(row.weights for row in sparsifier.plan.sparse)
     assert sparsifier.state_bytes() <= most * weights
     train(model, sparsifier._attached.optimizer, batches(8))
     assert sparsifier.state_bytes() <= weights  # after the schedule only the mask is left

@@ -191,7 +191,7 @@ def test_wrappers_do_not_change_names():
 
 def test_the_table_is_text_with_every_weight_and_reason():
     text = str(nm.Sparsifier(convnet(), nm.LBC("2:4")).plan)
-    for name in ("stem.weight", "first convolution", "32x16x3x3", "combination", "3 of 5 weights taken"):
+    for name in ("stem.weight", "first convolution", "32x16x3x3", "combination", "3 of 5 weights sparse"):
         assert name in text
     rows = nm.Sparsifier(convnet(), nm.LBC("2:4")).plan.to_json()
     assert rows[1] == {

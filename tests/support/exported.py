@@ -17,7 +17,7 @@ PATTERNS = ("2:4", "1:4", "1:16")
 
 def sparsify(model: nn.Module, pattern: str, rules: dict[str, str | None] | None = None) -> dict[str, Grouping]:
     """Keep N random weights of every group of what a plan takes; returns the groupings by name."""
-    taken = nm.Sparsifier(model, nm.LBC(pattern), rules=rules).plan.taken
+    taken = nm.Sparsifier(model, nm.LBC(pattern), rules=rules).plan.sparse
     for row in taken:
         view = row.grouping.view(row.parameter.data)
         view *= torch.rand(view.shape).argsort(-1) < row.grouping.pattern.n

@@ -27,7 +27,7 @@ QUERY = "bert.encoder.layer.0.attention.self.query.weight"
 
 def sparse(model: nn.Module, pattern: str = "2:4") -> nn.Module:
     """Cut what a sparsifier would take at random."""
-    for row in nm.Sparsifier(model, nm.OneShot(pattern)).plan.taken:
+    for row in nm.Sparsifier(model, nm.OneShot(pattern)).plan.sparse:
         view = row.grouping.view(row.parameter.data)
         view.masked_fill_(torch.rand(view.shape).argsort(-1) >= row.pattern.n, 0)
     return model

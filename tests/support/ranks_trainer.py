@@ -67,7 +67,7 @@ def training(model: Any, optimizer: Any, callback: NMCallback, number: int, fold
     args, data = arguments(number, folder), Sentences()
     state = SimpleNamespace(global_step=start, max_steps=8, is_hyper_param_search=False, log_history=[{}])
     callback.on_train_begin(args, state, None, model=model, optimizer=optimizer)
-    assert all(hasattr(row.parameter, "placements") for row in callback.plan.taken)
+    assert all(hasattr(row.parameter, "placements") for row in callback.plan.sparse)
     for step in range(start, 8):
         optimizer.zero_grad()
         mine = slice(4 * step + 2 * number, 4 * step + 2 * number + 2)

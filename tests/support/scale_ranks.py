@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 import nmlearn as nm
 from nets import batches, sgd
 from nmlearn.lab.train.ranks import leave
+from nmlearn.model.shards import placed
 
 STEPS, SIZE, INPUTS = 16, 12, 16
 RULES = {"head": "2:4"}  # five rows: uneven on two ranks, and nothing on the last of four
@@ -164,10 +165,11 @@ def whole(tensor: Tensor) -> Tensor:
 
 def result(run: Run, sparsifier: nm.Sparsifier) -> dict[str, dict[str, Tensor]]:
     """The weights and the masks as they would be on one process."""
-    entries = sparsifier.state_dict()["weights"]
+    rows, local = {row.name: row for row in sparsifier.plan.sparse}, sparsifier.masks()
+    masks = {name: placed({"mask": mask}, rows[name].parameter, rows[name].grouping) for name, mask in local.items()}
     return {
         "weights": {name: whole(p) for name, p in run.model.named_parameters()},
-        "masks": {name: whole(entry["state"]["keep"]) for name, entry in entries.items()},
+        "masks": {name: whole(each["mask"]) for name, each in masks.items()},
     }
 
 

@@ -12,7 +12,8 @@ from nmlearn.maths.groups import Grouping, misfit
 from nmlearn.maths.masks import nonzero_bits
 from nmlearn.maths.pattern import Pattern
 from nmlearn.maths.zeros import input_axis, tightest
-from nmlearn.model.plan import Rule, matches
+from nmlearn.model.names import matches
+from nmlearn.model.plan import Rule
 
 
 def choose(

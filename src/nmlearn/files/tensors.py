@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nmlearn.errors import StateError
 from nmlearn.files.formats.header import METADATA, NAMES
 from nmlearn.files.formats.metadata import INDEX, VALUES
-from nmlearn.model.plan import plain_name, unwrap
+from nmlearn.model.names import plain_name, unwrap
 
 
 def plain_state(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:

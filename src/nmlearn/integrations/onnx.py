@@ -26,7 +26,8 @@ from nmlearn.integrations.onnx_weights import OnnxWeight, find_weights
 from nmlearn.maths.groups import Grouping, misfit
 from nmlearn.maths.pattern import Pattern
 from nmlearn.maths.zeros import input_axis, tightest
-from nmlearn.model.plan import input_axes, plain_name, unwrap
+from nmlearn.model.names import plain_name, unwrap
+from nmlearn.model.plan import input_axes
 
 OPSET = 20
 OLDEST_OPSET = 18  # the exporter writes no older operators
@@ -95,7 +96,7 @@ def export_onnx(
         example_inputs: what ``model(*example_inputs)`` takes, of the shapes and dtypes to export for.
         path: the file; its folder is made.
         patterns: qualified name of a weight -> the pattern it must have; a :class:`nmlearn.Grouping` says the input
-            axis as well. None: what the weights' zeros show. Of a plan: ``{r.name: r.pattern for r in plan.taken}``.
+            axis as well. None: what the weights' zeros show. Of a plan: ``{r.name: r.pattern for r in plan.sparse}``.
         opset: the version of ONNX's operators, 18 or later.
         dynamic_batch: leave the first dimension of every input free; verified with twice the example's batch as well.
         verify: run the file in ONNX Runtime if that is installed, and compare its outputs with the model's.

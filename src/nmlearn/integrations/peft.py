@@ -26,8 +26,9 @@ from nmlearn.maths import masks
 from nmlearn.maths.groups import Grouping
 from nmlearn.maths.pattern import Pattern
 from nmlearn.maths.verify import verify
+from nmlearn.model.names import plain_name
 from nmlearn.model.peft_names import original_name
-from nmlearn.model.plan import Rule, input_axes, plain_name
+from nmlearn.model.plan import Rule, input_axes
 
 torchvision.load()  # which PEFT imports too, by way of transformers
 from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: E402

@@ -31,7 +31,7 @@ def carry(sparsifier: Sparsifier, optimizer: Optimizer) -> None:
     Raises:
         StateError: later, by ``load_state_dict``, when the state has no sparsifier's, or another's.
     """
-    key = f"{KEY}:{sparsifier.plan.taken[0].name}"  # several on one optimizer have different weights
+    key = f"{KEY}:{sparsifier.plan.sparse[0].name}"  # several on one optimizer have different weights
     held: list[dict[str, Any]] = []
 
     def save(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:

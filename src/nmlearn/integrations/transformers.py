@@ -28,7 +28,8 @@ from nmlearn.errors import ConfigError, FormatError, StateError
 from nmlearn.files import model_file as checkpoint
 from nmlearn.integrations import torchvision
 from nmlearn.model import peft_names as adapters
-from nmlearn.model.plan import Rule, unwrap
+from nmlearn.model.names import unwrap
+from nmlearn.model.plan import Rule
 
 if TYPE_CHECKING:
     from nmlearn.integrations.transformers_trainer import NMCallback as NMCallback

@@ -156,7 +156,7 @@ class NMCallback(TrainerCallback):
             self.on_save(args, state, control)
 
     def _sharded(self) -> bool:
-        return any(is_sharded(row.parameter) for row in self.plan.taken)
+        return any(is_sharded(row.parameter) for row in self.plan.sparse)
 
     def _resume(self, path: Path, state: Any) -> None:
         try:
@@ -202,8 +202,8 @@ class NMCallback(TrainerCallback):
             self._best_fits = _all_agree(self._fits())
 
     def _fits(self) -> bool:
-        free = not self.method.masks_weights
-        return free or all(not row.grouping.violation(local(row.parameter) != 0) for row in self.plan.taken)
+        free = self.method.holds == "nothing"
+        return free or all(not row.grouping.violation(local(row.parameter) != 0) for row in self.plan.sparse)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Forget a best model that does not fit its patterns: the next one that is evaluated is better."""

@@ -1,9 +1,9 @@
-"""Stepping weights ahead of torch.optim.SGD, in the pass over memory that steps their scores.
+"""Stepping weights in the pass over memory that steps their scores, ahead of torch.optim.SGD.
 
 Scores read every weight and gradient just before the optimizer does, and memory is what both cost: SGD's own passes
 cost more than the scores. Where the optimizer is torch's SGD with momentum, the kernels do its arithmetic too, with the
 same bits (tested), and while ``optimizer.step`` runs such a weight has no gradient, which is how SGD skips it. Momentum
-lives in the optimizer's state as ever. Where other hooks on the optimizer could tell, nothing is done ahead.
+stays in the optimizer's state. Where other hooks on the optimizer could tell, nothing is done ahead.
 """
 
 from __future__ import annotations
@@ -13,46 +13,58 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
-from nmlearn.native.training import WeightStep
+from nmlearn.learn.hidden import HiddenGradients
+from nmlearn.methods.method import Weight
+from nmlearn.native.training import ScorePass, WeightStep, score_and_weight_step_, score_step_
 
 
-class Ahead:
-    """Knows for one optimizer which weights may be stepped ahead of it, and hides them while it steps."""
+class FusedSGD:
+    """Steps the weights of one optimizer, and hides their gradients while the optimizer steps.
 
-    def __init__(self, optimizer: optim.Optimizer) -> None:
-        self.optimizer = optimizer
-        self._hidden: list[tuple[nn.Parameter, Tensor]] = []
+    Args:
+        optimizer: the one that steps.
+        before, after: the caller's own step hooks on it.
+    """
 
-    def weight_step(self, group: dict[str, Any], parameters: list[nn.Parameter], hooks: Any) -> WeightStep | None:
-        """What the optimizer is about to do to parameters of a group; None where that is not for others to do.
+    def __init__(self, optimizer: optim.Optimizer, before: Any, after: Any) -> None:
+        self.optimizer, self._before, self._after = optimizer, before, after
+        self._hidden = HiddenGradients()
+        self._stepped: list[nn.Parameter] = []
 
-        Args:
-            hooks: the caller's own step hooks, before and after.
-        """
-        if type(self.optimizer) is not optim.SGD or not _is_plain(group) or not self._alone(*hooks):
-            return None
-        state = self.optimizer.state
-        buffers = [state[p].get("momentum_buffer") if p in state else None for p in parameters]
-        moments = [b if type(p) is nn.Parameter else None for p, b in zip(parameters, buffers, strict=True)]
-        return WeightStep(moments, float(group["momentum"]), float(group["weight_decay"]))
+    def score_pass(self, group: dict[str, Any], parameters: list[nn.Parameter], weights: list[Weight]) -> ScorePass:
+        """The pass over scores for weights of one parameter group: it steps the weights too, where it may."""
+        if type(self.optimizer) is not optim.SGD or not _is_plain(group) or not self._alone():
+            return score_step_
+        known = {id(w.tensor): p for w, p in zip(weights, parameters, strict=True)}
 
-    def _alone(self, before: Any, after: Any) -> bool:
+        def both(s: Any, v: Any, g: Any, tensors: list[Tensor], **settings: float) -> list[int]:
+            own = [known[id(tensor)] for tensor in tensors]
+            moments = [self._moment(p) for p in own]
+            step = WeightStep(moments, float(group["momentum"]), float(group["weight_decay"]))
+            left, stepped = score_and_weight_step_(s, v, g, tensors, step, **settings)
+            self._stepped += [own[i] for i in stepped]
+            return left
+
+        return both
+
+    def _moment(self, parameter: nn.Parameter) -> Tensor | None:
+        known = parameter in self.optimizer.state and type(parameter) is nn.Parameter
+        return self.optimizer.state[parameter].get("momentum_buffer") if known else None
+
+    def _alone(self) -> bool:
         """Whether no other hook comes between learning and the optimizer, or between the optimizer and ``show``."""
-        others_before = list(self.optimizer._optimizer_step_pre_hooks.values())[-1:] != [before]
-        others_after = list(self.optimizer._optimizer_step_post_hooks.values())[:1] != [after]
+        others_before = list(self.optimizer._optimizer_step_pre_hooks.values())[-1:] != [self._before]
+        others_after = list(self.optimizer._optimizer_step_post_hooks.values())[:1] != [self._after]
         return not others_before and not others_after
 
-    def hide(self, parameters: list[nn.Parameter]) -> None:
-        """Take the gradients of weights that have been stepped, so that the optimizer passes them by."""
-        self._hidden = [(p, p.grad) for p in parameters if p.grad is not None]
-        for parameter, _ in self._hidden:
-            parameter.grad = None
+    def hide(self) -> None:
+        """Hide the gradients of the weights that have been stepped."""
+        self._hidden.hide(self._stepped)
+        self._stepped = []
 
     def show(self) -> None:
         """Put the gradients back."""
-        for parameter, grad in self._hidden:
-            parameter.grad = grad
-        self._hidden = []
+        self._hidden.show()
 
 
 def _is_plain(group: dict[str, Any]) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from nmlearn.errors import AttachError
+from nmlearn.methods.method import Method
 from nmlearn.model.shards import local
 
 
@@ -20,18 +21,18 @@ def innermost(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
-def check(optimizer: Optimizer, total_steps: int, keeps_dense: bool = False) -> None:
+def check(optimizer: Optimizer, total_steps: int, method: Method) -> None:
     """Refuse what cannot be learned beside.
 
     Args:
         optimizer: as the user gave it, in its wrappers.
-        keeps_dense: whether the optimizer moves dense weights that others do not see (``Method.keeps_dense``).
+        method: one that holds dense weights which others do not see needs an optimizer without averages.
 
     Raises:
         AttachError: an optimizer that steps in backward or evaluates its closure several times a step, one that
             averages weights beside dense ones, or a training without steps.
     """
-    if keeps_dense and hasattr(optimizer, "_base_optimizer"):
+    if method.holds in ("shadow", "frozen") and hasattr(optimizer, "_base_optimizer"):
         raise AttachError(
             where="attach",
             given=type(optimizer).__name__,

@@ -11,7 +11,9 @@ from torch.optim import Optimizer
 
 from nmlearn.errors import AttachError
 from nmlearn.maths.groups import misfit
-from nmlearn.model.plan import Plan, PlanRow, plain_name, unwrap
+from nmlearn.methods.method import Method
+from nmlearn.model.names import plain_name, unwrap
+from nmlearn.model.plan import Plan, PlanRow
 from nmlearn.model.shards import chunks, is_sharded, local
 
 
@@ -32,7 +34,7 @@ def check_model(model: nn.Module) -> None:
             )
 
 
-def check_weights(plan: Plan, model: nn.Module, optimizer: Optimizer, elsewhere: Iterable[int]) -> None:
+def check_weights(plan: Plan, model: nn.Module, method: Method, optimizer: Optimizer, elsewhere: Iterable[int]) -> None:
     """Refuse weights that would not learn, or not alone.
 
     The verdict depends on nothing that differs between ranks, so that all of them stop, or none.
@@ -44,16 +46,16 @@ def check_weights(plan: Plan, model: nn.Module, optimizer: Optimizer, elsewhere:
         AttachError: no weight, or weights that the optimizer does not hold, that an optimizer steps in backward, that
             the model no longer has, that another sparsifier has, or whose shards cut groups.
     """
-    for wrong, fix, rows in _reasons(plan, model, optimizer, set(elsewhere)):
-        if rows or not plan.taken:
+    for wrong, fix, rows in _reasons(plan, model, method, optimizer, set(elsewhere)):
+        if rows or not plan.sparse:
             where = rows[0].name if rows else "attach"
             raise AttachError(where=where, given=type(optimizer).__name__, wrong=wrong, fix=fix)
 
 
-def _reasons(plan: Plan, model: nn.Module, optimizer: Optimizer, elsewhere: set[int]) -> Iterable[Any]:
+def _reasons(plan: Plan, model: nn.Module, method: Method, optimizer: Optimizer, elsewhere: set[int]) -> Iterable[Any]:
     """Every reason as (what is wrong, what to do, the weights that it is about)."""
-    taken = plan.taken
-    if not taken:
+    sparse = plan.sparse
+    if not sparse:
         yield "the plan takes no weight", "print(sparsifier.plan) for the reasons, and change the rules", []
     stale = [name for name in replaced(plan, model) if not is_sharded(_row(plan, name).parameter)]
     yield (
@@ -61,43 +63,48 @@ def _reasons(plan: Plan, model: nn.Module, optimizer: Optimizer, elsewhere: set[
         "first shard or load the model, then make the optimizer and the sparsifier",
         [_row(plan, name) for name in stale],
     )
-    in_backward = [row for row in taken if getattr(row.parameter, "_in_backward_optimizers", None)]
+    in_backward = [row for row in sparse if getattr(row.parameter, "_in_backward_optimizers", None)]
     yield (
         "an optimizer steps this weight inside backward, where nothing can be learned before and cleared after it",
         "use an optimizer whose step() is called after backward",
         in_backward,
     )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missing = [row for row in taken if id(row.parameter) not in held]
+    missing = [row for row in sparse if id(row.parameter) not in held]
     yield (
-        f"it does not hold {len(missing)} taken weights, which would never learn",
+        f"it does not hold {len(missing)} sparse weights, which would never learn",
         "give it all the model's parameters (after sharding or moving the model), or leave these dense",
         missing,
     )
     yield (
         "another sparsifier is attached to this weight",
         "detach() that one first, or leave the weight to one of them with rules",
-        [row for row in taken if id(row.parameter) in elsewhere],
+        [row for row in sparse if id(row.parameter) in elsewhere],
+    )
+    yield (
+        f"{method.name} has to see whole weights, and this one is sharded",
+        "use DDP, or a method that works on shards: LBC, SR-STE, MaskLLM, gradual, one-shot",
+        [row for row in sparse if method.whole and _is_split(row.parameter)],
     )
     yield (
         "its shards cut groups apart",
         "shard another dimension than the inputs, or into multiples of M inputs, or leave the weight dense",
-        [row for row in taken if _is_cut(row)],
+        [row for row in sparse if _is_cut(row)],
     )
 
 
 def _row(plan: Plan, name: str) -> PlanRow:
-    return next(row for row in plan.taken if row.name == name)
+    return next(row for row in plan.sparse if row.name == name)
 
 
 def replaced(plan: Plan, model: nn.Module) -> list[str]:
-    """The names of the taken weights in whose place the model has another parameter, or none."""
+    """The names of the sparse weights in whose place the model has another parameter, or none."""
     named = {plain_name(name): p for name, p in unwrap(model).named_parameters(remove_duplicate=False)}
-    return [row.name for row in plan.taken if named.get(row.name) is not row.parameter]
+    return [row.name for row in plan.sparse if named.get(row.name) is not row.parameter]
 
 
 def check_replaced(plan: Plan, model: nn.Module) -> None:
-    """Refuse to go on with weights that the model no longer has; to be called when no taken weight has a gradient.
+    """Refuse to go on with weights that the model no longer has; to be called when no sparse weight has a gradient.
 
     Raises:
         AttachError: one was replaced since attach.
@@ -125,6 +132,10 @@ def check_capture(weight: Tensor) -> None:
             wrong="every replay would repeat this one step of the schedule, and never remove anything",
             fix="capture forward and backward only, and call optimizer.step() behind the replay",
         )
+
+
+def _is_split(weight: Tensor) -> bool:
+    return is_sharded(weight) and any(chunks(weight, axis) for axis in range(weight.dim()))
 
 
 def _is_cut(row: PlanRow) -> bool:

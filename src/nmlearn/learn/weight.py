@@ -1,34 +1,52 @@
-"""A weight under a method: its state, where it stands, and the hook on its gradient."""
+"""One weight under a method: its state, and how far its schedule has come."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
-from nmlearn.learn.quiet import Quiet
-from nmlearn.maths import masks
 from nmlearn.maths.groups import Grouping
 from nmlearn.maths.pattern import Pattern
-from nmlearn.methods.method import State
-from nmlearn.model.shards import local
+from nmlearn.methods.method import DENSE, Setting, State, Weight
+from nmlearn.model.shards import local, shard
 
 
 @dataclass
-class Taken:
-    """A weight under a method, with its state and what the schedule has come to."""
+class SparseWeight:
+    """A weight under a method.
+
+    Attributes:
+        lr_group: the index of the optimizer's parameter group that holds it.
+        shapes: of the whole tensors that its state may have.
+        setting: what the schedule has come to; None before the first step.
+        density: the share that its mask keeps.
+    """
 
     name: str
     parameter: nn.Parameter
     grouping: Grouping
     lr_group: int
     state: State
-    quiet: Quiet
     shapes: dict[str, tuple[int, ...]]
-    value: int | None = None
+    setting: Setting | None = None
     density: float = 1.0
-    writes: int = 0
+
+    def seen(self) -> Weight:
+        """The weight as its method sees it now."""
+        in_use, grad = local(self.parameter), self.parameter.grad
+        return Weight(
+            name=self.name,
+            grouping=self.grouping,
+            tensor=self.state.get(DENSE, in_use),
+            state=self.state,
+            setting=self.setting,
+            grad=None if grad is None else local(grad),
+            in_use=in_use,
+            shape=tuple(self.parameter.shape),
+            shard=functools.partial(shard, weight=self.parameter),
+        )
 
 
 @dataclass(frozen=True)
@@ -41,14 +59,3 @@ class WeightStatus:
     survivors: int | None
     combinations: int | None
     density: float
-
-
-def gradient_hook(taken: Taken) -> Callable[[Tensor], None]:
-    """Clears the gradient of removed weights as soon as it is there, before clipping, logging or the optimizer."""
-
-    def clear(parameter: Tensor) -> None:
-        if taken.density < 1.0 and parameter.grad is not None:
-            masks.clear_(local(parameter.grad), taken.state["keep"])
-            taken.quiet.gradient_cleared()
-
-    return clear

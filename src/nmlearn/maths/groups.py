@@ -55,6 +55,10 @@ class Grouping:
         x_gm: Tensor = x_w.unflatten(self.axis, (-1, self.pattern.m)).movedim(self.axis + 1, -1)
         return x_gm
 
+    def unview(self, x_gm: Tensor) -> Tensor:
+        """A tensor of the weight's shape from its group view ``[..., M]``; the inverse of :meth:`view`."""
+        return x_gm.movedim(-1, self.axis + 1).flatten(self.axis, self.axis + 1)
+
     def violation(self, kept_w: Tensor) -> str:
         """How many groups keep more than N, and the first of them as a Python index; empty when none does.
 
@@ -76,6 +80,10 @@ class Grouping:
             f"{int(bad.sum()):,} of {bad.numel():,} groups break {self.pattern}; "
             f"the first is [{', '.join(index)}] with {int(counts[tuple(place)])} non-zeros"
         )
+
+    def output_axes(self) -> tuple[int, ...]:
+        """The axes that count outputs: of experts ``[e, out, in]`` two, of transposed convolutions the second."""
+        return tuple(range(self.axis)) or (1,)
 
     def groups_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The leading dimensions of the view of a weight of this shape."""

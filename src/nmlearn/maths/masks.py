@@ -15,6 +15,8 @@ from torch import Tensor
 
 from nmlearn.native import training
 
+# The key of a mask's bits in the state of a weight.
+KEEP = "keep"
 # The integer type with the bits of a floating-point one, by bytes.
 SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Sorting needs about 20 bytes a value; this bounds the extra memory of one call to about 80 MB.
@@ -94,6 +96,11 @@ def clear_(x_w: Tensor, keep_w: Tensor) -> Tensor:
     if not training.clear_(x_w, keep_w):
         x_w.view(SAME_SIZE[x_w.element_size()]).bitwise_and_(keep_w)
     return x_w
+
+
+def kept(x_w: Tensor, mask_w: Tensor) -> Tensor:
+    """A new tensor with +0.0 in place of what a bool mask removes, whatever stands there."""
+    return torch.where(mask_w, x_w, 0.0)
 
 
 def nonzero_bits(x_w: Tensor) -> Tensor:

@@ -46,8 +46,8 @@ def sgd_(
     lr: float,
     momentum: float,
     weight_decay: float,
-    weight_step: training.WeightStep | None = None,
-) -> list[int]:
+    score_pass: training.ScorePass = training.score_step_,
+) -> None:
     """One SGD step on per-weight scores, whose gradient is ``grad * weight``; in place.
 
     As torch.optim.SGD without dampening: v <- momentum v + (g w + weight_decay s); s <- s - lr v. The momenta start at
@@ -59,17 +59,12 @@ def sgd_(
     choice without a branch: nobody waits for a device to hear whether a gradient was finite.
 
     Args:
-        weight_step: what the optimizer is about to do to the weights, which the same pass may do.
-
-    Returns:
-        The indices of the weights that were stepped too.
+        score_pass: the compiled pass, which may do more in the same go.
     """
     lists = (scores, momenta, grads, weights)
-    left, stepped = training.score_step_(
-        *lists, lr=lr, momentum=momentum, weight_decay=weight_decay, weight_step=weight_step
-    )
+    left = score_pass(*lists, lr=lr, momentum=momentum, weight_decay=weight_decay)
     if not left:
-        return stepped
+        return
     scores, momenta, grads, weights = ([tensors[i] for i in left] for tensors in lists)
     torch._foreach_mul_(momenta, momentum)
     torch._foreach_addcmul_(momenta, grads, weights)
@@ -78,44 +73,25 @@ def sgd_(
     for v in momenta:
         v.nan_to_num_(0.0, 0.0, 0.0)
     torch._foreach_add_(scores, momenta, alpha=-lr)
-    return stepped
 
 
-def explicit_state(a_gc: Tensor, optimizer: str) -> dict[str, Tensor]:
-    """The state of explicit scores ``[..., C]`` that start at ``a_gc``, for "sgd" or "adamw"."""
-    if optimizer == "sgd":
-        return {"score": a_gc, "momentum": torch.zeros_like(a_gc)}
-    count = torch.zeros((), dtype=torch.int64)
-    return {"score": a_gc, "mean": torch.zeros_like(a_gc), "square": torch.zeros_like(a_gc), "count": count}
+def relaxed(w_gm: Tensor, a_gc: Tensor, alive_gc: Tensor, pattern: Pattern) -> Tensor:
+    """The weight in use, straight through its mask: ``w_j sum_{k holds j, alive} a_k``, for its gradient alone.
 
-
-def explicit_step_(
-    state: dict[str, Tensor],
-    grad_gm: Tensor,
-    weight_gm: Tensor,
-    pattern: Pattern,
-    *,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-) -> None:
-    """One step on explicit scores, whose gradient is the sum of ``grad * weight`` over a combination's members.
-
-    SGD or AdamW (Loshchilov and Hutter, arXiv 1711.05101, betas 0.9 and 0.999, eps 1e-8) by what the state holds. A
-    removed combination has no gradient. A product that is not finite counts as zero.
+    The gradient with respect to ``a_k`` is the sum of ``g_j w_j`` over the members of k, zero where k is removed.
+    It is summed in float64, for the reason that :func:`of_combinations` gives; a product that is not finite counts as
+    zero.
 
     Args:
-        state: as :func:`explicit_state` made it, with the survivors in ``state["alive"]``; changed in place.
-        grad_gm, weight_gm: ``[..., M]``.
+        w_gm: ``[..., M]``, without gradient.
+        a_gc: ``[..., C]`` scores.
+        alive_gc: bool ``[..., C]``.
+
+    Returns:
+        ``[..., M]``, in the dtype of the scores.
     """
-    score = state["score"]
-    change_gm = (grad_gm.to(score.dtype) * weight_gm.to(score.dtype)).nan_to_num_(0.0, 0.0, 0.0)
-    d = of_combinations(change_gm, pattern).to(score.dtype).mul_(state["alive"])
-    if "momentum" in state:
-        v = state["momentum"].mul_(momentum).add_(d).add_(score, alpha=weight_decay)
-        score.sub_(v, alpha=lr)
-        return
-    t = int(state["count"].add_(1))
-    mean = state["mean"].lerp_(d, 1 - 0.9)
-    root = state["square"].mul_(0.999).addcmul_(d, d, value=1 - 0.999).div(1 - 0.999**t).sqrt_()
-    score.mul_(1 - lr * weight_decay).addcdiv_(mean, root.add_(1e-8), value=-lr / (1 - 0.9**t))
+    wide = torch.float32 if a_gc.device.type == "mps" else torch.float64
+    a_gm: Tensor = ((a_gc * alive_gc).to(wide) @ table(pattern, a_gc.device, wide)).to(a_gc.dtype)
+    if a_gm.requires_grad:
+        a_gm.register_hook(lambda grad: grad.nan_to_num(0.0, 0.0, 0.0))
+    return w_gm.to(a_gc.dtype) * a_gm

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from nmlearn.maths.groups import Grouping
-from nmlearn.methods.method import Batch, Method, State
+from nmlearn.methods.method import Method, Weight
 
 
 @dataclass(frozen=True)
@@ -17,14 +16,8 @@ class Dense(Method):
     """Masks nothing. The pattern only says which weights the comparison is about."""
 
     name: ClassVar[str] = "dense"
+    holds: ClassVar[Literal["nothing"]] = "nothing"
     dense_gradient: ClassVar[bool] = True
-    masks_weights: ClassVar[bool] = False
 
-    def init(self, name: str, weight: Tensor, grouping: Grouping) -> State:
-        return {}
-
-    def use(self, batch: Batch) -> None:
-        pass
-
-    def mask(self, weight: Tensor, state: State) -> Tensor:
-        return torch.ones_like(weight, dtype=torch.bool)
+    def mask(self, w: Weight) -> Tensor:
+        return torch.ones_like(w.tensor, dtype=torch.bool)

@@ -9,12 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from nmlearn.maths.groups import Grouping
 from nmlearn.maths.pattern import Pattern
 from nmlearn.maths.schedules import Falling
-from nmlearn.methods.method import Method, State, keep_top_
+from nmlearn.methods.method import Method, Setting, Weight, keep_top_
 
 
 @dataclass(frozen=True)
@@ -35,11 +32,12 @@ class Gradual(Method):
         super().__post_init__()
         Falling(self.start, self.end, self.power)
 
-    def value(self, pattern: Pattern, progress: float) -> int:
+    def setting(self, pattern: Pattern, progress: float) -> int:
         return Falling(self.start, self.end, self.power).count(progress, first=pattern.m, last=pattern.n)
 
-    def advance(self, name: str, weight: Tensor, state: State, grouping: Grouping, value: int) -> bool:
-        if value == grouping.pattern.m:
+    def advance(self, w: Weight, setting: Setting) -> bool:
+        assert isinstance(setting, int)
+        if setting == w.pattern.m:
             return False
-        keep_top_(state, weight.abs(), grouping, value)
+        keep_top_(w, w.tensor.abs(), setting)
         return True

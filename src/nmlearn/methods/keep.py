@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from nmlearn.errors import ViolationError
 from nmlearn.maths import masks
-from nmlearn.maths.groups import Grouping
-from nmlearn.methods.method import Method, State
+from nmlearn.methods.method import Method, State, Weight
 
 
 @dataclass(frozen=True)
@@ -19,14 +16,14 @@ class Keep(Method):
 
     name: ClassVar[str] = "keep"
 
-    def init(self, name: str, weight: Tensor, grouping: Grouping) -> State:
-        mask = weight != 0
-        why = grouping.violation(mask)
+    def init(self, w: Weight) -> State:
+        mask = w.tensor != 0
+        why = w.grouping.violation(mask)
         if why:
             raise ViolationError(
-                where=name,
-                given=tuple(weight.shape),
+                where=w.name,
+                given=tuple(w.tensor.shape),
                 wrong=f"{why}, so there is nothing to keep",
                 fix="give it the pattern that it has, or leave it dense with a rule",
             )
-        return {"keep": masks.bits(mask)}
+        return {masks.KEEP: masks.bits(mask)}

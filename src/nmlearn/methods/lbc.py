@@ -8,22 +8,20 @@ lowest-scored ones are removed step by step, for good. A weight is in use while 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn, optim
 
-from nmlearn.errors import ConfigError
 from nmlearn.maths import elimination as eliminate
 from nmlearn.maths import masks
 from nmlearn.maths import scores as scoring
 from nmlearn.maths.combinations import LARGEST_TABLE
-from nmlearn.maths.groups import Grouping
 from nmlearn.maths.pattern import Pattern
 from nmlearn.maths.schedules import Falling
-from nmlearn.methods.method import Batch, Method, State
+from nmlearn.methods.method import At, Method, Setting, State, Weight, refuse
 
 # Above this many combinations a group (8:16 has 12870) "auto" eliminates weights: the set of survivors would not fit.
 MOST_COMBINATIONS = 200
@@ -73,44 +71,43 @@ class LBC(Method):
         if isinstance(self.prior, str):
             _check(self.prior, "prior", ("equal", "magnitude"))
         if self.scores == "factored" and self.score_optimizer != "sgd":
-            _refuse("score_optimizer", self.score_optimizer, "scores factor only under SGD", 'set scores="explicit"')
+            refuse("score_optimizer", self.score_optimizer, "scores factor only under SGD", 'set scores="explicit"')
         if self.scores == "explicit" and self.elimination == "weight":
-            _refuse("elimination", "weight", "explicit scores belong to combinations", 'set scores="factored"')
+            refuse("elimination", "weight", "explicit scores belong to combinations", 'set scores="factored"')
 
     def eliminates(self, pattern: Pattern) -> str:
         auto = self.elimination == "auto" and self.scores == "factored"
         by_weight = self.elimination == "weight" or (auto and pattern.combinations > MOST_COMBINATIONS)
         if not by_weight and pattern.combinations > LARGEST_TABLE:
             wrong = f"{pattern} has {pattern.combinations:,} combinations, too many to score or to list"
-            _refuse("elimination", "combination", wrong, 'set scores="factored" and elimination="weight"')
+            refuse("elimination", "combination", wrong, 'set scores="factored" and elimination="weight"')
         return "weight" if by_weight else "combination"
 
-    def value(self, pattern: Pattern, progress: float) -> int:
+    def setting(self, pattern: Pattern, progress: float) -> int:
         survivors = Falling(self.start, self.end, self.power).count(progress, first=pattern.combinations)
         by_weight = self.eliminates(pattern) == "weight"
         return eliminate.weights_left(survivors, pattern) if by_weight else survivors
 
-    def ended(self, pattern: Pattern, value: int | None) -> bool:
-        return value == (pattern.n if self.eliminates(pattern) == "weight" else 1)
+    def ended(self, pattern: Pattern, setting: Setting | None) -> bool:
+        return setting == (pattern.n if self.eliminates(pattern) == "weight" else 1)
 
-    def init(self, name: str, weight: Tensor, grouping: Grouping) -> State:
-        state = super().init(name, weight, grouping)
-        pattern = grouping.pattern
-        if pattern.combinations == 1:  # M:M, nothing to choose
+    def init(self, w: Weight) -> State:
+        state = super().init(w)
+        if w.pattern.combinations == 1:  # M:M, nothing to choose
             return state
-        start = self._start(name, weight, pattern)
+        start = self._start(w)
         if self.scores == "explicit":
-            start = scoring.of_combinations(grouping.view(start), pattern).to(start.dtype)
-            state |= scoring.explicit_state(start, self.score_optimizer)
+            state["score"] = scoring.of_combinations(w.grouping.view(start), w.pattern).to(start.dtype)
         else:
             state |= {"score": start, "momentum": torch.zeros_like(start)}
-        if self.eliminates(pattern) == "combination":
-            shape = (*grouping.groups_shape(tuple(weight.shape)), pattern.combinations)
-            state["alive"] = torch.ones(shape, dtype=torch.bool, device=weight.device)
+        if self.eliminates(w.pattern) == "combination":
+            shape = (*w.grouping.groups_shape(tuple(w.tensor.shape)), w.pattern.combinations)
+            state["alive"] = torch.ones(shape, dtype=torch.bool, device=w.tensor.device)
         return state
 
-    def _start(self, name: str, weight: Tensor, pattern: Pattern) -> Tensor:
+    def _start(self, w: Weight) -> Tensor:
         """The scores of the weights at the start, in the weight's shape and memory layout."""
+        name, weight = w.name, w.tensor
         dtype = scoring.dtype_for(weight)
         if self.prior == "equal":  # 0 for the paper's 1 / C(M-1, N-1), beside which float32 would lose small steps
             return torch.zeros_like(weight, dtype=dtype)
@@ -118,7 +115,7 @@ class LBC(Method):
             return weight.to(dtype).square().div_(2)
         given = self.prior(name, weight) if callable(self.prior) else self.prior.get(name)
         if given is None or given.shape != weight.shape:
-            _refuse(
+            refuse(
                 "prior",
                 "no entry" if given is None else f"shape {tuple(given.shape)}",
                 f"{name} needs a saliency of shape {tuple(weight.shape)}",
@@ -127,73 +124,75 @@ class LBC(Method):
         start = torch.empty_like(weight, dtype=dtype).copy_(given)
         if not bool(start.isfinite().all()):
             lost = f"{int((~start.isfinite()).sum())} values for {name} that are not finite"
-            _refuse("prior", lost, "scores start at the prior, and none could be chosen by", "give finite saliencies")
+            refuse("prior", lost, "scores start at the prior, and none could be chosen by", "give finite saliencies")
         return start
 
-    def learn(self, batch: Batch, lr: float) -> None:
-        learning = [i for i, state in enumerate(batch.states) if "score" in state]
-        if not learning:
+    def learn(self, weights: Sequence[Weight], at: At) -> None:
+        if self.scores == "explicit":
             return
-        w, g = [batch.weights[i] for i in learning], [batch.grads[i] for i in learning]
-        states = [batch.states[i] for i in learning]
-        if self.scores == "factored":
-            s, v = [state["score"] for state in states], [state["momentum"] for state in states]
-            own = batch.weight_step.of(learning) if batch.weight_step else None
-            stepped = scoring.sgd_(
-                s, v, g, w, lr=lr, momentum=self.momentum, weight_decay=self.weight_decay, weight_step=own
-            )
-            batch.stepped.extend(learning[i] for i in stepped)
-            return
-        for i, grad, weight, state in zip(learning, g, w, states, strict=True):
-            cut = batch.groupings[i]
-            scoring.explicit_step_(
-                state,
-                cut.view(grad),
-                cut.view(weight),
-                cut.pattern,
-                lr=lr,
-                momentum=self.momentum,
-                weight_decay=self.weight_decay,
+        learning = [w for w in weights if "score" in w.state]
+        scores, momenta = [w.state["score"] for w in learning], [w.state["momentum"] for w in learning]
+        grads, tensors = [w.grad for w in learning if w.grad is not None], [w.tensor for w in learning]
+        decay, momentum = self.weight_decay, self.momentum
+        if learning:
+            scoring.sgd_(
+                scores,
+                momenta,
+                grads,
+                tensors,
+                lr=at.lr,
+                momentum=momentum,
+                weight_decay=decay,
+                score_pass=at.score_pass,
             )
 
-    def advance(self, name: str, weight: Tensor, state: State, grouping: Grouping, value: int) -> bool:
-        if "score" not in state:
+    def learned(self, state: State) -> tuple[str, ...]:
+        return ("score",) if self.scores == "explicit" and "score" in state else ()
+
+    def optimizer(self, learned: list[nn.Parameter], lr: float) -> optim.Optimizer:
+        if self.score_optimizer == "sgd":
+            return optim.SGD(learned, lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        return optim.AdamW(learned, lr, weight_decay=self.weight_decay)
+
+    def relaxed(self, w: Weight, at: At) -> Tensor:
+        w_gm = w.grouping.view(w.tensor)
+        return w.grouping.unview(scoring.relaxed(w_gm, w.state["score"], w.state["alive"], w.pattern))
+
+    def advance(self, w: Weight, setting: Setting) -> bool:
+        assert isinstance(setting, int)
+        if "score" not in w.state:
             return False
-        pattern, by_weight = grouping.pattern, self.eliminates(grouping.pattern) == "weight"
-        if value >= (pattern.m if by_weight else pattern.combinations):
+        by_weight = self.eliminates(w.pattern) == "weight"
+        if setting >= (w.pattern.m if by_weight else w.pattern.combinations):
             return False
-        if weight.numel():  # a rank without rows of this weight follows the others
-            eliminate.check_finite(name, weight, "values")
-            self._remove(name, state, grouping, value, by_weight)
-        if self.ended(pattern, value):  # the best combination is left: nothing to learn any more
-            for key in [key for key in state if key != "keep"]:
-                del state[key]
+        if w.tensor.numel():  # a rank without rows of this weight follows the others
+            eliminate.check_finite(w.name, w.tensor, "values")
+            self._remove(w, setting, by_weight)
+        if self.ended(w.pattern, setting):  # the best combination is left: nothing to learn any more
+            for key in [key for key in w.state if key != masks.KEEP]:
+                del w.state[key]
         return True
 
-    def _remove(self, name: str, state: State, grouping: Grouping, value: int, by_weight: bool) -> None:
-        eliminate.check_finite(name, state["score"], "scores")
-        keep_gm = grouping.view(state["keep"])
+    def _remove(self, w: Weight, left: int, by_weight: bool) -> None:
+        eliminate.check_finite(w.name, w.state["score"], "scores")
+        keep_gm = w.grouping.view(w.state[masks.KEEP])
         explicit = self.scores == "explicit"
-        score = state["score"] if explicit else grouping.view(state["score"])
+        score = w.state["score"] if explicit else w.grouping.view(w.state["score"])
         if by_weight:
-            kept = eliminate.weights(keep_gm != 0, score, value)
+            kept = eliminate.weights(keep_gm != 0, score, left)
         else:
-            kept = eliminate.combinations_(state["alive"], score, grouping.pattern, value, explicit=explicit)
+            kept = eliminate.combinations_(w.state["alive"], score, w.pattern, left, explicit=explicit)
         keep_gm.copy_(masks.bits(kept))
 
-    def survivors(self, state: State, grouping: Grouping) -> int | None:
-        if "score" not in state:
+    def survivors(self, w: Weight) -> int | None:
+        if "score" not in w.state:
             return 1
-        if "alive" in state:
-            return int(state["alive"].flatten(0, -2)[:1].sum()) or None
-        left = int((grouping.view(state["keep"]) != 0).flatten(0, -2)[:1].sum())
-        return math.comb(left, grouping.pattern.n) or None
+        if "alive" in w.state:
+            return int(w.state["alive"].flatten(0, -2)[:1].sum()) or None
+        left = int((w.grouping.view(w.state[masks.KEEP]) != 0).flatten(0, -2)[:1].sum())
+        return math.comb(left, w.pattern.n) or None
 
 
 def _check(value: object, option: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        _refuse(option, value, "there is no such choice", f"choose from {', '.join(known)}")
-
-
-def _refuse(option: str, given: Any, wrong: str, fix: str) -> NoReturn:
-    raise ConfigError(where=f"method.options.{option}", given=given, wrong=wrong, fix=fix)
+        refuse(option, value, "there is no such choice", f"choose from {', '.join(known)}")

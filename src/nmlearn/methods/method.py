@@ -1,52 +1,89 @@
 """The contract of a method: what a sparsifier asks of a published algorithm.
 
-A method is a frozen dataclass of its settings; what it learns lives in one state per weight, a dict of tensors. The
-sparsifier drives it around the user's optimizer:
+A method is a frozen dataclass of its settings; what it learns lives in one state per weight, a dict of tensors. What it
+``holds`` says where the user's optimizer learns:
 
-    attach            state = init(name, weight, grouping)
-    after backward    the gradient of a removed weight is cleared (unless the method keeps the dense weight)
-    before the step   learn(batch, lr)                               every step, many weights at once
-    after the step    advance(name, weight, state, grouping, value)  only when value(pattern, progress) has changed
-                      use(batch)                                     every step
+    "weight"   in the weight that the network computes with; what is pruned is cleared there, and stays pruned
+    "shadow"   in a dense weight behind the one in use, ``state["dense"]``; pruned weights may come back
+    "frozen"   nowhere: the dense weight behind stays as it is, and only the state learns
+    "nothing"  as without a sparsifier: the plan only says which weights a comparison is about
 
-A method that ``keeps_dense`` has the weight that the optimizer moves in ``state["dense"]``; the model's weight holds
-what the network computes with, and the sparsifier exchanges the two around the step.
+The sparsifier drives a method around ``optimizer.step``:
+
+    attach            state = init(w)
+    before the step   learn(weights, at), every step, the weights of one parameter group at once; then the tensors of
+                      the state that are ``learned`` take a step of their own torch optimizer
+    after the step    advance(w, setting), only when setting(pattern, progress) has changed
+                      used(w, at), every step: what the network computes with ("shadow" and "frozen")
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NoReturn
 
-from torch import Tensor
+from torch import Tensor, nn, optim
 
+from nmlearn.errors import ConfigError
 from nmlearn.maths import masks
 from nmlearn.maths.groups import Grouping
 from nmlearn.maths.pattern import Pattern
-from nmlearn.native.training import WeightStep
+from nmlearn.native.training import ScorePass, score_step_
 
 State = dict[str, Tensor]
+Setting = int | float | tuple[float, ...]
+DENSE = "dense"  # the key of the dense weight behind the one in use
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Weights handled in one go: lists of equal length, one entry a weight, on one device.
+class At:
+    """A moment of training.
 
     Attributes:
-        weights: what the network computes with; written in place.
-        grads: their gradients, of the same shapes; empty where there are none to see (``Method.use``).
-        states, groupings: what :meth:`Method.init` made, and how the weight is cut into groups.
-        weight_step: what the optimizer is about to do, where ``Method.learn`` may do it in its own pass; it adds the
-            indices of weights for which it did to ``stepped``.
+        step: optimizer steps done.
+        progress: steps done over all steps, in [0, 1].
+        lr: the learning rate of the weights at hand, where they learn.
+        score_pass: the compiled pass over scores to use; it may take the optimizer's own step along.
     """
 
-    weights: list[Tensor]
-    grads: list[Tensor]
-    states: list[State]
-    groupings: list[Grouping]
-    weight_step: WeightStep | None = None
-    stepped: list[int] = field(default_factory=list)
+    step: int = 0
+    progress: float = 0.0
+    lr: float = 0.0
+    score_pass: ScorePass = score_step_
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight as a method sees it. Tensors are this rank's shards where the weight is sharded.
+
+    Attributes:
+        name: its qualified name.
+        grouping: how it is cut into groups.
+        tensor: what learns: the dense weight for "shadow" and "frozen", else the weight in use; float.
+        in_use: what the network computed with; ``tensor`` itself where the method holds that.
+        state: what ``init`` made; written in place.
+        setting: what the schedule has come to.
+        grad: the gradient of the weight *in use*, of its shape; None where there is none to see.
+        shape: of the whole weight.
+        shard: cuts this rank's part out of a whole tensor whose leading dimensions are those of the weight.
+    """
+
+    name: str
+    grouping: Grouping
+    tensor: Tensor
+    in_use: Tensor
+    state: State = field(default_factory=dict)
+    setting: Setting | None = None
+    grad: Tensor | None = None
+    shape: tuple[int, ...] = ()
+    shard: Callable[[Tensor], Tensor] = lambda whole: whole
+
+    @property
+    def pattern(self) -> Pattern:
+        """The weight's own pattern, which a rule may have given."""
+        return self.grouping.pattern
 
 
 @dataclass(frozen=True)
@@ -61,69 +98,137 @@ class Method:
 
     name: ClassVar[str]
     """The registered name, as the command line spells it."""
-    keeps_dense: ClassVar[bool] = False
-    """Whether the state holds a dense weight that the optimizer moves in place of the sparse one."""
+    holds: ClassVar[Literal["weight", "shadow", "frozen", "nothing"]] = "weight"
+    """Where the user's optimizer learns; see the module."""
     dense_gradient: ClassVar[bool] = False
-    """Whether removed weights need their gradient, so that training never gets cheaper than the weight gradient."""
-    masks_weights: ClassVar[bool] = True
-    """False only for dense training, which a plan accompanies but never touches."""
+    """Whether pruned weights need their gradient, so that training never gets cheaper than the weight gradient."""
+    other_backward: ClassVar[bool] = False
+    """Whether the input gradient is computed with :meth:`used_back` in place of the weight in use."""
+    whole: ClassVar[bool] = False
+    """Whether it has to see whole weights, so that sharded ones (FSDP2, tensor parallel) are refused."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pattern", Pattern(self.pattern))
+
+    # The schedule
+
+    def setting(self, pattern: Pattern, progress: float) -> Setting:
+        """What the schedule asks of a weight of this pattern at this progress in [0, 1]."""
+        return 0
+
+    def advance(self, w: Weight, setting: Setting) -> bool:
+        """Follow the schedule to this setting, after the step. Returns whether the mask may have changed."""
+        return False
+
+    def ended(self, pattern: Pattern, setting: Setting | None) -> bool:
+        """Whether the schedule has come to its end at this setting, so that the mask alone is left of the state."""
+        return False
+
+    # Learning
+
+    def init(self, w: Weight) -> State:
+        """The state of one weight at the start; tensors on its device, per-weight ones in its memory layout.
+
+        A method that holds "shadow" or "frozen" gets its ``state["dense"]`` from the sparsifier.
+        """
+        return {masks.KEEP: masks.full_bits(w.tensor)} if self.holds == "weight" else {}
+
+    def learn(self, weights: Sequence[Weight], at: At) -> None:
+        """Between backward and step: update the state, rewrite gradients in place."""
+
+    def learned(self, state: State) -> tuple[str, ...]:
+        """The tensors of a state that a torch optimizer steps; their gradient is that of :meth:`relaxed`."""
+        return ()
+
+    def optimizer(self, learned: list[nn.Parameter], lr: float) -> optim.Optimizer:
+        """The optimizer of what is learned; its state is saved with the weight's."""
+        raise NotImplementedError(f"{type(self).__name__} says that a state is learned, and by no optimizer")
+
+    def learning_rate(self, at: At) -> float:
+        """The learning rate of what is learned: the weights' own."""
+        return at.lr
+
+    def relaxed(self, w: Weight, at: At) -> Tensor:
+        """What :meth:`used` is differentiated through with respect to the learned tensors: itself, or a
+        straight-through form of it."""
+        return self.used(w, at)
+
+    # What the network computes with
+
+    def used(self, w: Weight, at: At) -> Tensor:
+        """What the network computes with, of the weight's shape; for "shadow" and "frozen".
+
+        A pure function: it is called again after a load or to see what others wrote, and must give the same values.
+        Noise is drawn from ``at.step`` and the name (:mod:`nmlearn.maths.noise`).
+        """
+        raise NotImplementedError(f"{type(self).__name__} holds {self.holds!r}, so it has to say what is used")
+
+    def used_back(self, w: Weight, at: At) -> Tensor:
+        """What the input gradient is computed with, where ``other_backward``. Pure, as :meth:`used`."""
+        return self.used(w, at)
+
+    # What it has come to
+
+    def mask(self, w: Weight) -> Tensor:
+        """What would be kept if training stopped now: bool, of the weight's shape."""
+        return masks.from_bits(w.state[masks.KEEP])
+
+    def final(self, w: Weight) -> Pattern:
+        """The pattern of the weight if training stopped now, for methods that choose it."""
+        return w.pattern
+
+    # What is told of it
 
     def eliminates(self, pattern: Pattern) -> str:
         """How a weight of this pattern loses its candidates, for the plan; empty when there is nothing to say."""
         return ""
 
-    def value(self, pattern: Pattern, progress: float) -> int:
-        """The schedule's value for a pattern at this progress in [0, 1]; ``advance`` is called when it changes."""
-        return 0
-
-    def ended(self, pattern: Pattern, value: int | None) -> bool:
-        """Whether the schedule has come to its end at this value, so that the state is the mask alone from here on."""
-        return False
-
-    def init(self, name: str, weight: Tensor, grouping: Grouping) -> State:
-        """The state of one weight at the start; tensors on its device, per-weight ones in its memory layout."""
-        return {"keep": masks.full_bits(weight)}
-
-    def learn(self, batch: Batch, lr: float) -> None:
-        """Between backward and step: update scores, rewrite gradients in place; ``lr`` is the weights' own."""
-
-    def advance(self, name: str, weight: Tensor, state: State, grouping: Grouping, value: int) -> bool:
-        """Follow the schedule to this value after the step. Returns whether the mask may have changed."""
-        return False
-
-    def use(self, batch: Batch) -> None:
-        """After the step: write into the weights, in place, what the network computes with."""
-        for weight, state in zip(batch.weights, batch.states, strict=True):
-            masks.clear_(weight, state["keep"])
-
-    def mask(self, weight: Tensor, state: State) -> Tensor:
-        """What is kept now: bool, of the weight's shape."""
-        return masks.from_bits(state["keep"])
-
-    def survivors(self, state: State, grouping: Grouping) -> int | None:
+    def survivors(self, w: Weight) -> int | None:
         """How many combinations a group still chooses from, or None where that means nothing."""
         return None
 
     def describe(self) -> dict[str, Any]:
         """The settings as text and numbers: what a state must agree with to be loaded."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {key: v if isinstance(v, int | float | str | None) else _text(v) for key, v in fields.items()}
+        return {key: _plain(value) for key, value in fields.items()}
 
 
-def _text(value: object) -> str:
+def _plain(value: object) -> Any:
+    if isinstance(value, int | float | str | None):
+        return value
+    if isinstance(value, tuple):
+        return list(value)
     return str(value) if isinstance(value, Pattern) else "given"
 
 
-def keep_top_(state: State, scores_w: Tensor, grouping: Grouping, count: int) -> None:
-    """Keep the ``count`` best-scored weights of every group among those kept so far; what is removed stays removed.
+def refuse(option: str, given: object, wrong: str, fix: str) -> NoReturn:
+    """Refuse the setting of an option.
+
+    Raises:
+        ConfigError: always.
+    """
+    raise ConfigError(where=f"method.options.{option}", given=given, wrong=wrong, fix=fix)
+
+
+def grads(weights: Sequence[Weight]) -> list[Tensor]:
+    """The gradients of weights that all have one, as those that ``learn`` is given."""
+    return [w.grad for w in weights if w.grad is not None]
+
+
+def keep_top_(w: Weight, scores_w: Tensor, count: int) -> None:
+    """Keep the ``count`` best-scored weights of every group among those kept so far; what is pruned stays pruned.
 
     Args:
         scores_w: nonnegative scores, of the weight's shape. What is not finite ranks last.
         count: how many a group keeps.
     """
-    scores = masks.finite_first(scores_w).masked_fill(state["keep"] == 0, -2.0)
-    chosen = masks.top(grouping.view(scores), count) & (grouping.view(state["keep"]) != 0)
-    grouping.view(state["keep"]).copy_(masks.bits(chosen))
+    keep_gm = w.grouping.view(w.state[masks.KEEP])
+    scores = masks.finite_first(scores_w).masked_fill(w.state[masks.KEEP] == 0, -2.0)
+    chosen = masks.top(w.grouping.view(scores), count) & (keep_gm != 0)
+    keep_gm.copy_(masks.bits(chosen))
+
+
+def top_magnitudes(w: Weight) -> Tensor:
+    """The N largest magnitudes of every group of what learns: bool, of the weight's shape."""
+    chosen_gm = masks.top(masks.finite_first(w.grouping.view(w.tensor).abs()), w.pattern.n)
+    return w.grouping.unview(chosen_gm)

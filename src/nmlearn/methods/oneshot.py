@@ -6,15 +6,12 @@ group are kept, the mask is fixed, training goes on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from torch import Tensor
-
 from nmlearn.errors import ScheduleError
-from nmlearn.maths.groups import Grouping
 from nmlearn.maths.pattern import Pattern
-from nmlearn.methods.method import Method, State, keep_top_
+from nmlearn.methods.method import Method, Setting, State, Weight, keep_top_
 
 
 @dataclass(frozen=True)
@@ -43,17 +40,17 @@ class OneShot(Method):
                 fix="write 0 to mask a pretrained model at once, 0.5 to train dense for the first half",
             )
 
-    def value(self, pattern: Pattern, progress: float) -> int:
+    def setting(self, pattern: Pattern, progress: float) -> int:
         return int(progress >= self.at)
 
-    def init(self, name: str, weight: Tensor, grouping: Grouping) -> State:
-        state = super().init(name, weight, grouping)
+    def init(self, w: Weight) -> State:
+        state = super().init(w)
         if self.at == 0.0:
-            keep_top_(state, weight.abs(), grouping, grouping.pattern.n)
+            keep_top_(replace(w, state=state), w.tensor.abs(), w.pattern.n)
         return state
 
-    def advance(self, name: str, weight: Tensor, state: State, grouping: Grouping, value: int) -> bool:
-        if not value or self.at == 0.0:
+    def advance(self, w: Weight, setting: Setting) -> bool:
+        if not setting or self.at == 0.0:
             return False
-        keep_top_(state, weight.abs(), grouping, grouping.pattern.n)
+        keep_top_(w, w.tensor.abs(), w.pattern.n)
         return True

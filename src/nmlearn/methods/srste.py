@@ -1,4 +1,4 @@
-"""SR-STE: the magnitude mask is taken anew at every step, removed weights are pulled towards zero.
+"""SR-STE: the magnitude mask is taken again at every step, pruned weights are pulled towards zero.
 
 Zhou et al., *Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch*, ICLR 2021, arXiv 2102.04010,
 equation 9: W <- W - lr (g + decay (1 - m) W), where g is the gradient at the masked weight and reaches all weights.
@@ -6,42 +6,39 @@ equation 9: W <- W - lr (g + decay (1 - m) W), where g is the gradient at the ma
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from nmlearn.maths import masks
-from nmlearn.maths.groups import Grouping
-from nmlearn.methods.method import Batch, Method, State
+from nmlearn.methods.method import At, Method, Weight, grads, top_magnitudes
 
 
 @dataclass(frozen=True)
 class SRSTE(Method):
-    """Sparse-refined straight-through estimator.
+    """Sparse-refined straight-through estimator: the magnitude mask of every step, pruned weights decay.
 
     Attributes:
-        decay: the pull on removed weights, the paper's lambda_w; 2e-4 in the paper, 0 is the plain straight-through
+        decay: the pull on pruned weights, the paper's lambda_w; 2e-4 in the paper, 0 is the plain straight-through
             estimator.
     """
 
     decay: float = 2e-4
 
     name: ClassVar[str] = "srste"
-    keeps_dense: ClassVar[bool] = True
+    holds: ClassVar[Literal["shadow"]] = "shadow"
     dense_gradient: ClassVar[bool] = True
 
-    def init(self, name: str, weight: Tensor, grouping: Grouping) -> State:
-        return {"dense": weight.clone(), "keep": masks.full_bits(weight)}
+    def learn(self, weights: Sequence[Weight], at: At) -> None:
+        # The weight in use is m W, so (1 - m) W is the difference: no mask is needed.
+        torch._foreach_add_(grads(weights), [w.tensor for w in weights], alpha=self.decay)
+        torch._foreach_sub_(grads(weights), [w.in_use for w in weights], alpha=self.decay)
 
-    def learn(self, batch: Batch, lr: float) -> None:
-        # The weight in use is m W, so (1 - m) W = W - weight: no mask is needed.
-        torch._foreach_add_(batch.grads, [state["dense"] for state in batch.states], alpha=self.decay)
-        torch._foreach_sub_(batch.grads, batch.weights, alpha=self.decay)
+    def used(self, w: Weight, at: At) -> Tensor:
+        return masks.kept(w.tensor, self.mask(w))
 
-    def use(self, batch: Batch) -> None:
-        for weight, state, grouping in zip(batch.weights, batch.states, batch.groupings, strict=True):
-            chosen = masks.top(masks.finite_first(grouping.view(state["dense"]).abs()), grouping.pattern.n)
-            grouping.view(state["keep"]).copy_(masks.bits(chosen))
-            masks.clear_(weight, state["keep"])
+    def mask(self, w: Weight) -> Tensor:
+        return top_magnitudes(w)

@@ -1,9 +1,8 @@
-"""Which weights are taken, with which pattern, and why the others stay dense."""
+"""The plan: which weights become sparse, with which pattern, and why the others stay dense."""
 
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,32 +13,16 @@ from nmlearn.errors import PatternError, PlanError
 from nmlearn.maths.groups import Grouping, misfit
 from nmlearn.maths.pattern import Pattern
 from nmlearn.methods.method import Method
-from nmlearn.model import peft_names as adapters
+from nmlearn.model import layers
+from nmlearn.model import peft_names as peft
+from nmlearn.model.names import matches, plain_name, unwrap
 
 Rule = str | Pattern | Grouping | None
-
-# Layer -> the axis of its weights that runs along the inputs, or why they are never taken.
-_LAYERS: list[tuple[Any, str, int | str]] = [
-    (nn.Linear, "weight", 1),
-    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), "weight", 1),
-    ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "weight", 0),
-    (nn.MultiheadAttention, "*_proj_weight", 1),
-    ((nn.RNNBase, nn.RNNCellBase), "weight_*", 1),
-    ((nn.Embedding, nn.EmbeddingBag), "weight", "an embedding: its rows are looked up, not multiplied"),
-]
-# Layers of libraries that are not imported here, by their qualified type name.
-_FOREIGN_LAYERS = {"transformers.pytorch_utils.Conv1D": 0}
-# Layers that compute with a standardized weight, (w - mean) / std: where w is zero, that is not.
-_STANDARDIZING = {
-    f"timm.layers.std_conv.{name}" for name in ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame")
-}
-_WRAPPERS = ("DistributedDataParallel", "DataParallel", "AveragedModel", "ModelEmaV2", "ModelEmaV3")
-_WRAPPING = re.compile(r"(^|\.)(_orig_mod|_checkpoint_wrapped_module)(?=\.|$)")
 
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One weight of the model: taken with a pattern, or left dense (``pattern is None``) for a reason."""
+    """One weight of the model: sparse with a pattern, or left dense (``pattern is None``) for a reason."""
 
     name: str
     kind: str
@@ -60,7 +43,7 @@ class Plan:
     rows: tuple[PlanRow, ...]
 
     @property
-    def taken(self) -> tuple[PlanRow, ...]:
+    def sparse(self) -> tuple[PlanRow, ...]:
         """The rows with a pattern."""
         return tuple(row for row in self.rows if row.pattern is not None)
 
@@ -86,12 +69,10 @@ class Plan:
         return "\n".join([*(line.rstrip() for line in table), self.summary()])
 
     def summary(self) -> str:
-        """One sentence: how much of the model is taken."""
-        taken, all_weights = sum(r.weights for r in self.taken), sum(r.weights for r in self.rows)
-        share = 100 * taken / all_weights if all_weights else 0.0
-        return (
-            f"{len(self.taken)} of {len(self.rows)} weights taken, {taken:,} of {all_weights:,} values ({share:.1f} %)"
-        )
+        """One sentence: how much of the model is sparse."""
+        some, every = sum(r.weights for r in self.sparse), sum(r.weights for r in self.rows)
+        share = 100 * some / every if every else 0.0
+        return f"{len(self.sparse)} of {len(self.rows)} weights sparse, {some:,} of {every:,} values ({share:.1f} %)"
 
 
 @dataclass(frozen=True)
@@ -225,7 +206,7 @@ def _refusal(item: _Found, grouping: Grouping) -> str:
         return f"{item.parameter.dtype} is not a floating-point type"
     if not item.parameter.requires_grad:
         return "frozen: requires_grad is False"
-    if _STANDARDIZING & {f"{kind.__module__}.{kind.__name__}" for kind in type(item.owner).__mro__}:
+    if layers.standardizes(item.owner):
         return "its layer standardizes the weight in forward, which makes zeros non-zero"
     return misfit(tuple(item.parameter.shape), grouping.axis, grouping.pattern)
 
@@ -234,8 +215,8 @@ def _find(model: nn.Module) -> Iterator[_Found]:
     """Every parameter of two or more dimensions once, in the model's order, with all its names."""
     by_id: dict[int, _Found] = {}
     inner = unwrap(model)
-    peft = adapters.wrapped(inner)
-    places = {plain_name(path): why for path, why in adapters.places(inner).items()}
+    in_peft = peft.wrapped(inner)
+    places = {plain_name(path): why for path, why in peft.places(inner).items()}
     for path, module in inner.named_modules(remove_duplicate=False):
         for own, parameter in module._parameters.items():
             if isinstance(parameter, nn.parameter.UninitializedParameter):
@@ -247,12 +228,12 @@ def _find(model: nn.Module) -> Iterator[_Found]:
                 )
             if parameter is None or parameter.dim() < 2:
                 continue
-            name, axis = plain_name(f"{path}.{own}" if path else own), _layer_axis(module, own, parameter)
-            called: tuple[str, ...] = (name, adapters.original_name(name)) if peft else (name,)
+            name, axis = plain_name(f"{path}.{own}" if path else own), layers.input_axis(module, own, parameter)
+            called: tuple[str, ...] = (name, peft.original_name(name)) if in_peft else (name,)
             seen = by_id.get(id(parameter))
             if seen is None:
-                place = adapters.owner(name, places)
-                inside = () if place is None else (place, adapters.original_name(place))
+                place = peft.owner(name, places)
+                inside = () if place is None else (place, peft.original_name(place))
                 aside = "" if place is None else places[place]
                 kind = type(module).__name__
                 by_id[id(parameter)] = _Found((name,), (kind,), (axis,), parameter, module, called, inside, aside)
@@ -261,18 +242,6 @@ def _find(model: nn.Module) -> Iterator[_Found]:
                 names, called = (*seen.names, name), (*seen.called, *called)
                 by_id[id(parameter)] = replace(seen, names=names, called=called, kinds=kinds, axes=(*seen.axes, axis))
     yield from by_id.values()
-
-
-def _layer_axis(module: nn.Module, own: str, parameter: nn.Parameter) -> int | str:
-    for layer, weight, axis in _LAYERS:
-        if isinstance(module, layer) and fnmatch.fnmatchcase(own, weight):
-            return axis
-    kind = f"{type(module).__module__}.{type(module).__name__}"
-    if kind in _FOREIGN_LAYERS and own == "weight":
-        return _FOREIGN_LAYERS[kind]
-    if parameter.dim() == 3:
-        return -1
-    return "a parameter of a layer nmlearn does not know"
 
 
 def _dense_by_default(found: list[_Found]) -> dict[str, str]:
@@ -296,12 +265,6 @@ def _same_place(a: _Found, b: _Found) -> bool:
     unnumbered = [[part for part in parts if not part.isdecimal()] for parts in (block, others)]
     alike = layer == other and len(block) == len(others) and unnumbered[0] == unnumbered[1]
     return bool(numbered) and alike and a.parameter.shape == b.parameter.shape
-
-
-def matches(glob: str, weight: str) -> bool:
-    """Whether a glob matches a weight's name or the name of a module that it is in; "" is the model."""
-    parts = weight.split(".")
-    return any(fnmatch.fnmatchcase(".".join(parts[:i]), glob) for i in range(len(parts) + 1))
 
 
 def _names(glob: str, item: _Found) -> bool:
@@ -328,37 +291,3 @@ def _check_rule(
             wrong="; ".join(f"{row.name}: {row.reason}" for row in decided[:6]),
             fix="choose a pattern that fits, or leave these weights dense",
         )
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside DDP, DataParallel, torch.compile, AveragedModel and timm's EMA wrappers."""
-    while True:
-        if type(model).__name__ in _WRAPPERS:
-            model = model.module  # type: ignore[assignment]
-        elif type(model).__name__ == "OptimizedModule":
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
-
-
-def plain_name(name: str) -> str:
-    """A qualified name without what torch.compile and checkpoint wrappers put into it."""
-    return _WRAPPING.sub("", name).removeprefix(".")
-
-
-def by_name(model: nn.Module, names: list[str]) -> dict[str, nn.Parameter]:
-    """The parameters of these qualified names in another model of the same kind.
-
-    Raises:
-        PlanError: one is missing.
-    """
-    named = {plain_name(name): p for name, p in unwrap(model).named_parameters(remove_duplicate=False)}
-    for name in names:
-        if name not in named:
-            raise PlanError(
-                where=name,
-                given=type(model).__name__,
-                wrong="this model has no such weight",
-                fix="give an averaged copy of the model that the sparsifier was made for",
-            )
-    return {name: named[name] for name in names}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -33,10 +34,9 @@ class WeightStep:
     momentum: float
     weight_decay: float
 
-    def of(self, some: list[int]) -> WeightStep:
-        return WeightStep([self.moments[i] for i in some], self.momentum, self.weight_decay)
 
-
+# Steps scores as far as it can and returns the indices of those that were left: see ``score_step_``.
+ScorePass = Callable[..., list[int]]
 _PLAIN = (Tensor, nn.Parameter)
 _LAYOUTS = {
     2: (torch.contiguous_format,),
@@ -81,17 +81,36 @@ def score_step_(
     lr: float,
     momentum: float,
     weight_decay: float,
-    weight_step: WeightStep | None = None,
-) -> tuple[list[int], list[int]]:
+) -> list[int]:
     """:func:`nmlearn.maths.scores.sgd_` for float32 scores of float32 or bfloat16 weights that lie in dense CPU memory.
 
     Returns:
-        The indices of the weights that were left as they are, for the PyTorch path, and of those that were stepped too.
+        The indices of the weights whose scores were left as they are, for the PyTorch path.
+    """
+    own = WeightStep([None] * len(scores), 0.0, 0.0)
+    lists = (scores, momenta, grads, weights)
+    return score_and_weight_step_(*lists, own, lr=lr, momentum=momentum, weight_decay=weight_decay)[0]
+
+
+def score_and_weight_step_(
+    scores: list[Tensor],
+    momenta: list[Tensor],
+    grads: list[Tensor],
+    weights: list[Tensor],
+    own: WeightStep,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+) -> tuple[list[int], list[int]]:
+    """:func:`score_step_`, and the optimizer's step on the weights in the same pass.
+
+    Returns:
+        The indices of the weights that were left as they are, and of those that were stepped themselves.
     """
     lib = _library()
     if lib is None:
         return list(range(len(scores))), []
-    own = weight_step or WeightStep([None] * len(scores), 0.0, 0.0)
     rows = list(zip(scores, momenta, grads, weights, own.moments, strict=True))
     done = [i for i, row in enumerate(rows) if _fits(*row[:4])]
     stepped = [i for i in done if _steps_too(*rows[i][3:])]

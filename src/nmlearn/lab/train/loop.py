@@ -204,7 +204,7 @@ class _Training:
     def _finish(self) -> dict[str, Any]:
         """Finalize, evaluate what is saved, write the model and the summary."""
         setting, accounting = self.setting, self.accounting
-        taken = {row.name: row.weights for row in setting.sparsifier.plan.taken}
+        taken = {row.name: row.weights for row in setting.sparsifier.plan.sparse}
         setting.sparsifier.finalize()
         if setting.average is not None:
             setting.sparsifier.finalize(setting.average.model)
@@ -222,8 +222,8 @@ class _Training:
         )
         summary = {**final, **_labels(self.config)}
         if self.ranks.first:
-            patterns = {row.name: str(row.pattern) for row in setting.sparsifier.plan.taken}
-            patterns = patterns if setting.sparsifier.method.masks_weights else {}
+            patterns = {row.name: str(row.pattern) for row in setting.sparsifier.plan.sparse}
+            patterns = patterns if setting.sparsifier.method.holds != "nothing" else {}
             save_model(self.folder.model, setting.model, patterns)
             if setting.average is not None:
                 save_model(self.folder.average, setting.average.model, patterns)
@@ -257,7 +257,7 @@ class _Training:
     def _dense_flops(self) -> dict[str, float]:
         inputs, _ = next(iter(self.setting.task.eval_batches(1)))
         example = evaluation.to_device(inputs[:1], self.ranks.device, self.config)
-        return dense_flops(self.setting.model, example, [row.name for row in self.setting.sparsifier.plan.taken])
+        return dense_flops(self.setting.model, example, [row.name for row in self.setting.sparsifier.plan.sparse])
 
     def _begin(self, resumed: bool) -> None:
         if self.ranks.first:

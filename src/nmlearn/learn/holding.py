@@ -1,0 +1,140 @@
+"""The ways to hold a weight: where the optimizer learns, and how the network gets what it computes with.
+
+Each has the same calls around ``optimizer.step``: ``before`` (which calls ``learn`` when the tensors are as a method
+sees them), ``after``, and ``write``. ``skip`` is a step without an optimizer, ``moved`` tells of masks that changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from nmlearn.learn import clearing
+from nmlearn.learn.fused_sgd import FusedSGD
+from nmlearn.learn.hidden import HiddenGradients
+from nmlearn.learn.weight import SparseWeight
+from nmlearn.maths import masks
+from nmlearn.methods.method import DENSE, At, Method, Weight
+from nmlearn.model.shards import local
+from nmlearn.native.training import ScorePass, score_step_
+
+
+class InPlace:
+    """The optimizer learns in the weight that the network computes with, and what is pruned is cleared there."""
+
+    def __init__(self, method: Method, weights: Sequence[SparseWeight], optimizer: Optimizer, around: Any) -> None:
+        self.method, self.weights, self.optimizer = method, list(weights), optimizer
+        self._fused = FusedSGD(optimizer, *around)
+
+    def hooks(self) -> list[Any]:
+        """What has to be hung on weights while this holds them."""
+        return clearing.hooks(self.weights)
+
+    def before(self, learn: Callable[[], None]) -> None:
+        for w in self.weights:
+            clearing.gradient(w)  # others may have put a gradient there since the hook
+        learn()
+        self._fused.hide()
+
+    def score_pass(self, group: dict[str, Any], some: list[SparseWeight], seen: list[Weight]) -> ScorePass:
+        return self._fused.score_pass(group, [w.parameter for w in some], seen)
+
+    def after(self) -> None:
+        self._fused.show()
+
+    def skip(self) -> None:
+        """A step is left out."""
+
+    def moved(self, some: Sequence[SparseWeight]) -> None:
+        for w in some:
+            if w.density < 1.0:
+                clearing.moments(w, self.optimizer)
+
+    def write(self, at: At) -> None:
+        for w in self.weights:
+            if w.density < 1.0:  # nothing to clear under a mask that keeps everything
+                masks.clear_(local(w.parameter), w.state[masks.KEEP])
+
+
+class Shadow:
+    """A dense weight stands behind the one in use; the two are exchanged around the step."""
+
+    def __init__(self, method: Method, weights: Sequence[SparseWeight]) -> None:
+        self.method, self.weights = method, list(weights)
+        self._written: dict[str, tuple[int, At]] = {}
+
+    def hooks(self) -> list[Any]:
+        return []
+
+    def before(self, learn: Callable[[], None]) -> None:
+        self._adopt()
+        learn()
+        for w in self.weights:
+            local(w.parameter).copy_(w.state[DENSE])
+
+    def score_pass(self, group: dict[str, Any], some: list[SparseWeight], seen: list[Weight]) -> ScorePass:
+        return score_step_
+
+    def after(self) -> None:
+        for w in self.weights:
+            w.state[DENSE].copy_(local(w.parameter))
+
+    def skip(self) -> None:
+        self._adopt()
+
+    def moved(self, some: Sequence[SparseWeight]) -> None:
+        """A mask is taken from the dense weight each time; nothing is remembered of the old one."""
+
+    def write(self, at: At) -> None:
+        for w in self.weights:
+            weight = local(w.parameter)
+            weight.copy_(self.method.used(w.seen(), at))
+            self._written[w.name] = (weight._version, at)
+
+    def _adopt(self) -> None:
+        """Take over what others wrote into weights since the last ``write``.
+
+        A loaded or clamped weight is meant for the dense one. Only what differs from what the method wrote is theirs.
+        """
+        for w in self.weights:
+            weight = local(w.parameter)
+            version, at = self._written[w.name]
+            if weight._version == version:
+                continue
+            own = self.method.used(w.seen(), at).to(weight.dtype)
+            # Not to the last bit: sums over other numbers of threads may differ there.
+            theirs = ~torch.isclose(weight, own, rtol=1e-6, atol=0.0)
+            w.state[DENSE].copy_(torch.where(theirs, weight, w.state[DENSE]))
+
+
+class Frozen(Shadow):
+    """The dense weight stays as it is: the optimizer sees no gradient of it."""
+
+    def __init__(self, method: Method, weights: Sequence[SparseWeight]) -> None:
+        super().__init__(method, weights)
+        self._hidden = HiddenGradients()
+
+    def before(self, learn: Callable[[], None]) -> None:
+        self._adopt()
+        learn()
+        self._hidden.hide([w.parameter for w in self.weights])
+
+    def after(self) -> None:
+        self._hidden.show()
+
+
+Holding = InPlace | Shadow
+
+
+def hold(method: Method, weights: Sequence[SparseWeight], optimizer: Optimizer, around: Any) -> Holding:
+    """The way that a method holds its weights; dense training holds none.
+
+    Args:
+        around: the sparsifier's own step hooks on the optimizer, before and after.
+    """
+    if method.holds in ("shadow", "frozen"):
+        return (Shadow if method.holds == "shadow" else Frozen)(method, weights)
+    return InPlace(method, weights if method.holds == "weight" else [], optimizer, around)

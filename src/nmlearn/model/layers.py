@@ -1,0 +1,42 @@
+"""What kinds of layer there are, and where their inputs lie."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Any
+
+from torch import nn
+
+# Layer -> the axis of its weights that runs along the inputs, or why they are never sparse.
+_LAYERS: list[tuple[Any, str, int | str]] = [
+    (nn.Linear, "weight", 1),
+    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), "weight", 1),
+    ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "weight", 0),
+    (nn.MultiheadAttention, "*_proj_weight", 1),
+    ((nn.RNNBase, nn.RNNCellBase), "weight_*", 1),
+    ((nn.Embedding, nn.EmbeddingBag), "weight", "an embedding: its rows are looked up, not multiplied"),
+]
+# Layers of libraries that are not imported here, by their qualified type name.
+_FOREIGN_LAYERS = {"transformers.pytorch_utils.Conv1D": 0}
+# Layers that compute with a standardized weight, (w - mean) / std: where w is zero, that is not.
+_STANDARDIZING = {
+    f"timm.layers.std_conv.{name}" for name in ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame")
+}
+
+
+def input_axis(module: nn.Module, own: str, parameter: nn.Parameter) -> int | str:
+    """The axis of a layer's own parameter that runs along its inputs (-1: perhaps the last), or why it stays dense."""
+    for layer, weight, axis in _LAYERS:
+        if isinstance(module, layer) and fnmatch.fnmatchcase(own, weight):
+            return axis
+    kind = f"{type(module).__module__}.{type(module).__name__}"
+    if kind in _FOREIGN_LAYERS and own == "weight":
+        return _FOREIGN_LAYERS[kind]
+    if parameter.dim() == 3:
+        return -1
+    return "a parameter of a layer nmlearn does not know"
+
+
+def standardizes(module: nn.Module) -> bool:
+    """Whether a layer computes with (w - mean) / std in place of its weight."""
+    return bool(_STANDARDIZING & {f"{kind.__module__}.{kind.__name__}" for kind in type(module).__mro__})
