@@ -99,24 +99,30 @@ def _gpu() -> Iterator[Names]:
 
 @of("docs/hf-accelerate.md")
 def _accelerate() -> Iterator[Names]:
-    from accelerate.state import AcceleratorState, GradientState
-
     model, x = linears(16, 16, 4), torch.randn(24, 16)
     data = torch.utils.data.TensorDataset(x, torch.randint(4, (24,)))
     loader = torch.utils.data.DataLoader(data, 4)
-    yield {"model": model, "optimizer": nets.sgd(model), "loader": loader, "epochs": 2, "loss": F.cross_entropy}
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    with _accelerate_reset():
+        yield {"model": model, "optimizer": nets.sgd(model), "loader": loader, "epochs": 2, "loss": F.cross_entropy}
+
+
+@contextlib.contextmanager
+def _accelerate_reset() -> Iterator[None]:
+    """accelerate keeps its settings in the process."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    try:
+        yield
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
 
 
 @of("docs/huggingface.md")
 def _huggingface() -> Iterator[Names]:
-    from accelerate.state import AcceleratorState, GradientState
-
     tokens = torch.arange(8)
-    yield {"model": _llama(), "data": [{"input_ids": tokens + i, "labels": tokens + i} for i in range(8)]}
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    with _accelerate_reset():
+        yield {"model": _llama(), "data": [{"input_ids": tokens + i, "labels": tokens + i} for i in range(8)]}
 
 
 def _llama() -> nn.Module:
@@ -171,15 +177,11 @@ def _scale() -> Iterator[Names]:
 
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     whole = linears(16, 16, 16, 4)
-    yield {
-        "model": linears(16, 16, 4),
-        "total_steps": 4,
-        "whole": whole,
-        "stage": whole[1:],
-        "method": nm.LBC("2:4"),
-        "folder": "checkpoint",
-    }
-    dist.destroy_process_group()
+    pipeline = {"whole": whole, "stage": whole[1:], "method": nm.LBC("2:4")}
+    try:
+        yield {"model": linears(16, 16, 4), "total_steps": 4, "folder": "checkpoint", **pipeline}
+    finally:
+        dist.destroy_process_group()
 
 
 @of("docs/timm.md")
