@@ -2,7 +2,7 @@
 
     python examples/accelerate_loop.py [epochs]    # or: accelerate launch examples/accelerate_loop.py
 
-It needs the package accelerate. Half way it saves everything, forgets it, and goes on from the file.
+It needs the package accelerate. Half-way it saves everything, discards it, and resumes from the file.
 """
 
 import math
@@ -50,8 +50,8 @@ def main(folder: str) -> None:
         accelerator.print(f"epoch {epoch + 1}: loss {loss.item():.3f}, progress {sparsifier.progress:.0%}")
         if epoch + 1 == EPOCHS // 2:
             accelerator.save_state(folder)
-            nn.init.normal_(accelerator.unwrap_model(model)[2].weight)  # whatever happens here ...
-            accelerator.load_state(folder)  # ... all goes on from the file, bit for bit
+            nn.init.normal_(accelerator.unwrap_model(model)[2].weight)  # whatever happens here
+            accelerator.load_state(folder)  # training resumes from the file, bit for bit
     sparsifier.finalize()
     middle = accelerator.unwrap_model(model)[2].weight
     accelerator.print(f"finished after {steps} steps, {float((middle != 0).float().mean()):.0%} of the middle left")

@@ -1,4 +1,4 @@
-"""LoRA on a 2:4 sparse base: the adapter trains, the zeros stay, and merging says what it costs.
+"""LoRA on a 2:4 sparse base: the adapter trains, the zeros stay, and merging reports its cost.
 
     python examples/lora.py [steps]
 
@@ -9,7 +9,7 @@ that count upwards, sparse with LBC, and then, with an adapter, sequences that c
 import sys
 
 import nmlearn as nm
-from nmlearn.integrations.peft import merge  # before peft, which a torchvision built for another torch would stop
+from nmlearn.integrations.peft import merge  # before peft, which fails with a torchvision built for another torch
 
 # isort: split
 import torch

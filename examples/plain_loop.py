@@ -1,4 +1,4 @@
-"""LBC in a plain PyTorch loop: the three lines with nm. are all that sparsity adds.
+"""LBC in a plain PyTorch loop: sparsity adds only the lines with sparsifier.
 
 python examples/plain_loop.py            # about a minute on one core
 """

@@ -2,7 +2,7 @@
 
     python examples/timm_train.py [epochs] [--model test_vit] [--opt lookahead_adamw] [--resume FOLDER/last.pth.tar]
 
-It needs the package timm. Without --data-dir it trains on pictures of the Fashion-MNIST inside nmlearn.
+It needs the package timm. Without --data-dir it trains on images of the Fashion-MNIST inside nmlearn.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from nmlearn.integrations import torchvision
 from nmlearn.integrations.timm import carry  # nmlearn: its state goes into timm's checkpoints
 from nmlearn.lab import data
 
-torchvision.load()  # only for a torchvision built for another accelerator than torch's
+torchvision.load()  # only needed for a torchvision that was built for another accelerator than torch
 
 from timm import create_model  # noqa: E402
 from timm.data import Mixup, create_dataset, create_loader  # noqa: E402
@@ -31,7 +31,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("epochs", nargs="?", type=int, default=10)
     parser.add_argument(
-        "--data-dir", help="a folder with train/CLASS/ and validation/CLASS/; default: 1,000 pictures of Fashion-MNIST"
+        "--data-dir", help="a folder with train/CLASS/ and validation/CLASS/; default: 1,000 images of Fashion-MNIST"
     )
     parser.add_argument("--num-classes", type=int, default=10)
     parser.add_argument("--model", default="test_resnet")
@@ -46,8 +46,8 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Pictures(torch.utils.data.Dataset):
-    """Fashion-MNIST as timm's datasets are: pictures of PIL, to which its loader adds its transforms."""
+class Images(torch.utils.data.Dataset):
+    """Fashion-MNIST as timm's datasets are: PIL images, to which the loader applies its transforms."""
 
     transform = None
 
@@ -66,7 +66,7 @@ class Pictures(torch.utils.data.Dataset):
 
 def loader(args: argparse.Namespace, part: str) -> torch.utils.data.DataLoader:
     folder = args.data_dir
-    dataset = create_dataset("", folder, split=part, is_training=part == "train") if folder else Pictures(part)
+    dataset = create_dataset("", folder, split=part, is_training=part == "train") if folder else Images(part)
     training = {"is_training": True, "color_jitter": 0.0, "scale": (0.6, 1.0)} if part == "train" else {}
     plain = {"use_prefetcher": False, "num_workers": 0, "persistent_workers": False, "device": torch.device("cpu")}
     return create_loader(dataset, (3, args.img_size, args.img_size), args.batch_size, **training, **plain)

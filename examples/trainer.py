@@ -3,8 +3,8 @@
     python examples/trainer.py [epochs]            # half a minute on one core
 
 It needs the packages transformers and accelerate. The model is a small BERT with random weights and learns to tell
-which half of a sentence holds more small numbers, so nothing is downloaded. Started again with the same folder, the
-training would go on from its last checkpoint: trainer.train(resume_from_checkpoint=True).
+which half of a sentence holds more small numbers, so nothing is downloaded. To resume a run from its last checkpoint:
+trainer.train(resume_from_checkpoint=True).
 """
 
 import sys
@@ -53,12 +53,12 @@ def main(folder: Path) -> None:
         learning_rate=1e-3,
         eval_strategy="epoch",
         save_strategy="epoch",
-        load_best_model_at_end=True,  # the best of those that are 2:4 already
+        load_best_model_at_end=True,  # the best of those that already have their patterns
         metric_for_best_model="accuracy",
         logging_steps=50,
         report_to="none",
         disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(),  # torch warns of it on a CPU
+        dataloader_pin_memory=torch.cuda.is_available(),  # on a CPU torch would warn
     )
     callback = NMCallback(nm.LBC("2:4", end=0.5), rules={"*.query": "1:4"})
     trainer = transformers.Trainer(

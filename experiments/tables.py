@@ -1,4 +1,4 @@
-"""Write the tables of README.md and two pages in docs from the files in results/, between their markers.
+"""Write the tables of README.md and docs, between their markers, from results/ and the registry of methods.
 
 python experiments/tables.py            # rewrites them
 python experiments/tables.py --check    # exits 1 when a table is not what the results say
@@ -14,30 +14,77 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/benchmarks.md", "docs/recipes.md")
+PAGES = ("README.md", "docs/benchmarks.md", "docs/methods.md", "docs/recipes.md")
 _MARKED = re.compile(r"(<!-- table (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def main() -> None:
     stale = [page for page in PAGES if (ROOT / page).read_text() != filled(ROOT / page)]
     if "--check" in sys.argv and stale:
-        sys.exit(f"not what results/ says: {', '.join(stale)}; run python experiments/tables.py")
+        sys.exit(f"not what results/ and nm.METHODS say: {', '.join(stale)}; run python experiments/tables.py")
     for page in stale:
         (ROOT / page).write_text(filled(ROOT / page))
 
 
 def filled(page: Path) -> str:
-    """The page with every marked table made anew from its results file."""
+    """The page with every marked table made again."""
+    return _MARKED.sub(lambda match: "\n".join([match[1].rstrip(), *_lines(match[2]), match[4]]), page.read_text())
 
-    def table(match: re.Match[str]) -> str:
-        path = ROOT / "results" / f"{match[2]}.json"
-        if not path.exists():
-            return f"{match[1]}*Not measured yet: there is no results/{path.name}.*\n{match[4]}"
-        result = json.loads(path.read_text())
-        lines = KINDS.get(result.get("what"), step_time if "rows" in result else comparison)(result)
-        return match[1] + "\n".join(lines) + "\n" + match[4]
 
-    return _MARKED.sub(table, page.read_text())
+def _lines(name: str) -> list[str]:
+    if name in MADE:
+        return MADE[name]()
+    if not (ROOT / "results" / f"{name}.json").exists():
+        return [f"*Not measured yet: there is no results/{name}.json.*"]
+    result = _read(f"{name}.json")
+    return KINDS.get(result.get("what"), step_time if "rows" in result else comparison)(result)
+
+
+def _read(file: str) -> dict[str, Any]:
+    return json.loads((ROOT / "results" / file).read_text())
+
+
+def methods() -> list[str]:
+    """A line a registered method: its name in Python and on the command line, and the start of its docstring."""
+    from nmlearn.methods import METHODS
+
+    rows = [
+        [f"`nm.{kind.__name__}`", f"`{name}`", _first_sentence(kind), "yes" if kind.dense_gradient else "no"]
+        for name, kind in METHODS.items()
+    ]
+    return _markdown(["method", "`--method`", "what it does", "dense gradient"], rows)
+
+
+def _first_sentence(kind: type) -> str:
+    return re.split(r"(?<=\.)\s(?=[A-Z])", " ".join((kind.__doc__ or "").split()), maxsplit=1)[0]
+
+
+def summary() -> list[str]:
+    """README's table: what LBC from scratch costs and gives, a column a pattern."""
+    patterns = ("2:4", "1:4", "1:8", "1:16")
+    learned = {row["pattern"]: _gap(row) for row in _read("fashion-compare.json")["table"] if row["method"] == "lbc"}
+    steps = {
+        row["pattern"]: max(row["ratio"].values()) for row in _read("step_time_cpu.json")["rows"] if row["batch"] == 32
+    }
+    speed = {
+        (line["suite"], line["dtype"], line["pattern"]): f"{line['over_best']:.2f} x"
+        for line in _read("kernels_cpu.json")["summary"]
+    }
+    values = {
+        "accuracy minus dense, points: ResNet-8, Fashion-MNIST": lambda p: learned.get(p, ""),
+        "time of a training step / dense: ResNet-18": lambda p: f"{steps[p]:.2f}" if p in steps else "",
+        "size of a packed float16 weight / dense": lambda p: f"{_packed(p, 16):.3f}",
+        "inference speed-up: ResNet-50, float32, batch 1": lambda p: speed["model resnet50", "float32", p],
+        "inference speed-up: decoding a token, bfloat16": lambda p: speed["decode", "bfloat16", p],
+    }
+    return _markdown(["", *patterns], [[name, *map(value, patterns)] for name, value in values.items()])
+
+
+def _packed(pattern: str, bits: int) -> float:
+    """docs/format.md: N values and the smallest index of a group, over M values."""
+    n, m = map(int, pattern.split(":"))
+    index = min(n * math.ceil(math.log2(m)), m, math.ceil(math.log2(math.comb(m, n))))
+    return (n * bits + index) / (m * bits)
 
 
 def step_time(result: dict[str, Any]) -> list[str]:
@@ -137,7 +184,7 @@ def _gain(row: dict[str, Any], batches: list[str]) -> list[str]:
 
 def quality(row: dict[str, Any]) -> list[str]:
     """Of the comparison that a model comes from: dense, the methods' mean differences to it, and the seeds of LBC."""
-    table = json.loads((ROOT / "results" / row["from"]).read_text())["table"]
+    table = _read(row["from"])["table"]
     found = {each["method"]: each for each in table if each["pattern"] in (None, row["pattern"])}
     dense, language = found["dense"], found["dense"].get("accuracy_mean") is None
     key, scale, digits = ("loss_gap_mean", 1 / math.log(2), 3) if language else ("gap_mean", 100, 1)
@@ -200,6 +247,7 @@ KINDS = {
     "pretrained": pretrained,
     "pretrained latency": gains,
 }
+MADE = {"methods": methods, "summary": summary}
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -13,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from nmlearn import __version__, cli
-from nmlearn.cli import bench, export, import_lbc, inspect, pack, parsing, plan, report, unpack
+from nmlearn.cli import parsing, plan
 from nmlearn.errors import ConfigError, NMLearnError
 from nmlearn.lab.train import CompareConfig, TrainConfig, recipe
-from places import ROOT
 
 
 def parse(*words: str) -> TrainConfig:
@@ -89,35 +86,6 @@ def test_the_obvious_words_are_taken() -> None:
     for word in ("--method", "--pattern", "--train"):
         with pytest.raises(ConfigError, match="did you mean"):
             parsing.parse(CompareConfig, "compare", [word, "lbc"], "")
-
-
-def documented() -> list[str]:
-    """Every command line of nmlearn in the documentation and in the comments of recipes."""
-    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "recipes").glob("*.yaml")]
-    form = re.compile(r"^#? {3,}(?:torchrun .* -m )?nmlearn (\w.*)$|`nmlearn (\w+ [^`]*)`", re.MULTILINE)
-    return sorted({one or two for file in files for one, two in form.findall(file.read_text(encoding="utf-8"))})
-
-
-@pytest.mark.parametrize("line", documented())
-def test_documented_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    command, *words = shlex.split(line.partition(" >")[0], comments=True)
-    kinds = {"train": TrainConfig, "compare": CompareConfig, "plan": plan.PlanConfig}
-    if command in kinds:
-        words = [word for word in words if word != "--print_config"]
-        assert isinstance(parsing.parse(kinds[command], command, words, ""), kinds[command])
-    elif command in ("export", "import-lbc", "inspect", "report", "pack", "unpack"):
-        modules = {"export": export, "inspect": inspect, "report": report, "pack": pack, "unpack": unpack}
-        module = {"import-lbc": import_lbc, **modules}[command]
-        assert vars(module.parser().parse_args(words)).keys() & {"path", "source"}
-    elif command == "bench":
-        assert bench.parser().parse_args(words)
-    else:
-        assert command in cli.COMMANDS and not words
-
-
-def test_the_documentation_has_commands() -> None:
-    assert {line.split()[0] for line in documented()} == set(cli.COMMANDS)
 
 
 def test_a_recipe_of_the_other_command(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@
     accelerator.register_for_checkpointing(sparsifier)             # one process, or DDP
     accelerator.register_for_checkpointing(WholeState(sparsifier))  # FSDP 2
 
-docs/accelerate.md tells more.
+docs/hf-accelerate.md tells more.
 """
 
 from __future__ import annotations
