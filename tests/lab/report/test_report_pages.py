@@ -241,6 +241,17 @@ def test_a_single_seed_has_no_interval_and_names_no_winner(tmp_path: Path) -> No
     assert not any(attributes.get("class") in ("seed", "whisker") for _, attributes in found.tags)
 
 
+def test_intervals_are_enough_to_name_a_winner(tmp_path: Path) -> None:
+    examples.write_comparison(tmp_path, folders=False)
+    record = json.loads((tmp_path / "results.json").read_text())
+    for row in record["table"]:
+        del row["accuracy_std"], row["seconds_median"], row["training_flops_ratio"], row["seeds"]
+    (tmp_path / "results.json").write_text(json.dumps(record))
+    found = page(tmp_path)
+    assert "Highest mean accuracy: lbc" in found.text and "95 % interval" in found.text
+    assert "h-cost" not in [attributes.get("id") for _, attributes in found.tags]
+
+
 def test_names_of_a_comparison_as_markup(tmp_path: Path) -> None:
     evil = '<script>alert("1")</script>&'
     examples.write_comparison(tmp_path, seeds=2, folders=False)

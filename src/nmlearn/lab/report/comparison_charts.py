@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from nmlearn.lab.report.intervals import Interval, interval_chart
 from nmlearn.lab.report.lines import Series, XAxis, line_chart
-from nmlearn.lab.report.numbers import fixed
+from nmlearn.lab.report.numbers import finite, fixed
 from nmlearn.lab.report.outcome import Outcome
 from nmlearn.lab.report.page import Figure
 from nmlearn.lab.report.points import Dot, point_chart
@@ -46,13 +46,20 @@ def _intervals(found: Outcome, pattern: str) -> list[Interval]:
 
 
 def cost_figures(found: Outcome) -> list[Figure]:
-    """What is compared, against counted and against measured cost."""
+    """What is compared, against counted and against measured cost, as far as they were recorded."""
     name, y_label = found.measure.key.capitalize(), found.measure.titled("mean " if found.intervals else "")
-    counted = "Training FLOPs of the sparse layers, relative to dense: what a machine that skips zeros could save."
-    measured = "Median seconds of training as measured: what it cost here."
+    costs = (
+        (
+            "training_flops_ratio",
+            "training FLOPs",
+            "Training FLOPs of the sparse layers, relative to dense: what a machine that skips zeros could save.",
+        ),
+        ("seconds_median", "training time", "Median seconds of training as measured: what it cost here."),
+    )
     return [
-        Figure(f"{name} against training FLOPs", _points(found, "training_flops_ratio", y_label), counted),
-        Figure(f"{name} against training time", _points(found, "seconds_median", y_label), measured),
+        Figure(f"{name} against {cost}", _points(found, field, y_label), note)
+        for field, cost, note in costs
+        if any(finite(row[field]) is not None for row in found.rows)
     ]
 
 

@@ -25,8 +25,10 @@ def comparison_page(comparison: Comparison, folder: Path) -> str:
         folder: where the report will lie; links to run reports are relative to it.
     """
     found = outcome(comparison)
-    curves = curve_figures(found, comparison.folders)
+    costs, curves = cost_figures(found), curve_figures(found, comparison.folders)
     sections = {"result": "Result", "cost": "Cost", "curves": "Curves", "runs": "Runs", "recipe": "Recipe"}
+    sections["environment"] = "Environment"
+    shown = {"cost": costs, "curves": curves}
     noise = found.scaled(found.dense, found.measure.field("std"))
     return render(
         "comparison.html",
@@ -34,14 +36,13 @@ def comparison_page(comparison: Comparison, folder: Path) -> str:
         kicker=_kicker(comparison, found),
         notices=_notices(comparison, found),
         source=comparison.path.name,
-        sections={key: name for key, name in sections.items() if key != "curves" or curves}
-        | {"environment": "Environment"},
+        sections={key: name for key, name in sections.items() if shown.get(key, True)},
         found=found,
         measure=found.measure,
         findings=[(pattern, text) for pattern in found.patterns if (text := _finding(found, pattern))],
         noise=noise,
         gaps=gap_figures(found, noise),
-        costs=cost_figures(found),
+        costs=costs,
         curves=curves,
         groups=_groups(found),
         runs=_runs(found, comparison.folders, folder),

@@ -131,9 +131,8 @@ class Outcome:
     def winner(self, pattern: str) -> str | None:
         """The method with the best mean of several; none where a mean is of one seed and may be chance."""
         ranked, std = self.ranked(pattern), self.measure.field("std")
-        return (
-            ranked[0]["method"] if len(ranked) > 1 and all(finite(row.get(std)) is not None for row in ranked) else None
-        )
+        several = all(self.ends(row) or finite(row[std]) is not None for row in ranked)
+        return str(ranked[0]["method"]) if len(ranked) > 1 and several else None
 
 
 def outcome(comparison: Comparison) -> Outcome:

@@ -15,14 +15,15 @@ def run_page(run: RunFolder) -> str:
     clock = Clock(run)
     sparsity = sparsity_figures(run, clock)
     sections = {"training": "Training", "sparsity": "Sparsity over time", "layers": "Layers", "recipe": "Recipe"}
-    absent = {"sparsity": not sparsity, "layers": not run.plan}
+    sections["environment"] = "Environment"
+    shown = {"sparsity": sparsity, "layers": run.plan}
     return render(
         "run.html",
         title=_headline(run),
         kicker=_kicker(run),
         notices=_notices(run),
         source=run.folder.resolve().name,
-        sections={key: name for key, name in sections.items() if not absent.get(key)} | {"environment": "Environment"},
+        sections={key: name for key, name in sections.items() if shown.get(key, True)},
         facts=_facts(run),
         training=training_figures(run, clock),
         shaded=choosing(run, clock) is not None,
