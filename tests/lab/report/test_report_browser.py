@@ -68,10 +68,21 @@ def test_a_page_opens_cleanly(browser: Browser, pages: dict[str, Path], name: st
     assert [event["params"]["request"]["url"] for event in sent] == [pages[name].resolve().as_uri()]
 
 
-def test_marks_tell_their_value_on_hover_and_touch(browser: Browser, pages: dict[str, Path]) -> None:
-    browser.open(pages["comparison"], width=375)
+@pytest.mark.parametrize(
+    ("name", "mark", "told"),
+    [
+        ("comparison", ".seed", "seed"),
+        ("run", ".fluid .row rect", "layer1.0.conv1\nepoch"),
+        ("run", ".readings rect", "epoch"),
+    ],
+)
+def test_marks_tell_their_value_on_hover_and_touch(
+    browser: Browser, pages: dict[str, Path], name: str, mark: str, told: str
+) -> None:
+    browser.open(pages[name], width=375)
     place = browser.evaluate(
-        """(() => { const seed = document.querySelector(".seed");
+        f"const mark = '{mark}';"
+        """(() => { const seed = document.querySelector(mark);
         seed.scrollIntoView({block: "center", behavior: "instant"});
         const box = seed.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; })()"""
     )
@@ -84,7 +95,7 @@ def test_marks_tell_their_value_on_hover_and_touch(browser: Browser, pages: dict
         if tip:
             break
         time.sleep(0.05)
-    assert "seed" in tip
+    assert told in tip
     assert browser.evaluate("document.querySelector('.tip').getBoundingClientRect().right <= innerWidth")
 
 

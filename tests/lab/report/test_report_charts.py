@@ -12,13 +12,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nmlearn.lab.report import numbers
-from nmlearn.lab.report.charts import HEIGHT, WIDTH, Along, Series, line_chart
-from nmlearn.lab.report.dots import Interval, interval_chart
+from nmlearn.lab.report.axes import Frame
 from nmlearn.lab.report.heat import HeatRow, heat_map, shorten
-from nmlearn.lab.report.markup import element
-from nmlearn.lab.report.palette import KNOWN, OUTLINES, looks, mark
+from nmlearn.lab.report.intervals import Interval, interval_chart
+from nmlearn.lab.report.lines import CLOSE, Series, XAxis, line_chart, path_of
 from nmlearn.lab.report.points import Dot, point_chart
-from nmlearn.lab.report.scales import course, linear, logarithmic, tight
+from nmlearn.lab.report.scales import Rows, course, linear, logarithmic, tight
+from nmlearn.lab.report.styles import COLOURS, OUTLINES, mark, method_styles
+from nmlearn.lab.report.svg import WIDTH, element
+from nmlearn.methods import METHODS
+
+HEIGHT = Frame.height
+LBC = method_styles(["lbc"])["lbc"]
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 ANY = st.one_of(
@@ -89,13 +94,14 @@ def test_ticks_are_round() -> None:
     assert linear([0.3, 9.2]).ticks == (0, 5, 10) or linear([0.3, 9.2]).ticks == (0, 2, 4, 6, 8, 10)
     assert [linear([0, 0.5]).text(tick) for tick in linear([0, 0.5]).ticks] == ["0.0", "0.2", "0.4", "0.6"]
     assert logarithmic([1, 70]).ticks == (1, 2, 5, 10, 20, 50, 100)
-    assert [course([0, 120]).text(tick) for tick in course([0, 120]).ticks] == ["0", "50", "100", "120"]
+    assert [course([0, 120]).text(tick) for tick in course([0, 120]).ticks] == ["0", "30", "60", "90", "120"]
+    assert [course([0, 117]).text(tick) for tick in course([0, 117]).ticks] == ["0", "50", "100", "117"]
 
 
 @given(st.lists(st.lists(st.tuples(ANY, ANY), max_size=8), max_size=3), st.booleans(), st.booleans())
 def test_lines_stay_inside_the_frame(lines: list[list[tuple[object, object]]], log: bool, step: bool) -> None:
     series = [Series(f"line {i}", points, step=step) for i, points in enumerate(lines)]
-    svg = line_chart("law", "A law", series, x=Along("x"), y_label="y", log=log)
+    svg = line_chart("A law", series, x=XAxis("x"), y_label="y", log=log)
     drawing = shape(svg)
     assert drawing.find("title") is not None and drawing.find("desc") is not None
     for piece in moves(svg):
@@ -110,46 +116,73 @@ def test_lines_stay_inside_the_frame(lines: list[list[tuple[object, object]]], l
 @pytest.mark.parametrize("gap", [None, math.nan, math.inf, "text"])
 def test_what_is_no_number_is_a_gap(gap: object) -> None:
     points = [(0, 1.0), (1, 2.0), (2, gap), (3, 2.0), (4, 3.0), (5, gap), (6, 4.0)]
-    svg = line_chart("gap", "Gap", [Series("line", points)], x=Along("x"), y_label="y")
+    svg = line_chart("Gap", [Series("line", points)], x=XAxis("x"), y_label="y")
     assert len(moves(svg)) == 2
     assert len(list(shape(svg).iter("circle"))) == 1  # the single point after the second gap
 
 
 def test_a_logarithmic_chart_leaves_out_what_is_not_positive() -> None:
     line = Series("line", [(0, 1.0), (1, 10.0), (2, 0.0), (3, -1.0), (4, 5.0), (5, 6.0)])
-    assert len(moves(line_chart("log", "Log", [line], x=Along("x"), y_label="y", log=True))) == 2
+    assert len(moves(line_chart("Log", [line], x=XAxis("x"), y_label="y", log=True))) == 2
 
 
 def test_one_point_is_a_dot_and_a_constant_a_level_line() -> None:
-    one = line_chart("one", "One", [Series("line", [(3, 5.0)])], x=Along("x"), y_label="y")
+    one = line_chart("One", [Series("line", [(3, 5.0)])], x=XAxis("x"), y_label="y")
     assert not moves(one) and len(list(shape(one).iter("circle"))) == 1
-    same = line_chart("same", "Same", [Series("line", [(0, 5.0), (1, 5.0), (2, 5.0)])], x=Along("x"), y_label="y")
+    same = line_chart("Same", [Series("line", [(0, 5.0), (1, 5.0), (2, 5.0)])], x=XAxis("x"), y_label="y")
     heights = {y for _, y in re.findall(r"[ML]([-\d.]+) ([-\d.]+)", moves(same)[0])}
     assert len(heights) == 1
 
 
 @pytest.mark.parametrize("points", [[], [(None, 1.0)], [(1, None)], [(math.nan, math.nan)]])
 def test_charts_of_nothing_say_so(points: list[tuple[object, object]]) -> None:
-    assert "Nothing recorded" in line_chart("no", "No", [Series("line", points)], x=Along("x"), y_label="y")
+    assert "Nothing recorded" in line_chart("No", [Series("line", points)], x=XAxis("x"), y_label="y")
     dots = [Dot(x, y, "dot") for x, y in points]
-    assert "Nothing recorded" in point_chart("no", "No", dots, x_label="x", y_label="y")
-    assert "Nothing recorded" in interval_chart("no", "No", [Interval(KNOWN["lbc"], None)], x_label="x")
+    assert "Nothing recorded" in point_chart("No", dots, x_label="x", y_label="y")
+    assert "Nothing recorded" in interval_chart("No", [Interval(LBC, None)], x_label="x")
     rows = [HeatRow("layer", [(0.0, y) for _, y in points if y is None])]
-    assert "Nothing recorded" in heat_map("no", "No", rows, end=1.0, x_label="x", text=str)
+    assert "Nothing recorded" in heat_map("No", rows, end=1.0, x_label="x", text=str)
 
 
 def test_hover_columns_tell_every_line() -> None:
     lines = [Series("a", [(0, 1.0), (1, 2.0)]), Series("b", [(0, 3.0), (1, 4.0)]), Series("", [(0, 9.0)])]
-    titles = [title.text for title in shape(line_chart("t", "T", lines, x=Along("x"), y_label="y")).iter("title")]
+    titles = [title.text for title in shape(line_chart("T", lines, x=XAxis("x"), y_label="y")).iter("title")]
     assert "x 1.000\na: 2.000\nb: 4.000" in titles
-    many = line_chart("m", "M", [Series("a", [(i, i) for i in range(1000)])], x=Along("x"), y_label="y")
-    assert 30 <= many.count('class="hit"') <= 60
+    many = line_chart("M", [Series("a", [(i, i) for i in range(1000)])], x=XAxis("x"), y_label="y")
+    assert 30 <= many.count("<rect ") <= 60
+
+
+def test_neighbours_that_tell_the_same_share_a_hover_column() -> None:
+    line = Series("a", [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0)])
+    titles = [title.text for title in shape(line_chart("T", [line], x=XAxis("x"), y_label="y")).iter("title")]
+    assert titles == ["T", "x 0 to 2.000\na: 1.000", "x 3.000\na: 2.000"]
+
+
+@given(st.lists(st.floats(0, 200), min_size=2, max_size=60))
+def test_a_thinned_line_misses_no_point_visibly(heights: list[float]) -> None:
+    kept = [
+        (float(x), float(y))
+        for x, y in re.findall(r"[ML]([-\d.]+) ([-\d.]+)", path_of(list(enumerate(heights)), step=False))
+    ]
+    for (x, y), (u, v) in itertools.pairwise(kept):
+        for at in range(round(x), round(u) + 1):
+            missed = abs((v - y) * (at - x) - (u - x) * (heights[at] - y)) / math.hypot(u - x, v - y)
+            assert missed <= CLOSE + 0.1  # of rounding to one decimal
+
+
+@given(st.lists(st.floats(0, 200), min_size=2, max_size=60))
+def test_a_thinned_step_line_misses_no_height_visibly(heights: list[float]) -> None:
+    path = path_of(list(enumerate(heights)), step=True)
+    steps = [(0.0, float(path[1:].split("H")[0].split()[1]))]
+    steps += [(float(x), float(y)) for x, y in re.findall(r"H([-\d.]+)V([-\d.]+)", path)]
+    for at, height in enumerate(heights):
+        assert abs([y for x, y in steps if x <= at][-1] - height) <= CLOSE + 0.06
 
 
 @given(st.lists(st.tuples(ANY, ANY, ANY, st.lists(ANY, max_size=4)), min_size=1, max_size=4))
 def test_intervals_stay_inside(rows: list[tuple[object, object, object, list[object]]]) -> None:
-    made = [Interval(KNOWN["lbc"], m, low, high, [(dot, "seed") for dot in dots]) for m, low, high, dots in rows]
-    drawing = shape(interval_chart("law", "Law", made, x_label="gap", noise=0.5))
+    made = [Interval(LBC, m, low, high, [(dot, "seed") for dot in dots]) for m, low, high, dots in rows]
+    drawing = shape(interval_chart("Law", made, x_label="gap", noise=0.5))
     for circle in drawing.iter("circle"):
         assert 0 <= float(circle.get("cx", "-1")) <= WIDTH
     for line in drawing.iter("line"):
@@ -157,17 +190,39 @@ def test_intervals_stay_inside(rows: list[tuple[object, object, object, list[obj
 
 
 def test_an_interval_row_draws_its_seeds_and_its_mean() -> None:
-    row = Interval(KNOWN["lbc"], -0.5, -0.9, -0.1, [(-0.4, "seed 0"), (-0.6, "seed 1")])
-    svg = interval_chart("one", "One", [row], x_label="gap")
+    row = Interval(LBC, -0.5, -0.9, -0.1, [(-0.4, "seed 0"), (-0.6, "seed 1")])
+    svg = interval_chart("One", [row], x_label="gap")
     assert svg.count('class="seed"') == 2 and svg.count('class="whisker"') == 1
     assert "mean \u22120.50, 95 % interval \u22120.90 to \u22120.10" in svg
-    single = interval_chart("one", "One", [Interval(KNOWN["lbc"], -0.5)], x_label="gap")
+    single = interval_chart("One", [Interval(LBC, -0.5)], x_label="gap")
     assert 'class="whisker"' not in single and "interval" not in single
+
+
+@given(st.lists(st.floats(-5, 0), min_size=2, max_size=3))
+def test_observations_do_not_hide_each_other(values: list[float]) -> None:
+    row = Interval(LBC, 0.0, dots=[(value, "seed") for value in values])
+    seeds = [c for c in shape(interval_chart("Seeds", [row], x_label="gap")).iter("circle") if c.get("class") == "seed"]
+    places = [(float(seed.get("cx", "0")), float(seed.get("cy", "0"))) for seed in seeds]
+    assert len(places) == len(values)
+    assert all(math.dist(a, b) >= 5.5 for a, b in itertools.combinations(places, 2))
+
+
+@pytest.mark.parametrize("fluid", [False, True])
+@given(st.lists(st.text("ab", max_size=9), min_size=1, max_size=30), st.lists(st.floats(-1e6, 1e6), min_size=1))
+def test_one_frame_serves_numbers_and_names(fluid: bool, names: list[str], values: list[float]) -> None:
+    for y in (Rows(tuple(names)), linear(values)):
+        frame = Frame(course(values), y, height=100 + 12.0 * len(names), fluid=fluid)
+        places = [frame.down(tick) for tick in y.ticks]
+        assert all(frame.top <= place <= frame.base for place in places)
+        assert all(frame.left <= frame.across(value) <= frame.end for value in values)
+        chart = shape(frame.draw("title", "text", "x", "", []))
+        written = [text.text or "" for text in chart.iter("text")]
+        assert all(frame.x.text(tick) in written for tick in frame.x.ticks)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1e6)), min_size=1, max_size=20))
 def test_texts_of_points_never_overlap(places: list[tuple[float, float]]) -> None:
-    svg = point_chart("p", "P", [Dot(x, y, "dot", text="1:16") for x, y in places], x_label="x", y_label="y")
+    svg = point_chart("P", [Dot(x, y, "dot", text="1:16") for x, y in places], x_label="x", y_label="y")
     texts = [text for text in shape(svg).iter("text") if text.text == "1:16"]
     boxes = [(float(text.get("x", "0")), float(text.get("y", "0"))) for text in texts]
     for (x, y), (u, v) in itertools.combinations(boxes, 2):
@@ -181,7 +236,7 @@ def test_texts_of_points_never_overlap(places: list[tuple[float, float]]) -> Non
 )
 def test_heat_cells_stay_inside(rows: list[list[tuple[float, object]]]) -> None:
     made = [HeatRow(f"layer{i}", sorted(cells, key=lambda cell: cell[0])) for i, cells in enumerate(rows)]
-    html = heat_map("law", "Law", made, end=10.0, x_label="epoch", text=str, ticks=(0, 5, 10))
+    html = heat_map("Law", made, end=10.0, x_label="epoch", text=str)
     for cell in shape(str(html)).iter("rect"):
         if (width := cell.get("width", "")).endswith("%"):
             assert float(cell.get("x", "0%")[:-1]) + float(width[:-1]) <= 100.02
@@ -190,12 +245,12 @@ def test_heat_cells_stay_inside(rows: list[list[tuple[float, object]]]) -> None:
 
 def test_a_heat_map_of_many_layers_stays_readable() -> None:
     rows = [HeatRow(f"blocks.{i}.attention.query", [(0.0, 1.0), (1.0, i / 200)]) for i in range(200)]
-    svg = shape(str(heat_map("many", "Many", rows, end=2.0, x_label="epoch", text=str)))
+    svg = shape(str(heat_map("Many", rows, end=2.0, x_label="epoch", text=str)))
     height = float(next(child.get("height", "0") for child in svg.iter("svg") if child.get("width") == "100%"))
     assert height < 1000
-    names = [text for text in svg.iter("text") if text.find("title") is not None]
-    places = sorted(float(text.get("y", "0")) for text in names)
-    assert all(b - a >= 11 for a, b in itertools.pairwise(places))
+    names = next(child for child in svg.iter("svg") if child.get("aria-hidden") and child.find("text") is not None)
+    places = sorted(float(text.get("y", "0")) for text in names.iter("text"))
+    assert len(places) > 50 and all(b - a >= 11 for a, b in itertools.pairwise(places))
 
 
 def test_shortened_names_still_tell_layers_apart() -> None:
@@ -207,21 +262,29 @@ def test_shortened_names_still_tell_layers_apart() -> None:
 
 
 def test_every_method_has_its_own_colour_and_shape() -> None:
-    assert len({look.paint for look in KNOWN.values()}) == len({look.shape for look in KNOWN.values()}) == len(KNOWN)
-    found = looks(["lbc", "mine", "dense", "other"])
-    assert list(found) == ["dense", "lbc", "mine", "other"]
-    assert len({look.paint for look in found.values()}) == 4
+    styles = method_styles(METHODS).values()
+    assert len({style.paint for style in styles}) == len({style.shape for style in styles}) == len(METHODS)
+    assert all(method_styles([style.label])[style.label] == style for style in styles)  # the same on every page
     for outline in [*OUTLINES, "circle"]:
         shape(mark(outline, 5.0, 5.0, 4.0, "title"))
 
 
+@given(st.lists(st.text(), min_size=1, max_size=3 * COLOURS, unique=True))
+def test_styles_tell_methods_apart_that_the_report_has_never_heard_of(names: list[str]) -> None:
+    found = method_styles([*names, "dense"])
+    assert list(found) == ["dense", *(name for name in names if name != "dense")]
+    assert len({(style.paint, style.shape) for style in found.values()}) == len(found)
+    assert len({style.paint for style in found.values()}) == min(len(found), COLOURS + 1)
+    assert method_styles([*reversed(names), "dense"]) == found
+
+
 def test_text_is_escaped_wherever_it_goes() -> None:
-    assert element("p", "<b>", title='"&', class_="x") == '<p title="&quot;&amp;" class="x">&lt;b&gt;</p>'
+    assert element("p", "<b>", title='"&', class_="x") == '<p title="&#34;&amp;" class="x">&lt;b&gt;</p>'
     evil = "</title><script>alert(1)</script>"
     charts = [
-        line_chart("a", evil, [Series(evil, [(0, 1.0), (1, 2.0)])], x=Along(evil), y_label=evil),
-        point_chart("b", evil, [Dot(1.0, 1.0, evil, text=evil)], x_label=evil, y_label=evil),
-        heat_map("c", evil, [HeatRow(evil, [(0.0, 1.0)])], end=1.0, x_label=evil, text=lambda _: evil),
+        line_chart(evil, [Series(evil, [(0, 1.0), (1, 2.0)])], x=XAxis(evil), y_label=evil),
+        point_chart(evil, [Dot(1.0, 1.0, evil, text=evil)], x_label=evil, y_label=evil),
+        heat_map(evil, [HeatRow(evil, [(0.0, 1.0)])], end=1.0, x_label=evil, text=lambda _: evil),
     ]
     for chart in charts:
         assert "<script>" not in chart
@@ -256,5 +319,5 @@ def test_numbers_are_written_for_people(made: str, expected: str) -> None:
 
 
 def test_a_heat_map_stops_where_the_data_stops() -> None:
-    svg = heat_map("u", "U", [HeatRow("a", [(0.0, 1.0), (2.0, 0.5)])], end=10.0, until=4.0, x_label="epoch", text=str)
+    svg = heat_map("U", [HeatRow("a", [(0.0, 1.0), (2.0, 0.5)])], end=10.0, until=4.0, x_label="epoch", text=str)
     assert re.findall(r'x="([\d.]+)%" width="([\d.]+)%"', svg) == [("0.00", "20.00"), ("20.00", "20.00")]

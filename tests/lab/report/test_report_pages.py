@@ -16,8 +16,11 @@ import pytest
 import report_examples as examples
 from nmlearn.errors import ConfigError, FormatError
 from nmlearn.lab import report
-from nmlearn.lab.report.markup import VOID
 from nmlearn.lab.report.source import read, read_run
+from nmlearn.lab.report.styles import COLOURS
+from nmlearn.methods import METHODS
+
+VOID = frozenset({"br", "col", "hr", "meta", "wbr"})
 
 
 class Page(HTMLParser):
@@ -84,7 +87,7 @@ def rewrite(folder: Path, events: list[dict[str, Any]]) -> None:
 def test_a_finished_run_tells_its_answer_first(tmp_path: Path) -> None:
     found = page(examples.write_run(tmp_path))
     assert "91.72 % accuracy on cifar10 at 50.0 % density" in found.text
-    assert "LBC 2:4 · resnet20 · seed 0" in found.text
+    assert "lbc 2:4 · resnet20 · seed 0" in found.text
     assert "20 of 22 layers are sparse" in found.text
     assert "3 input channels, not a multiple of 4" in found.text
     assert "The same in all 20 sparse layers." in found.text
@@ -99,7 +102,7 @@ def test_a_finished_run_tells_its_answer_first(tmp_path: Path) -> None:
 def test_a_run_on_its_way_says_so(tmp_path: Path) -> None:
     found = page(examples.write_run(tmp_path, method="gradual", done=0.37))
     assert "has not finished" in found.text and "so far" in found.text
-    assert "Gradual 2:4 · resnet20 · seed 0" in found.text  # from config.yaml: there is no summary
+    assert "gradual 2:4 · resnet20 · seed 0" in found.text  # from config.yaml: there is no summary
     assert "Steps of 46,800" in found.text and "37 %" in found.text
     assert "1 lines of metrics.jsonl" not in found.text
     assert "one line of metrics.jsonl could not be read" in found.text.lower()
@@ -128,7 +131,7 @@ def test_a_run_that_has_only_begun_has_a_report(tmp_path: Path) -> None:
 def test_a_dense_run_shows_no_sparsity(tmp_path: Path) -> None:
     found = page(examples.write_run(tmp_path, method="dense"))
     assert "Sparsity over time" not in found.text
-    assert "Dense · resnet20" in found.text
+    assert "dense · resnet20" in found.text
 
 
 def test_steps_done_twice_are_shown_once(tmp_path: Path) -> None:
@@ -140,7 +143,7 @@ def test_steps_done_twice_are_shown_once(tmp_path: Path) -> None:
     steps = [event["step"] for event in run.of("train")]
     assert steps == sorted(set(steps)) and run.resumed == [15000]
     assert "Resumed at step 15,000" in page(tmp_path).text
-    rewrite(tmp_path, [*events[:half], *events])  # started anew in the same folder
+    rewrite(tmp_path, [*events[:half], *events])  # started again in the same folder
     assert read_run(tmp_path).events == events and read_run(tmp_path).resumed == []
 
 
@@ -185,7 +188,7 @@ def test_what_is_no_text_is_replaced(tmp_path: Path) -> None:
 
 def test_a_comparison_tells_its_answer_first(tmp_path: Path) -> None:
     found = page(examples.write_comparison(tmp_path))
-    assert "Highest mean accuracy: LBC at 1:4, 1:8 and 1:16" in found.text
+    assert "Highest mean accuracy: lbc at 1:4, 1:8 and 1:16" in found.text
     assert "5 methods · 3 patterns · 5 paired seeds" in found.text
     assert "65 runs" in found.text
     assert "the two intervals overlap" in found.text
@@ -228,11 +231,54 @@ def test_a_comparison_on_its_way_is_made_of_its_run_folders(tmp_path: Path) -> N
     page(tmp_path / "runs")  # the folder of run folders does as well
 
 
-def test_a_single_seed_has_no_interval(tmp_path: Path) -> None:
-    found = page(examples.write_comparison(tmp_path, seeds=1, folders=False))
-    assert (
-        "95 % interval \u2212" not in found.text and "±" not in found.text.split("Every run")[0].split("mean ± std")[1]
-    )
+def test_a_single_seed_has_no_interval_and_names_no_winner(tmp_path: Path) -> None:
+    found = page(examples.write_comparison(tmp_path, seeds=1))
+    assert "interval" not in found.text and "±" not in found.text and "std" not in found.text
+    assert "oneshot, gradual, srste and lbc at 1:4, 1:8 and 1:16" in found.text
+    assert "No method is named best at 1:4, 1:8 and 1:16" in found.text
+    assert "Best mean" not in found.text and "Highest" not in found.text and "Next:" not in found.text
+    assert not any(attributes.get("class") == "best" for _, attributes in found.tags)
+    assert not any(attributes.get("class") in ("seed", "whisker") for _, attributes in found.tags)
+
+
+def test_intervals_are_enough_to_name_a_winner(tmp_path: Path) -> None:
+    examples.write_comparison(tmp_path, folders=False)
+    record = json.loads((tmp_path / "results.json").read_text())
+    for row in record["table"]:
+        del row["accuracy_std"], row["seconds_median"], row["training_flops_ratio"], row["seeds"]
+    (tmp_path / "results.json").write_text(json.dumps(record))
+    found = page(tmp_path)
+    assert "Highest mean accuracy: lbc" in found.text and "95 % interval" in found.text
+    assert "h-cost" not in [attributes.get("id") for _, attributes in found.tags]
+
+
+def test_names_of_a_comparison_as_markup(tmp_path: Path) -> None:
+    evil = '<script>alert("1")</script>&'
+    examples.write_comparison(tmp_path, seeds=2, folders=False)
+    record = json.loads((tmp_path / "results.json").read_text())
+    for row in [*record["runs"], *record["table"]]:
+        row["pattern"] = row["pattern"] and evil + row["pattern"]
+        row["method"] = row["method"] if row["method"] == "dense" else evil + row["method"]
+    record |= {"name": evil, "recipe": {evil: {evil: evil}}, "environment": {evil: evil}, "source_commit": evil}
+    record["failures"] = [{"run": evil, "error": evil}]
+    (tmp_path / "results.json").write_text(json.dumps(record))
+    found = page(tmp_path)
+    assert found.text.count(evil) > 50
+    assert sum(tag == "script" for tag, _ in found.tags) == 1
+
+
+def test_a_page_is_small(tmp_path: Path) -> None:
+    for folder in (examples.write_run(tmp_path / "run"), examples.write_comparison(tmp_path / "comparison")):
+        assert report.write(folder).stat().st_size <= 67_000
+
+
+def test_no_method_is_named_in_the_report() -> None:
+    room = resources.files("nmlearn.lab.report")
+    files = [*room.iterdir(), *room.joinpath("templates").iterdir()]
+    text = "".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
+    names = [name for name in METHODS if name != "dense"]
+    assert len(text) > 50_000
+    assert [name for name in names if re.search(rf"[\"'-]{name}[\"';:{{ ]", text)] == []
 
 
 def test_a_comparison_without_accuracy_compares_losses(tmp_path: Path) -> None:
@@ -244,7 +290,7 @@ def test_a_comparison_without_accuracy_compares_losses(tmp_path: Path) -> None:
     record["failures"] = [{"run": "lbc-1of4-s7", "error": "<out of memory>"}]
     (tmp_path / "results.json").write_text(json.dumps(record))
     found = page(tmp_path)
-    assert "Lowest mean loss: LBC" in found.text
+    assert "Lowest mean loss: lbc" in found.text
     assert "Failed: lbc-1of4-s7: <out of memory>" in found.text
 
 
@@ -299,6 +345,7 @@ def test_colours_stand_out_in_both_schemes(scheme: int) -> None:
     block = re.findall(r":root \{([^}]*)\}", style)[scheme]
     colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})\b", block))
     ground = luminance(colours["page"])
+    assert {name for name in colours if name.startswith("m-")} == {"m-dense", *(f"m-{i}" for i in range(COLOURS))}
     for name, colour in colours.items():
         if name in ("ink", "muted", "link", "notice", "heat") or name.startswith("m-"):
             low, high = sorted((luminance(colour), ground))

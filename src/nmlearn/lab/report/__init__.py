@@ -13,7 +13,7 @@ def write(path: Path | str, out: Path | str | None = None) -> Path:
     Args:
         path: a run's folder (finished or not), a folder with ``results.json`` and ``runs/*/``, a folder of run
             folders, or a results file.
-        out: the HTML file; unless given, report.html in the folder, and beside a results file its name with .html
+        out: the HTML file; unless given, report.html in the folder, and for a results file its name with .html
             (report.html beside results.json).
 
     Returns:
@@ -25,19 +25,19 @@ def write(path: Path | str, out: Path | str | None = None) -> Path:
     """
     from nmlearn.lab.report.comparison_page import comparison_page
     from nmlearn.lab.report.run_page import run_page
-    from nmlearn.lab.report.source import Run, read
+    from nmlearn.lab.report.source import RunFolder, read
     from nmlearn.lab.train.files import sweep, write_text
 
     path = Path(path)
-    target = Path(out) if out is not None else _beside(path)
+    target = Path(out) if out is not None else _next_to(path)
     found = read(path)
-    html = run_page(found) if isinstance(found, Run) else comparison_page(found, target.parent)
+    html = run_page(found) if isinstance(found, RunFolder) else comparison_page(found, target.parent)
     sweep(target)
     write_text(target, html)
     return target
 
 
-def _beside(path: Path) -> Path:
+def _next_to(path: Path) -> Path:
     if path.is_file() and path.name != "results.json":
         return path.with_suffix(".html")
     return (path.parent if path.is_file() else path) / "report.html"

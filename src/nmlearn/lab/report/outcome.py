@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from nmlearn.lab.report.numbers import finite, fixed, percent, points, significant
-from nmlearn.lab.report.palette import Look, looks
 from nmlearn.lab.report.source import Comparison, Record
+from nmlearn.lab.report.styles import REFERENCE, MethodStyle, method_styles
 from nmlearn.lab.train.statistics import table
+
+MEANS = ("accuracy_mean", "accuracy_std", "gap_mean", "gap_low", "gap_high", "seconds_median", "seeds")
+LOSSES = ("loss_mean", "loss_std", "loss_gap_mean", "loss_gap_low", "loss_gap_high")
+OF_RUNS = ("seed", "accuracy", "loss", "seconds", "density")
+FIELDS = (*MEANS, *LOSSES, *OF_RUNS, "state_bytes_per_weight", "training_flops_ratio")
+"""What pages read of runs and of the table's rows. A file may lack any of it."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,10 @@ class Measure:
     def unit(self) -> str:
         """Of a value."""
         return "%" if self.key == "accuracy" else ""
+
+    def titled(self, prefix: str = "") -> str:
+        """What is compared, with its unit, for an axis."""
+        return f"{prefix}{self.key}" + (f", {self.unit}" if self.unit else "")
 
     @property
     def gap_unit(self) -> str:
@@ -67,23 +78,38 @@ class Outcome:
         runs: finished runs; dense ones once.
         rows: the table's rows; dense first, then by pattern and method.
         patterns: in the order they were given.
-        looks: method -> how it appears.
+        styles: method -> how it appears.
     """
 
     measure: Measure
     runs: list[Record]
     rows: list[Record]
     patterns: list[str]
-    looks: dict[str, Look]
+    styles: dict[str, MethodStyle]
 
     def row(self, method: str, pattern: str | None) -> Record:
         """The row of a cell, or nothing."""
         return next((row for row in self.rows if row["method"] == method and row["pattern"] == pattern), {})
 
+    def scaled(self, record: Record, field: str) -> float | None:
+        """A recorded number as it is shown."""
+        number = finite(record.get(field))
+        return None if number is None else number * self.measure.scale
+
+    def ends(self, row: Record) -> tuple[float, float] | None:
+        """Of the interval of a row's gap, where it has more than one seed."""
+        low, high = (finite(row.get(self.measure.field(name))) for name in ("gap_low", "gap_high"))
+        return (low, high) if low is not None and high is not None else None
+
+    @cached_property
+    def intervals(self) -> bool:
+        """Whether any gap has an interval."""
+        return any(self.ends(row) for row in self.rows)
+
     @property
     def dense(self) -> Record:
         """The dense row, or nothing."""
-        return self.row("dense", None)
+        return self.row(REFERENCE, None)
 
     def cell(self, method: str, pattern: str | None) -> list[Record]:
         """The runs of a cell."""
@@ -92,7 +118,7 @@ class Outcome:
     def gap(self, run: Record) -> float | None:
         """A run's difference to the dense run of its seed, in the measure's own unit."""
         key = self.measure.key
-        twins = [finite(twin.get(key)) for twin in self.cell("dense", None) if twin.get("seed") == run.get("seed")]
+        twins = [finite(twin.get(key)) for twin in self.cell(REFERENCE, None) if twin.get("seed") == run.get("seed")]
         own = finite(run.get(key))
         return own - twins[0] if own is not None and twins and twins[0] is not None else None
 
@@ -102,6 +128,12 @@ class Outcome:
         known = [row for row in self.rows if row["pattern"] == pattern and finite(row.get(field)) is not None]
         return sorted(known, key=lambda row: row[field], reverse=self.measure.key == "accuracy")
 
+    def winner(self, pattern: str) -> str | None:
+        """The method with the best mean of several; none where a mean is of one seed and may be chance."""
+        ranked, std = self.ranked(pattern), self.measure.field("std")
+        several = all(self.ends(row) or finite(row[std]) is not None for row in ranked)
+        return str(ranked[0]["method"]) if len(ranked) > 1 and several else None
+
 
 def outcome(comparison: Comparison) -> Outcome:
     """Put a comparison in order. The table is made from the runs when the file brings none."""
@@ -109,7 +141,7 @@ def outcome(comparison: Comparison) -> Outcome:
     given = comparison.record.get("table")
     rows = [_named(row) for row in given if isinstance(row, dict)] if isinstance(given, list) else []
     rows = _once(rows, "method", "pattern") if rows else table(_whole(runs))
-    found = looks(row["method"] for row in [*rows, *runs])
+    found = method_styles(row["method"] for row in [*rows, *runs])
     patterns = list(dict.fromkeys(str(row["pattern"]) for row in [*rows, *runs] if row["pattern"]))
     order = {name: i for i, name in enumerate(found)}
     rows.sort(key=lambda row: (patterns.index(row["pattern"]) + 1 if row["pattern"] else 0, order[row["method"]]))
@@ -120,10 +152,10 @@ def outcome(comparison: Comparison) -> Outcome:
 
 
 def _named(record: Record) -> Record:
-    """With method and pattern as text; dense has no pattern, whatever stands there."""
+    """With every field, None where there is nothing; method and pattern are text, and dense has no pattern."""
     method = str(record.get("method") or "unnamed")
-    pattern = record.get("pattern")
-    return {**record, "method": method, "pattern": str(pattern) if pattern and method != "dense" else None}
+    pattern = str(record["pattern"]) if record.get("pattern") and method != REFERENCE else None
+    return {**dict.fromkeys(FIELDS), **record, "method": method, "pattern": pattern}
 
 
 def _once(records: Sequence[Record], *keys: str) -> list[Record]:
@@ -135,7 +167,6 @@ def _once(records: Sequence[Record], *keys: str) -> list[Record]:
 
 
 def _whole(runs: Sequence[Record]) -> list[Record]:
-    """Runs with every field that the table reads."""
-    blank = {"accuracy": None, "loss": None, "seed": None}
+    """Runs with a number for each cost, which the table needs."""
     cost = ("seconds", "state_bytes_per_weight", "training_flops_ratio")
-    return [{**blank, **run, **{key: finite(run.get(key)) or 0.0 for key in cost}} for run in runs]
+    return [{**run, **{key: finite(run.get(key)) or 0.0 for key in cost}} for run in runs]

@@ -1,4 +1,4 @@
-"""The HTML file around the content: one file, nothing fetched from anywhere."""
+"""From plain data to one HTML file by the templates in templates/: escaped, self-contained, nothing fetched."""
 
 from __future__ import annotations
 
@@ -6,62 +6,54 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 
-from nmlearn.lab.report.markup import Content, Markup, element
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from nmlearn.lab.report import numbers
+from nmlearn.lab.report.lines import Series
+from nmlearn.lab.report.svg import FORBIDDEN
 
 
 @dataclass(frozen=True)
-class Section:
-    """A part of the page under a second-level heading."""
+class Figure:
+    """A chart under its heading, a sentence that says how to read it, and the lines whose strokes need a key."""
 
-    name: str
     heading: str
-    content: Content
+    chart: Markup
+    note: str = ""
+    key: Sequence[Series] = ()
 
 
-def page(title: str, kicker: str, lead: Content, sections: Sequence[Section], source: str) -> str:
-    """The whole file. `title` is the headline, `lead` what follows it, `source` where the numbers lie."""
-    links = [element("a", section.heading, href=f"#{section.name}") for section in sections]
-    parts = [
-        element("header", element("p", kicker, class_="kicker"), element("h1", title), lead),
-        element("nav", links, aria_label="Sections"),
-        element("main", [_section(section) for section in sections]),
-        element("footer", f"Made by nmlearn report from {source}. This file holds everything it shows."),
-    ]
+def render(template: str, **data: object) -> str:
+    """The whole file.
+
+    Args:
+        template: run.html or comparison.html. It has a block for each section, by the section's name.
+        data: what the template reads; in any case `title`, `kicker`, `notices`, `source` (where the numbers lie) and
+            `sections` (name -> heading, in order).
+    """
     style, script = _resource("style.css"), _resource("script.js")
-    head = [
-        element("meta", charset="utf-8"),
-        element("meta", name_="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", http_equiv="Content-Security-Policy", content=_policy(style, script)),
-        element("title", f"{title} · nmlearn"),
-        element("style", style),
-    ]
-    body = element("body", parts, element("script", script))
-    return "<!doctype html>\n" + element("html", element("head", head), body, lang="en") + "\n"
-
-
-def figure(heading: str, note: Content, picture: Markup) -> Markup:
-    """A picture under its heading and a sentence that says how to read it."""
-    caption = element("figcaption", element("h3", heading), element("p", note) if note else None)
-    return element("figure", caption, picture)
-
-
-def panels(*figures: Content, two: bool = False) -> Markup:
-    """Figures side by side, as many as fit."""
-    return element("div", figures, class_="panels two" if two else "panels")
-
-
-def facts(items: Sequence[tuple[str, str]]) -> Markup:
-    """The key figures, in a row."""
-    return element(
-        "dl", [element("div", element("dt", key), element("dd", value)) for key, value in items], class_="figures"
+    html = (
+        _environment().get_template(template).render(style=style, script=script, policy=_policy(style, script), **data)
     )
+    return FORBIDDEN.sub("\ufffd", html)
 
 
-def _section(section: Section) -> Markup:
-    heading = element("h2", section.heading, id=f"h-{section.name}")
-    return element("section", heading, section.content, id=section.name, aria_labelledby=f"h-{section.name}")
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("nmlearn.lab.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals["numbers"] = numbers
+    return environment
 
 
 def _resource(name: str) -> Markup:

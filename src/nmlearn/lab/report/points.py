@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from nmlearn.lab.report.charts import LETTER, WIDTH, Frame, Series, clean, drawing, frame, nothing, number, stroke
-from nmlearn.lab.report.markup import Markup, element
+from markupsafe import Markup
+
+from nmlearn.lab.report.axes import LETTER, LINE, Frame
+from nmlearn.lab.report.lines import Series, clean, number, stroke
 from nmlearn.lab.report.numbers import finite
-from nmlearn.lab.report.palette import mark
 from nmlearn.lab.report.scales import tight
+from nmlearn.lab.report.styles import mark
+from nmlearn.lab.report.svg import WIDTH, element, nothing
 
 TALL = 290.0
 RADIUS = 4.5
-LINE = 11.0  # height of a text
 
 
 @dataclass(frozen=True)
 class Dot:
-    """A mark, with an optional text beside it."""
+    """A mark, with an optional text next to it."""
 
     x: object
     y: object
@@ -41,7 +43,6 @@ class _Box:
 
 
 def point_chart(
-    name: str,
     title: str,
     dots: Sequence[Dot],
     *,
@@ -53,7 +54,6 @@ def point_chart(
     """Marks at (x, y), with thin lines that join those which belong together.
 
     Args:
-        name: makes the ids, once a page.
         title: for those who do not see the drawing.
         dots: the marks; those with an x or y that is no number are left out.
         x_label: of the x axis, with its unit.
@@ -63,40 +63,39 @@ def point_chart(
     """
     shown = [dot for dot in dots if finite(dot.x) is not None and finite(dot.y) is not None]
     if not shown:
-        return nothing(name, title)
+        return nothing(title)
     drawn = [clean(path, lambda value: finite(value) is not None) for path in paths]
     every = [point for path in drawn for point in path.points]
     x = tight([*(dot.x for dot in shown), *(x for x, _ in every)], margin=0.06)
     y = tight([level, *(dot.y for dot in shown), *(y for _, y in every)], margin=0.06)
-    ground = replace(frame(x, y), height=TALL)
-    parts = ground.axes(x_label, y_label)
+    frame = Frame(x, y, height=TALL)
+    parts = [stroke(frame, path, titled=False) for path in drawn]
     if level is not None:
-        at = ground.down(level)
-        parts.append(element("line", x1=ground.left, x2=WIDTH - ground.right, y1=at, y2=at, class_="level"))
-    parts += [stroke(ground, path, titled=False) for path in drawn]
-    texts = _texts(ground, shown, level)
-    parts += [_dot(ground, dot, text) for dot, text in zip(shown, texts, strict=True)]
-    return drawing(name, title, "; ".join(dot.title for dot in shown) + ".", parts, ground.width, ground.height)
+        at = frame.down(level)
+        parts.insert(0, element("line", x1=frame.left, x2=frame.end, y1=at, y2=at, class_="level"))
+    texts = _texts(frame, shown, level)
+    parts += [_dot(frame, dot, text) for dot, text in zip(shown, texts, strict=True)]
+    return frame.draw(title, "; ".join(dot.title for dot in shown) + ".", x_label, y_label, parts)
 
 
-def _dot(ground: Frame, dot: Dot, text: Markup | None) -> Markup:
-    place = ground.across(number(dot.x)), ground.down(number(dot.y))
-    return element("g", text, mark(dot.shape, *place, RADIUS, dot.title, class_="dot"), class_=dot.paint)
+def _dot(frame: Frame, dot: Dot, text: Markup | None) -> Markup:
+    place = frame.across(number(dot.x)), frame.down(number(dot.y))
+    return element("g", text, mark(dot.shape, *place, RADIUS, dot.title), class_=dot.paint)
 
 
-def _texts(ground: Frame, dots: Sequence[Dot], level: float | None) -> list[Markup | None]:
+def _texts(frame: Frame, dots: Sequence[Dot], level: float | None) -> list[Markup | None]:
     """Each text at the first of four sides where it meets no mark, line or text; else none, the tooltip has it."""
-    places = [(ground.across(number(dot.x)), ground.down(number(dot.y))) for dot in dots]
+    places = [(frame.across(number(dot.x)), frame.down(number(dot.y))) for dot in dots]
     taken = [_Box(x - RADIUS - 1, y - RADIUS - 1, x + RADIUS + 1, y + RADIUS + 1) for x, y in places]
     if level is not None:
-        taken.append(_Box(0.0, ground.down(level) - 1, WIDTH, ground.down(level) + 1))
+        taken.append(_Box(0.0, frame.down(level) - 1, WIDTH, frame.down(level) + 1))
     texts: list[Markup | None] = []
     for (x, y), dot in zip(places, dots, strict=True):
-        found = next((box for box in _sides(x, y, dot.text) if _free(ground, box, taken)), None) if dot.text else None
+        found = next((box for box in _sides(x, y, dot.text) if _free(frame, box, taken)), None) if dot.text else None
         texts.append(None)
         if found is not None:
             taken.append(found)
-            texts[-1] = element("text", dot.text, x=found.left + 1, y=found.bottom - 2, class_="tick")
+            texts[-1] = element("text", dot.text, x=found.left + 1, y=found.bottom - 2)
     return texts
 
 
@@ -113,6 +112,6 @@ def _sides(x: float, y: float, text: str) -> list[_Box]:
     return [_Box(left, top, left + width, top + LINE) for left, top in corners]
 
 
-def _free(ground: Frame, box: _Box, taken: Sequence[_Box]) -> bool:
-    inside = ground.left <= box.left and box.right <= WIDTH and ground.top <= box.top
-    return inside and box.bottom <= ground.height - ground.bottom and not any(box.meets(other) for other in taken)
+def _free(frame: Frame, box: _Box, taken: Sequence[_Box]) -> bool:
+    inside = frame.left <= box.left and box.right <= WIDTH and frame.top <= box.top
+    return inside and box.bottom <= frame.base and not any(box.meets(other) for other in taken)

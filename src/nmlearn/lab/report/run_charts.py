@@ -1,27 +1,35 @@
-"""The pictures of one run over time."""
+"""The charts of one run over time."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
-from nmlearn.lab.report.charts import Along, Series, line_chart
+from markupsafe import Markup
+
 from nmlearn.lab.report.heat import HeatRow, heat_map
-from nmlearn.lab.report.markup import Content, Markup, element
+from nmlearn.lab.report.lines import Series, XAxis, line_chart
 from nmlearn.lab.report.numbers import count, finite, share
-from nmlearn.lab.report.page import Section, figure, panels
-from nmlearn.lab.report.palette import looks
-from nmlearn.lab.report.source import Record, Run
+from nmlearn.lab.report.page import Figure
+from nmlearn.lab.report.source import Record, RunFolder
+from nmlearn.lab.report.styles import REFERENCE, method_styles
 
-POINTS = 240  # of a line; more are averaged
+POINTS = 130  # of a line, one for every 2.5 drawing units; more are averaged
 STYLES = ("line", "dashed", "dotted")
+MEASURES = (
+    ("accuracy", "ema_accuracy", "accuracy, %", 100.0),
+    ("box_ap", "", "box AP, %", 100.0),
+    ("mask_ap", "", "mask AP, %", 100.0),
+    ("bits_per_byte", "", "bits per byte", 1.0),
+)
 
 
 class Clock:
     """The x axis of a run: epochs when their length is known, else steps."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunFolder) -> None:
         per_epoch = finite(run.start.get("steps_per_epoch"))
         self.per = per_epoch if per_epoch and per_epoch > 0 else 1.0
         self.label = "epoch" if self.per > 1 else "step"
@@ -33,67 +41,57 @@ class Clock:
         step = finite(event.get("step"))
         return None if step is None else step / self.per
 
-    def axis(self, band: tuple[float, float] | None) -> Along:
+    def axis(self, band: tuple[float, float] | None) -> XAxis:
         """From the first step to the last one planned, with a shaded range."""
-        return Along(self.label, (0.0, self.end), band)
-
-    def ticks(self) -> list[float]:
-        """Quarters of the way."""
-        return [self.end * k / 4 for k in range(5)]
+        return XAxis(self.label, (0.0, self.end), band)
 
 
-def training_section(run: Run) -> Section:
+def training_figures(run: RunFolder, clock: Clock) -> list[Figure]:
     """Accuracy (or average precision, or bits per byte), losses, learning rate."""
-    clock, paint = Clock(run), method_paint(run)
-    axis = clock.axis(choosing(run, clock))
+    axis, paint, evals = clock.axis(choosing(run, clock)), method_paint(run), run.of("eval")
     figures = []
-    for key, averaged, label, scale in (
-        ("accuracy", "ema_accuracy", "accuracy, %", 100.0),
-        ("box_ap", None, "box AP, %", 100.0),
-        ("mask_ap", None, "mask AP, %", 100.0),
-        ("bits_per_byte", None, "bits per byte", 1.0),
-    ):
-        lines = [Series("measured", curve(run.of("eval"), key, clock, scale), paint)]
-        if averaged and any(finite(event.get(averaged)) is not None for event in run.of("eval")):
-            lines.insert(0, Series("averaged weights", curve(run.of("eval"), averaged, clock, scale), "ink", "dashed"))
+    for key, averaged, label, scale in MEASURES:
+        lines = [Series("measured", curve(evals, key, clock, scale), paint)]
+        if averaged and any(finite(event.get(averaged)) is not None for event in evals):
+            lines.insert(0, Series("averaged weights", curve(evals, averaged, clock, scale), "ink", "dashed"))
         if any(y is not None for line in lines for _, y in line.points):
             heading = label.split(",")[0].capitalize()
-            note = ["On the evaluation set. ", key_of(lines)]
-            figures.append(figure(heading, note, line_chart(f"run-{key}", heading, lines, y_label=label, x=axis)))
+            figures.append(_figure(heading, label, axis, lines, "On the evaluation set."))
     train, shown = averaged_curve(run.of("train"), "loss", clock)
-    losses = [Series("training", train, "muted"), Series("evaluation", curve(run.of("eval"), "loss", clock), paint)]
-    note = [key_of(losses), "Training loss is averaged over neighbouring records." if shown else None]
-    figures.append(figure("Loss", note, line_chart("run-loss", "Loss", losses, y_label="loss", x=axis)))
+    losses = [Series("training", train, "muted"), Series("evaluation", curve(evals, "loss", clock), paint)]
+    note = "Training loss is averaged over neighbouring records." if shown else ""
+    figures.append(_figure("Loss", "loss", axis, losses, note))
     rate = [Series("learning rate", averaged_curve(run.of("train"), "lr", clock)[0], "ink")]
-    chart = line_chart("run-rate", "Learning rate", rate, y_label="learning rate", y_values=(0.0,), x=axis)
-    figures.append(figure("Learning rate", "Of the first parameter group.", chart))
-    said = element("p", "Shaded: while connections were being removed.", class_="quiet") if axis.band else None
-    return Section("training", "Training", [said, panels(figures)])
+    note = "Of the first parameter group."
+    figures.append(_figure("Learning rate", "learning rate", axis, rate, note, y_values=(0.0,)))
+    return figures
 
 
-def sparsity_section(run: Run) -> list[Section]:
+def sparsity_figures(run: RunFolder, clock: Clock) -> list[Figure]:
     """Surviving combinations, density and mask changes over time; none for a run that masks nothing."""
     events = run.of("sparsity")
-    if run.setting("method") == "dense" or not any(_layers(event) for event in events):
+    if run.setting("method") == REFERENCE or not layer_names(run):
         return []
-    clock, paint = Clock(run), method_paint(run)
-    axis = clock.axis(choosing(run, clock))
+    axis, paint = clock.axis(choosing(run, clock)), method_paint(run)
     density = [Series("density", curve(events, "density", clock, 100.0), paint, step=True)]
-    chart = line_chart("run-density", "Density", density, y_label="weights left, %", y_values=(0.0, 100.0), x=axis)
-    figures = [figure("Density", "Share of the weights left, over all sparse layers.", chart)]
+    note = "Share of the weights left, over all sparse layers."
+    figures = [_figure("Density", "weights left, %", axis, density, note, y_values=(0.0, 100.0))]
     changes = [Series("changed", curve(events, "mask_change", clock, 100.0), paint)]
-    chart = line_chart("run-change", "Mask change", changes, y_label="mask entries changed, %", y_values=(0.0,), x=axis)
     note = "Share of mask entries that differ from the record before. It ends at zero when the mask has settled."
-    figures.append(figure("Mask change", note, chart))
-    if survivors := _survivors(run, clock, axis):
-        figures.insert(0, survivors)
-    return [Section("sparsity", "Sparsity over time", [panels(figures), _heat(run, clock)])]
+    label = "mask entries changed, %"
+    figures.append(_figure("Mask change", label, axis, changes, note, y_values=(0.0,)))
+    return [*_survivors(run, clock, axis), *figures]
 
 
-def method_paint(run: Run) -> str:
+def _figure(heading: str, y_label: str, axis: XAxis, lines: Sequence[Series], note: str, **options: Any) -> Figure:
+    chart = line_chart(heading, lines, y_label=y_label, x=axis, **options)
+    return Figure(heading, chart, note, lines if len(lines) > 1 and options.get("readings", True) else ())
+
+
+def method_paint(run: RunFolder) -> str:
     """The colour of the run's method."""
     method = run.setting("method")
-    return looks([method])[method].paint if method else "ink"
+    return method_styles([method])[method].paint if method else "ink"
 
 
 def curve(events: Sequence[Record], key: str, clock: Clock, scale: float = 1.0) -> list[tuple[object, object]]:
@@ -114,28 +112,14 @@ def averaged_curve(events: Sequence[Record], key: str, clock: Clock) -> tuple[li
     return averaged, True
 
 
-def choosing(run: Run, clock: Clock) -> tuple[float, float] | None:
+def choosing(run: RunFolder, clock: Clock) -> tuple[float, float] | None:
     """From the first to the last change of density: while the method still removed weights."""
     known = [(clock.at(event), finite(event.get("density"))) for event in run.of("sparsity")]
     moved = [(a, b) for (a, d), (b, e) in itertools.pairwise(known) if d != e and a is not None and b is not None]
     return (moved[0][0], moved[-1][1]) if moved else None
 
 
-def key_of(lines: Sequence[Series]) -> Markup | None:
-    """Which stroke is which, in the figure's caption; nothing for a single line."""
-    if len(lines) < 2:
-        return None
-    items: list[Content] = []
-    for line in lines:
-        path = element("g", element("path", d="M1 6H26"), class_=line.style)
-        items += [
-            element("svg", path, viewBox="0 0 27 12", class_=f"stroke {line.paint}", aria_hidden="true"),
-            f" {line.label}  ",
-        ]
-    return element("span", items[:-1], f" {lines[-1].label}. ")
-
-
-def _survivors(run: Run, clock: Clock, axis: Along) -> Markup | None:
+def _survivors(run: RunFolder, clock: Clock, axis: XAxis) -> list[Figure]:
     """Layers with the same history share a line. Many different ones: the lines are drawn thin, without a key."""
     histories: dict[tuple[object, ...], list[str]] = {}
     events = run.of("sparsity")
@@ -145,7 +129,7 @@ def _survivors(run: Run, clock: Clock, axis: Along) -> Markup | None:
             history = (layer_field(events[-1], name, "combinations"), *cells)
             histories.setdefault(history, []).append(name)
     if not histories:
-        return None
+        return []
     few = len(histories) <= len(STYLES)
     lines = []
     for i, ((combinations, *cells), names) in enumerate(histories.items()):
@@ -153,44 +137,25 @@ def _survivors(run: Run, clock: Clock, axis: Along) -> Markup | None:
         points = [(clock.at(event), cell) for event, cell in zip(events, cells, strict=True)]
         style = STYLES[i] if few else "thin"
         lines.append(Series(f"{who}, of {count(combinations)}", points, method_paint(run), style, step=True))
-    most = max((finite(history[0]) or 0 for history in histories), default=0)
-    chart = line_chart(
-        "run-survivors",
-        "Surviving combinations per group",
-        lines,
-        y_label="combinations left",
-        y_values=(1.0,),
-        log=most > 20,
-        readings=few,
-        x=axis,
-    )
-    same = f"The same in all {count(len(layer_names(run)))} sparse layers." if len(lines) == 1 else "Per group."
-    note = ["How many keep-sets each group may still choose from. ", key_of(lines) if few and len(lines) > 1 else same]
-    return figure("Surviving combinations", note, chart)
+    log = max(finite(history[0]) or 0 for history in histories) > 20
+    same = f" The same in all {count(len(layer_names(run)))} sparse layers." if len(lines) == 1 else ""
+    note = f"How many keep-sets each group may still choose from.{same}"
+    options = {"y_values": (1.0,), "log": log, "readings": few}
+    return [_figure("Surviving combinations", "combinations left", axis, lines, note, **options)]
 
 
-def _heat(run: Run, clock: Clock) -> Markup:
+def layer_map(run: RunFolder, clock: Clock) -> Markup:
+    """The density of each layer over time."""
     rows = [
         HeatRow(name, [(clock.at(event) or 0.0, layer_field(event, name, "density")) for event in run.of("sparsity")])
         for name in layer_names(run)
     ]
-    chart = heat_map(
-        "run-layers",
-        "Density of each layer over time",
-        rows,
-        end=clock.end,
-        until=run.last_step / clock.per,
-        x_label=clock.label,
-        text=lambda value: share(value),
-        ticks=clock.ticks(),
-    )
-    note = "One row per sparse layer, from input to output: the more ink, the more of its weights are left."
-    return element(
-        "div", element("h3", "Density of each layer"), element("p", note, class_="quiet"), chart, class_="block"
-    )
+    until = run.last_step / clock.per
+    title = "Density of each layer over time"
+    return heat_map(title, rows, end=clock.end, until=until, x_label=clock.label, text=share)
 
 
-def layer_names(run: Run) -> list[str]:
+def layer_names(run: RunFolder) -> list[str]:
     """The sparse layers, in the plan's order; from the records when there is no plan."""
     seen = {name: None for event in run.of("sparsity") for name in _layers(event)}
     planned = [str(row.get("name")) for row in run.plan]

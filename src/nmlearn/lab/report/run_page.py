@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-from nmlearn.lab.report.layers import layer_section
-from nmlearn.lab.report.markup import Markup, element, pairs
+from nmlearn.lab.report.layers import layer_rows, layers_caption
 from nmlearn.lab.report.numbers import SPACE, count, duration, finite, fixed, percent, share, significant, times
-from nmlearn.lab.report.page import Section, facts, page
-from nmlearn.lab.report.palette import looks
-from nmlearn.lab.report.run_charts import sparsity_section, training_section
-from nmlearn.lab.report.source import Run
+from nmlearn.lab.report.page import render
+from nmlearn.lab.report.run_charts import Clock, choosing, layer_map, method_paint, sparsity_figures, training_figures
+from nmlearn.lab.report.source import RunFolder
+from nmlearn.lab.report.styles import REFERENCE
 
 
-def run_page(run: Run) -> str:
+def run_page(run: RunFolder) -> str:
     """The HTML of a run's report, finished or not."""
-    sections = [training_section(run), *sparsity_section(run), *layer_section(run), *recipe_sections(run.config, run)]
-    return page(_headline(run), _kicker(run), [_notices(run), _facts(run)], sections, run.folder.resolve().name)
-
-
-def recipe_sections(config: str, run: Run) -> list[Section]:
-    """The configuration as it was resolved, and the environment."""
-    recipe = (
-        element("pre", config, tabindex="0") if config else element("p", "No config.yaml was written.", class_="quiet")
+    clock = Clock(run)
+    sparsity = sparsity_figures(run, clock)
+    sections = {"training": "Training", "sparsity": "Sparsity over time", "layers": "Layers", "recipe": "Recipe"}
+    sections["environment"] = "Environment"
+    shown = {"sparsity": sparsity, "layers": run.plan}
+    return render(
+        "run.html",
+        title=_headline(run),
+        kicker=_kicker(run),
+        notices=_notices(run),
+        source=run.folder.resolve().name,
+        sections={key: name for key, name in sections.items() if shown.get(key, True)},
+        facts=_facts(run),
+        training=training_figures(run, clock),
+        shaded=choosing(run, clock) is not None,
+        sparsity=sparsity,
+        layer_map=layer_map(run, clock) if sparsity else None,
+        caption=layers_caption(run),
+        layers=layer_rows(run, clock),
+        paint=method_paint(run),
+        config=run.config,
+        environment=environment_items(run.environment),
     )
-    return [Section("recipe", "Recipe", recipe), environment_section(run.environment)]
 
 
-def environment_section(environment: dict[str, object]) -> Section:
-    """Versions and the machine."""
-    if not environment:
-        return Section("environment", "Environment", element("p", "No environment was recorded.", class_="quiet"))
-    items = [(str(key), _environment_text(value)) for key, value in environment.items() if value is not None]
-    return Section("environment", "Environment", pairs("environment", "Where the numbers were made", items))
+def environment_items(environment: dict[str, object]) -> list[tuple[str, str]]:
+    """Versions and the machine, as names and texts."""
+    return [(str(key), _environment_text(value)) for key, value in environment.items() if value is not None]
 
 
 def _environment_text(value: object) -> str:
@@ -40,7 +49,7 @@ def _environment_text(value: object) -> str:
     return ", ".join(str(each.get("started", "?") if isinstance(each, dict) else each) for each in value)
 
 
-def result(run: Run) -> tuple[str, str]:
+def result(run: RunFolder) -> tuple[str, str]:
     """The most telling measurement so far, with its name: accuracy, else box AP or bits per byte, else loss."""
     last = run.summary or next(iter(reversed(run.of("eval"))), {})
     if finite(last.get("accuracy")) is not None:
@@ -54,13 +63,13 @@ def result(run: Run) -> tuple[str, str]:
     return "", ""
 
 
-def _density(run: Run) -> float | None:
+def _density(run: RunFolder) -> float | None:
     """Of the taken weights: the last one known."""
     known = [run.summary, *reversed(run.of("sparsity"))]
     return next((d for record in known if (d := finite(record.get("density"))) is not None), None)
 
 
-def _headline(run: Run) -> str:
+def _headline(run: RunFolder) -> str:
     value, name = result(run)
     data = run.setting("data")
     place = f" on {data}" if data else ""
@@ -71,19 +80,14 @@ def _headline(run: Run) -> str:
     return f"{value} {name}{place}{left}" if run.finished else f"{value} {name}{place} so far{left}"
 
 
-def _kicker(run: Run) -> str:
+def _kicker(run: RunFolder) -> str:
     method, pattern = run.setting("method"), run.setting("pattern")
-    label = looks([method])[method].label if method else ""
-    parts = [label + (f" {pattern}" if pattern and method != "dense" else ""), run.setting("model")]
+    parts = [method + (f" {pattern}" if pattern and method != REFERENCE else ""), run.setting("model")]
     seed = run.setting("seed")
     return " · ".join([part for part in parts if part.strip()] + ([f"seed {seed}"] if seed else [])) or "A run"
 
 
-def _total(run: Run) -> float | None:
-    return finite(run.start.get("total_steps"))
-
-
-def _notices(run: Run) -> list[Markup]:
+def _notices(run: RunFolder) -> list[str]:
     """What the reader must know before believing the numbers."""
     told = []
     if not run.finished:
@@ -98,13 +102,14 @@ def _notices(run: Run) -> list[Markup]:
     if run.unreadable:
         lines = "One line" if run.unreadable == 1 else f"{count(run.unreadable)} lines"
         told.append(f"{lines} of metrics.jsonl could not be read.")
-    return [element("p", text, class_="notice") for text in told]
+    return told
 
 
-def _facts(run: Run) -> Markup:
+def _facts(run: RunFolder) -> list[tuple[str, str]]:
+    """The key figures."""
     last = run.summary or next(iter(reversed(run.of("eval"))), {})
     value, name = result(run)
-    total = _total(run)
+    total = finite(run.start.get("total_steps"))
     items = [(name.capitalize(), value)] if value else []
     for key, label, write in EXTRA:
         if finite(last.get(key)) is not None and label != name.capitalize():
@@ -120,7 +125,7 @@ def _facts(run: Run) -> Markup:
         items.append((f"Steps of {count(total)}", count(run.last_step)))
         if not run.finished:
             items.append(("Done", percent(run.last_step / total, 0)))
-    return facts(items)
+    return items
 
 
 def _bytes(value: object) -> str:

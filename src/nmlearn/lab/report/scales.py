@@ -82,12 +82,19 @@ def tight(values: Iterable[object], count: int = 5, margin: float = 0.04) -> Sca
 
 
 def course(values: Iterable[object]) -> Scale:
-    """A linear scale for time: from the first value to the last, both labelled, and round ticks between."""
+    """A linear scale for time: from the first value to the last, both labelled.
+
+    The ticks are equal parts where these are round numbers, else the round numbers between the two ends.
+    """
     numbers = [number for number in map(finite, values) if number is not None]
     whole = linear(numbers)
     low, high = min(numbers, default=0.0), max(numbers, default=1.0)
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         return whole
+    for parts in (4, 5, 3):
+        step = high / parts
+        if low == 0 and 1e-9 < step < LIMIT and float(f"{step:.1g}") == step:
+            return Scale((*(step * k for k in range(parts)), high))
     gap = (high - low) / 9  # a tick nearer to an end than this would run into the end's own label
     inside = [tick for tick in whole.ticks if tick - low >= gap and high - tick >= gap]
     return _Course((low, *inside, high), step=whole.ticks[1] - whole.ticks[0])
@@ -102,6 +109,26 @@ class _Course(Scale):
         if tick in (self.ticks[0], self.ticks[-1]) and 0.1 <= abs(tick) < 1000:
             return f"{round(tick, 1):g}"
         return "0" if tick == 0 else Scale((0.0, self.step)).text(tick)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The y scale of named rows, the first on top; a row's value is its number."""
+
+    names: tuple[str, ...]
+
+    @property
+    def ticks(self) -> range:
+        """Every row."""
+        return range(len(self.names))
+
+    def at(self, row: float) -> float:
+        """The middle of a row, 0 at the bottom and 1 at the top."""
+        return 1 - (row + 0.5) / len(self.names)
+
+    def text(self, row: float) -> str:
+        """The name of a row."""
+        return self.names[int(row)]
 
 
 def logarithmic(values: Iterable[object]) -> Scale:

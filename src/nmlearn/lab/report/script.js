@@ -6,9 +6,8 @@
   document.body.append(tip);
   for (const title of document.querySelectorAll("svg title")) {
     const owner = title.parentElement;
-    if (owner.tagName === "svg") {
+    if (owner.matches("svg[role]")) {
       owner.setAttribute("aria-label", title.textContent);
-      owner.removeAttribute("aria-labelledby");
     } else {
       owner.dataset.tip = title.textContent;
     }
@@ -18,7 +17,8 @@
     const mark = event.target.closest?.("[data-tip]");
     tip.hidden = !mark;
     if (!mark) return;
-    tip.textContent = mark.dataset.tip;
+    const row = mark.parentElement.closest("[data-tip]"); // a cell of the heat map lies in a row with a name
+    tip.textContent = row ? `${row.dataset.tip}\n${mark.dataset.tip}` : mark.dataset.tip;
     const { clientWidth: width, clientHeight: height } = document.documentElement;
     const left = Math.min(event.clientX + 12, width - tip.offsetWidth - 6);
     const above = event.clientY - tip.offsetHeight - 12;

@@ -18,7 +18,7 @@ PARTS = ("metrics.jsonl", "summary.json", "plan.json", "config.yaml", "env.json"
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFolder:
     """A run folder.
 
     Attributes:
@@ -76,16 +76,16 @@ class Comparison:
         path: the results file, or the folder when there is none yet.
         record: the results file; empty when there is none yet.
         runs: one record per finished run.
-        folders: run folders beside it.
+        folders: run folders next to it.
     """
 
     path: Path
     record: Record
     runs: list[Record]
-    folders: list[Run]
+    folders: list[RunFolder]
 
 
-def read(path: Path) -> Run | Comparison:
+def read(path: Path) -> RunFolder | Comparison:
     """Read a run folder, a comparison's folder or a results file.
 
     Raises:
@@ -107,12 +107,12 @@ def read(path: Path) -> Run | Comparison:
     raise ConfigError(where="report", given=path, wrong="there is no such file or folder", fix="check the path")
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunFolder:
     """Read a run folder, as far as it is written."""
     events, resumed, unreadable = _events(folder / "metrics.jsonl")
     final = [event for event in events if event.get("event") == "final"]
     rows = _json(folder / "plan.json").get("rows")
-    return Run(
+    return RunFolder(
         folder=folder,
         config=_text(folder / "config.yaml"),
         environment=_json(folder / "env.json"),
@@ -167,7 +167,7 @@ def _restart(events: list[Record], resumed: list[int], start: Record) -> tuple[l
     return kept, [*resumed, step]
 
 
-def _folders(folder: Path) -> list[Run]:
+def _folders(folder: Path) -> list[RunFolder]:
     if not folder.is_dir():
         return []
     return [read_run(child) for child in sorted(folder.iterdir()) if any((child / part).is_file() for part in PARTS)]
