@@ -13,33 +13,35 @@ from hypothesis import strategies as st
 import nmlearn as nm
 from nmlearn.errors import FormatError, PatternError, ViolationError
 from nmlearn.files.formats import CODES, bitstream, pack, unpack
-from nmlearn.files.formats.layout import smallest
+from nmlearn.files.formats.encoding import smallest
 from nmlearn.maths.groups import Grouping
 from nmlearn.maths.masks import nonzero_bits
 from nmlearn.maths.zeros import SIZES, tightest
-from packed_weights import DTYPES, patterns, random_bits, same_bits, sparse_bits, weights
+from packed_weights import DTYPES, bits, patterns, random_bits, same_bits, sparse_bits, unsigned_zeros, weights
 
 two_of_four = Grouping(nm.Pattern("2:4"), 1)
 
 
 @given(weights(), st.sampled_from(sorted(CODES)))
-def test_unpack_restores_every_bit(drawn, code):
+def test_unpack_restores_every_bit_but_signs_of_zeros(drawn, code):
     weight, grouping = drawn
     packed = pack(weight, grouping, code)
-    assert packed.layout.shape == tuple(weight.shape)
-    assert packed.values.shape == packed.layout.values_shape and packed.values.dtype == weight.dtype
-    assert packed.index.shape == packed.layout.index_shape and packed.index.dtype == torch.uint8
-    assert packed.values.nbytes + packed.index.nbytes == packed.layout.nbytes
+    assert packed.encoding.shape == tuple(weight.shape)
+    assert packed.values.shape == packed.encoding.values_shape and packed.values.dtype == weight.dtype
+    assert packed.index.shape == packed.encoding.index_shape and packed.index.dtype == torch.uint8
+    assert packed.values.nbytes + packed.index.nbytes == packed.encoding.nbytes
     found = unpack(packed)
-    assert same_bits(found, weight) and found.is_contiguous()
+    assert same_bits(found, unsigned_zeros(weight)) and found.is_contiguous()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_zeros_and_nan(dtype):
     weight = random_bits((64, 64), dtype, seed=3)
-    weight[:, 4:] = 0
-    assert int((nonzero_bits(weight) & (weight == 0)).sum()) > 0, "negative zeros are among them"
-    assert same_bits(unpack(pack(weight, Grouping(nm.Pattern("4:64"), 1))), weight)
+    bits(weight)[:, 4:] = torch.iinfo(bits(weight).dtype).min  # -0.0
+    bits(weight)[0, 0] = -1  # a NaN in every type
+    zeros = weight == 0
+    assert not same_bits(weight, unsigned_zeros(weight)) and torch.equal(nonzero_bits(weight), ~zeros)
+    assert same_bits(unpack(pack(weight, Grouping(nm.Pattern("4:64"), 1))), unsigned_zeros(weight))
     nothing = torch.zeros(4, 16, dtype=dtype)
     packed = pack(nothing, two_of_four)
     assert packed.values.shape == (4, 8) and not nonzero_bits(packed.values).any()
@@ -64,7 +66,7 @@ def test_sizes(text, share):
     groups = weight.numel() // grouping.pattern.m
     bound = groups * (grouping.pattern.n * 16 + math.log2(grouping.pattern.combinations)) / 8
     assert size <= 1.013 * bound  # against fractional bits
-    assert size <= 1.01 * groups * (grouping.pattern.n * 16 + CODES[packed.layout.code].bits(grouping.pattern)) / 8
+    assert size <= 1.01 * groups * (grouping.pattern.n * 16 + CODES[packed.encoding.code].bits(grouping.pattern)) / 8
 
 
 def test_parts_of_an_index_meet_without_a_seam():
@@ -74,9 +76,25 @@ def test_parts_of_an_index_meet_without_a_seam():
         assert same_bits(unpack(pack(weight, grouping, code)), weight)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fnuz, torch.float8_e5m2fnuz], ids=str)
+def test_what_would_be_a_negative_zero_is_nan_in_types_that_have_one_zero(dtype):
+    weight = torch.tensor([[-128, 0, 0, 1]], dtype=torch.int8).view(dtype)
+    assert nonzero_bits(weight).tolist() == [[True, False, False, True]]
+    assert same_bits(unpack(pack(weight, two_of_four)), weight)
+
+
+def test_a_subnormal_number_is_no_zero_where_the_processor_takes_it_for_one():
+    weight = torch.tensor([[1e-40, 0.0, -1e-40, 0.0]])
+    try:
+        assert torch.set_flush_denormal(True) and not bool((weight != 0).any())
+        assert same_bits(unpack(pack(weight, two_of_four)), weight)
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_what_does_not_fit_is_refused():
     weight = torch.zeros(2, 8)
-    weight[1, 4:7] = torch.tensor([1.0, -0.0, 2.0])
+    weight[1, 4:7] = torch.tensor([1.0, -3.0, 2.0])
     with pytest.raises(ViolationError, match=r"fc.*1 of 4 groups break 2:4; the first is \[1, 4:8\] with 3 non-zeros"):
         pack(weight, two_of_four, name="fc")
     with pytest.raises(PatternError, match="not a multiple"):

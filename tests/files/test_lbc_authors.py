@@ -100,7 +100,7 @@ def test_what_is_written_is_what_their_network_computes_with(
         theirs = state[name] if layer is None else torch.from_numpy(np.where(their_mask(layer), state[name].numpy(), 0))
         assert torch.equal(ours, theirs) and torch.equal(packed[name], ours), name
         assert layer is None or not Grouping(f"{n}:{m}", 1).violation(ours != 0)
-    layouts = {name: entry.layout for name, entry in stored(tmp_path / "packed.safetensors").items()}
+    layouts = {name: entry.encoding for name, entry in stored(tmp_path / "packed.safetensors").items()}
     assert {str(layouts[f"{name}.weight"].grouping.pattern) for name in layers} == {f"{n}:{m}"}
     assert layouts["conv1.weight"] is None and layouts["fc.weight"] is None
 

@@ -24,10 +24,11 @@ def read(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
     text, data = raw[8 : 8 + length], raw[8 + length :]
     header = json.loads(text)
     metadata = header.pop("__metadata__")
-    assert (metadata["nm_format"], metadata["nm_version"]) == ("nmlearn", "1")
-    place = text.index(b'"nm_header_crc32":"') + len(b'"nm_header_crc32":"')
-    zeroed = text[:place] + b"00000000" + text[place + 8 :]
-    assert f"{zlib.crc32(zeroed):08x}" == metadata["nm_header_crc32"] == text[place : place + 8].decode()
+    assert (metadata["nm_format"], metadata["nm_version"]) == ("nmlearn", "2")
+    digits = metadata.pop("nm_header_crc32")
+    said = [metadata, {name: [entry["dtype"], entry["shape"]] for name, entry in header.items()}]
+    canonical = json.dumps(said, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+    assert f"{zlib.crc32(canonical):08x}" == digits
     stored = {}
     for name, entry in header.items():
         begin, end = entry["data_offsets"]

@@ -58,17 +58,25 @@ def forge(raw: bytes, rng: random.Random) -> bytes:
         return join(header, data)
     for name in list(metadata["nm_crc32"]) if isinstance(metadata.get("nm_crc32"), dict) else []:
         metadata["nm_crc32"][name] = f"{zlib.crc32(data[_span(header.get(name))]):08x}"
-    metadata["nm_header_crc32"] = "0" * 8
-    out = join(header, data)
-    (length,) = struct.unpack("<Q", out[:8])
-    digits = f"{zlib.crc32(out[8 : 8 + length]):08x}".encode()
-    return out.replace(b'"nm_header_crc32":"00000000', b'"nm_header_crc32":"' + digits)
+    metadata.pop("nm_header_crc32", None)
+    known = split_texts(join(header, data))
+    types = {name: [entry.get("dtype"), entry.get("shape")] for name, entry in known.items() if isinstance(entry, dict)}
+    said = [types.pop("__metadata__", None) and known["__metadata__"], types]
+    text = json.dumps(said, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    metadata["nm_header_crc32"] = f"{zlib.crc32(text.encode()):08x}"
+    return join(header, data)
+
+
+def split_texts(raw: bytes) -> dict[str, Any]:
+    """The header as it stands: JSON within JSON is text."""
+    (length,) = struct.unpack("<Q", raw[:8])
+    return json.loads(raw[8 : 8 + length])
 
 
 def split(raw: bytes) -> tuple[dict[str, Any], bytes]:
     """The header as nested tables, and the data."""
     (length,) = struct.unpack("<Q", raw[:8])
-    header = json.loads(raw[8 : 8 + length])
+    header = split_texts(raw)
     metadata = header.get("__metadata__")
     for key in TEXTS if isinstance(metadata, dict) else ():
         if isinstance(text := metadata.get(key), str) and text.startswith("{"):

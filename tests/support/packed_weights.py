@@ -29,6 +29,12 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(bits(a), bits(b)) if a.is_floating_point() else torch.equal(a, b)
 
 
+def unsigned_zeros(x: Tensor) -> Tensor:
+    """The same numbers, every zero of them +0.0: what a packed weight comes back as."""
+    negative_zero = torch.iinfo(bits(x).dtype).min
+    return bits(x).masked_fill(bits(x) == negative_zero, 0).view(x.dtype)
+
+
 def random_bits(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
     """Any bits at all: NaN of every payload, infinities, subnormals; one in eight is a negative zero."""
     g = torch.Generator().manual_seed(seed)
@@ -41,8 +47,8 @@ def random_bits(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor
 def sparse_bits(
     shape: tuple[int, ...], grouping: Grouping, dtype: torch.dtype = torch.float32, seed: int = 0, fewer: float = 0.0
 ) -> Tensor:
-    """Random bits that fulfil a pattern; a share ``fewer`` of what it allows is zero as well."""
-    x = random_bits(shape, dtype, seed)
+    """Random bits without -0.0 that fulfil a pattern; a share ``fewer`` of what it allows is zero as well."""
+    x = unsigned_zeros(random_bits(shape, dtype, seed))
     g = torch.Generator().manual_seed(seed + 1)
     view = grouping.view(bits(x))
     view.masked_fill_(torch.rand(view.shape, generator=g).argsort(-1) >= grouping.pattern.n, 0)
@@ -52,7 +58,7 @@ def sparse_bits(
 
 @st.composite
 def weights(draw: st.DrawFn, patterns: st.SearchStrategy[nm.Pattern] = patterns) -> tuple[Tensor, Grouping]:
-    """A weight of any layer and type, and a pattern that it fulfils."""
+    """A weight of any layer and type, and a pattern that it fulfils; its zeros may have signs."""
     pattern = draw(patterns)
     inputs = pattern.m * draw(st.integers(0, 3))
     outputs, k = draw(st.integers(0, 5)), draw(st.integers(1, 3))
@@ -63,6 +69,8 @@ def weights(draw: st.DrawFn, patterns: st.SearchStrategy[nm.Pattern] = patterns)
     grouping = Grouping(pattern, axis)
     fewer = draw(st.sampled_from([0.0, 0.3, 1.0]))
     x = sparse_bits(shape, grouping, draw(st.sampled_from(DTYPES)), draw(st.integers(0, 1 << 30)), fewer)
+    if draw(st.booleans()):  # as weight * mask leaves them
+        bits(x).masked_fill_((bits(x) == 0) & (torch.rand(x.shape) < 0.5), torch.iinfo(bits(x).dtype).min)
     if len(shape) == 4 and draw(st.booleans()):
         x = x.to(memory_format=torch.channels_last) if x.element_size() > 1 else x.transpose(2, 3)
     return x, grouping

@@ -125,9 +125,9 @@ def _patterns(file: Path) -> dict[str, str]:
 
 
 def _weight(name: str, tensor: Tensor, stored: Stored | None, row: dict[str, Any]) -> Weight:
-    layout = stored.layout if stored else None
-    axis = layout.grouping.axis if layout else row.get("axis")
-    how = f"{layout.grouping.pattern} {layout.code}" if layout else ""
+    encoding = stored.encoding if stored else None
+    axis = encoding.grouping.axis if encoding else row.get("axis")
+    how = f"{encoding.grouping.pattern} {encoding.code}" if encoding else ""
     return Weight(name, tensor, axis, row.get("pattern"), stored.nbytes if stored else 0, how)
 
 

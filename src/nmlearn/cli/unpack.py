@@ -8,7 +8,7 @@ from pathlib import Path
 from nmlearn.cli.model_file import locate, written
 
 DESCRIPTION = """Unpack a model file: an ordinary safetensors file with the zeros in place, equal bit for bit to what
-was packed, that any reader understands."""
+was packed but for the sign of zeros, that any reader understands."""
 
 
 def run(words: list[str]) -> int:

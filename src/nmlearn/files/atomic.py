@@ -1,10 +1,14 @@
-"""A file that is whole or absent: written beside its place, flushed to the disk, then renamed."""
+"""A file that is whole or absent: written in a folder beside its place, flushed to the disk, then renamed."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import re
+import shutil
+import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,33 +16,62 @@ from typing import Any, BinaryIO
 from nmlearn.errors import WriteError
 
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_being_written: set[Path] = set()  # by this process
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that after a crash at any moment it holds either the old bytes or the new ones.
+    """Write a file as :func:`replacing` does, through an open one.
 
     Args:
-        path: the file; its folder is made.
+        path: the file.
         write: writes the bytes to the open file it is given.
 
     Raises:
         WriteError: the system refuses. Nothing half-written is left, and what was there before is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with replacing(path) as part, open(part, "wb") as file:
+        patient = _Patient(file)
+        write(patient)  # type: ignore[arg-type]
+        if patient.error is not None:
+            raise patient.error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of an empty file to write, which then takes the place of another.
+
+    After a crash at any moment there is the old file or the new one; of several writers of one path the last one's is
+    there, never a mixture. What is written lies in a new folder of a random name that only this user may enter:
+    nothing that somebody else put there is opened. A file that is replaced keeps its mode. A symbolic link is itself
+    replaced, and what it leads to is left alone: it may be shared, as the files of Hugging Face's cache are.
+
+    Args:
+        path: the file; its folder is made.
+
+    Raises:
+        WriteError: the system refuses, or the path is a device, a pipe or a folder. Nothing half-written is left, and
+            what was there before is as it was.
+    """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is not a file")
+        folder = Path(tempfile.mkdtemp(".partial", f".{path.name}.{os.getpid()}.", path.parent))
+        _being_written.add(folder)
         try:
-            with open(temporary, "wb") as file:
-                patient = _Patient(file)
-                write(patient)  # type: ignore[arg-type]
-                if patient.error is not None:
-                    raise patient.error
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            part = folder / path.name
+            part.touch(exist_ok=False)
+            mode = stat.S_IMODE((path if path.exists() and not path.is_symlink() else part).stat().st_mode)
+            yield part
+            _flush(part, os.O_RDWR)
+            if stat.S_IMODE(part.stat().st_mode) != mode:
+                part.chmod(mode)
+            os.replace(part, path)
         finally:
-            temporary.unlink(missing_ok=True)
-        _flush_folder(path.parent)
+            shutil.rmtree(folder, ignore_errors=True)
+            _being_written.discard(folder)
+        if hasattr(os, "O_DIRECTORY"):  # the rename lives in the folder; Windows cannot open one, and orders it itself
+            _flush(path.parent, os.O_RDONLY | os.O_DIRECTORY)
 
 
 @contextlib.contextmanager
@@ -69,10 +102,13 @@ def sweep(path: Path) -> None:
 
     Parts of processes that are alive on this machine stay. Call it where no other machine writes this file.
     """
-    for part in path.parent.glob(f".{path.name}.*.partial"):
-        owner = part.name.removesuffix(".partial").rpartition(".")[2]
-        if not owner.isdigit() or int(owner) == os.getpid() or not _alive(int(owner)):
-            part.unlink(missing_ok=True)
+    left = re.compile(rf"\.{re.escape(path.name)}\.(\d{{1,9}})\.(\w+\.)?partial")
+    for part in path.parent.iterdir() if path.parent.is_dir() else ():
+        found = left.fullmatch(part.name)
+        if found is None or part in _being_written:
+            continue
+        if int(found[1]) == os.getpid() or not _alive(int(found[1])):
+            shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 def _alive(process: int) -> bool:
@@ -85,11 +121,8 @@ def _alive(process: int) -> bool:
     return True
 
 
-def _flush_folder(folder: Path) -> None:
-    # The rename itself lives in the folder; where folders cannot be opened (Windows), the system orders it.
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _flush(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from nmlearn.errors import PatternError, PlanError
-from nmlearn.files.formats.layout import Layout, smallest
+from nmlearn.files.formats.encoding import Encoding, smallest
 from nmlearn.maths.groups import Grouping, misfit
 from nmlearn.maths.masks import nonzero_bits
 from nmlearn.maths.pattern import Pattern
@@ -53,8 +53,8 @@ def _by_zeros(weight: Tensor, axis: int | None) -> Grouping | None:
     pattern = tightest(kept_w, axis)
     if pattern is None:
         return None
-    layout = Layout(Grouping(pattern, axis), tuple(weight.shape), weight.dtype, smallest(pattern))
-    return layout.grouping if layout.nbytes < layout.dense_nbytes else None
+    encoding = Encoding(Grouping(pattern, axis), tuple(weight.shape), weight.dtype, smallest(pattern))
+    return encoding.grouping if encoding.nbytes < weight.nbytes else None
 
 
 def _by_rule(name: str, weight: Tensor, axis: int | None, rule: Rule) -> Grouping | None:

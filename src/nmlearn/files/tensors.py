@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nmlearn.errors import StateError
-from nmlearn.files.formats.header import METADATA, NAMES
+from nmlearn.files.formats.container import METADATA, NAMES, is_text
 from nmlearn.files.formats.metadata import INDEX, VALUES
 from nmlearn.model.names import plain_name, unwrap
 
@@ -87,7 +87,7 @@ def _identity(tensor: Tensor) -> Hashable:
     return (*place, tuple(tensor.shape), tensor.stride())
 
 
-def _refusal(name: object, tensor: object) -> str:
+def _refusal(name: Any, tensor: object) -> str:
     """Why a safetensors file cannot hold it; empty when it can."""
     if not isinstance(tensor, Tensor):
         return "it is no tensor"
@@ -97,6 +97,6 @@ def _refusal(name: object, tensor: object) -> str:
         return "it is not plain memory"
     if tensor.dtype not in NAMES:
         return "safetensors has no such type"
-    if not isinstance(name, str) or name == METADATA or name.endswith((VALUES, INDEX)):
+    if not is_text(name) or name == METADATA or name.endswith((VALUES, INDEX)):
         return f"names are text, other than {METADATA} and those that end in {VALUES} or {INDEX}"
     return ""

@@ -7,8 +7,9 @@ A packed model is a folder that ``from_pretrained`` reads:
     save_packed(model, "folder")
     model = AutoModel.from_pretrained("folder")
 
-What is loaded is an ordinary model, dense with its zeros, equal bit for bit to what was saved; it trains, and its
-``save_pretrained`` writes an ordinary folder. Made for transformers 5; docs/huggingface.md tells more.
+What is loaded is an ordinary model, dense with its zeros, equal bit for bit to what was saved but for the sign of
+zeros; it trains, and its ``save_pretrained`` writes an ordinary folder. Made for transformers 5; docs/huggingface.md
+tells more.
 """
 
 from __future__ import annotations

@@ -63,8 +63,7 @@ class Grouping:
         """How many groups keep more than N, and the first of them as a Python index; empty when none does.
 
         Args:
-            kept_w: bool of the weight's shape: ``weight != 0`` for values, ``masks.nonzero_bits(weight)`` for bits, of
-                which a negative zero has one.
+            kept_w: bool of the weight's shape: ``weight != 0``, or ``masks.nonzero_bits(weight)``.
 
         Raises:
             PatternError: M does not divide the length of the axis.

@@ -19,6 +19,8 @@ from nmlearn.native import training
 KEEP = "keep"
 # The integer type with the bits of a floating-point one, by bytes.
 SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+# Types without a negative zero: a sign alone is their NaN.
+_ONE_ZERO = {torch.float8_e4m3fnuz, torch.float8_e5m2fnuz}
 # Sorting needs about 20 bytes a value; this bounds the extra memory of one call to about 80 MB.
 _VALUES_AT_ONCE = 1 << 22
 
@@ -104,9 +106,13 @@ def kept(x_w: Tensor, mask_w: Tensor) -> Tensor:
 
 
 def nonzero_bits(x_w: Tensor) -> Tensor:
-    """Whether any bit of a value is set: bool of the same shape. Negative zeros are, only +0.0 is not.
+    """Whether any bit of a value but its sign is set: bool of the same shape. Zeros of both signs are not.
+
+    It asks bits, because ``x_w != 0`` takes subnormal numbers for zeros under ``torch.set_flush_denormal``.
 
     Args:
         x_w: floating point of any width; any memory layout.
     """
-    return x_w.view(SAME_SIZE[x_w.element_size()]) != 0
+    bits_w = x_w.view(SAME_SIZE[x_w.element_size()])
+    kept_w = bits_w != 0
+    return kept_w if x_w.dtype in _ONE_ZERO else kept_w.logical_and_(bits_w != torch.iinfo(bits_w.dtype).min)

@@ -1,7 +1,7 @@
 """What the zeros of a weight say: its tightest pattern, the axis of its inputs.
 
-All take ``kept_w``, bool of the weight's shape: ``weight != 0`` to ask for values, ``nonzero_bits(weight)`` of masks.py
-to ask for bits, for which a negative zero is kept.
+All take ``kept_w``, bool of the weight's shape: ``weight != 0``, or ``nonzero_bits(weight)`` of masks.py. For both a
+negative zero, which ``weight * mask`` leaves where it prunes, is a zero.
 """
 
 from __future__ import annotations

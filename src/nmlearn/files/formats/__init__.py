@@ -3,8 +3,8 @@
     values  [rows, groups of a row * N]   the original type; a group's values in the order of their places
     index   uint8 [bytes]                 one of three codes, bit-packed (offsets.py, bitmask.py, combination.py)
 
-Pure functions: tensors in, tensors out. Only the bits of +0.0 count as removed, so unpacking restores every bit,
-negative zeros and the payloads of NaN included. A group with fewer than N non-zeros keeps its first zeros as well.
+Pure functions: tensors in, tensors out. Unpacking restores every bit, the payloads of NaN included, but for the sign of
+zeros: all come back as +0.0. A group with fewer than N non-zeros keeps its first zeros as well.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from nmlearn.errors import ViolationError
 from nmlearn.files.formats.damage import damaged
-from nmlearn.files.formats.layout import CODES as CODES
-from nmlearn.files.formats.layout import Layout as Layout
-from nmlearn.files.formats.layout import smallest
+from nmlearn.files.formats.encoding import CODES as CODES
+from nmlearn.files.formats.encoding import Encoding as Encoding
+from nmlearn.files.formats.encoding import smallest
 from nmlearn.maths.groups import Grouping
 from nmlearn.maths.masks import SAME_SIZE, nonzero_bits
 
@@ -27,15 +27,15 @@ _WEIGHTS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
-class Packed:
-    """A packed weight; the shapes of its two tensors follow from its layout."""
+class Encoded:
+    """A packed weight as a file holds it; the shapes of its two tensors follow from its encoding."""
 
     values: Tensor
     index: Tensor
-    layout: Layout
+    encoding: Encoding
 
 
-def pack(weight: Tensor, grouping: Grouping, code: str | None = None, name: str = "weight") -> Packed:
+def pack(weight: Tensor, grouping: Grouping, code: str | None = None, name: str = "weight") -> Encoded:
     """Keep N values of every group.
 
     Args:
@@ -46,47 +46,44 @@ def pack(weight: Tensor, grouping: Grouping, code: str | None = None, name: str 
 
     Raises:
         PatternError: M does not divide the length of the axis.
-        ViolationError: a group has more than N values that are not +0.0.
+        ViolationError: a group has more than N values that are not zero.
     """
     kept_w = nonzero_bits(weight.detach())
     why = grouping.violation(kept_w)
     if why:
-        raise ViolationError(
-            where=name,
-            given=tuple(weight.shape),
-            wrong=why,
-            fix="a negative zero counts as a value; choose a pattern that holds, or leave this weight dense",
-        )
-    layout = Layout(grouping, tuple(weight.shape), weight.dtype, code or smallest(grouping.pattern))
+        fix = "choose a pattern that holds, or leave this weight dense"
+        raise ViolationError(where=name, given=tuple(weight.shape), wrong=why, fix=fix)
+    encoding = Encoding(grouping, tuple(weight.shape), weight.dtype, code or smallest(grouping.pattern))
     mask_gm = _fill(grouping.rows(kept_w), grouping.pattern.n)
     bits_gm = grouping.rows(weight.detach().view(SAME_SIZE[weight.element_size()]))
-    values = bits_gm.masked_select(mask_gm).view(layout.values_shape).view(weight.dtype)
-    parts = [CODES[layout.code].encode(part, grouping.pattern) for part in mask_gm.split(_groups_at_once(layout))]
-    return Packed(values, torch.cat(parts), layout)
+    bits = bits_gm.masked_select(mask_gm).view(encoding.values_shape)
+    bits.masked_fill_(~nonzero_bits(bits.view(weight.dtype)), 0)  # no sign of a zero
+    parts = [CODES[encoding.code].encode(part, grouping.pattern) for part in mask_gm.split(_groups_at_once(encoding))]
+    return Encoded(bits.view(weight.dtype), torch.cat(parts), encoding)
 
 
-def unpack(packed: Packed, name: str = "weight") -> Tensor:
-    """The dense weight, bit for bit, contiguous.
+def unpack(packed: Encoded, name: str = "weight") -> Tensor:
+    """The dense weight, contiguous: every bit of its values, and +0.0 elsewhere.
 
     Args:
-        packed: values and index of the shapes and types that its layout asks for.
+        packed: values and index of the shapes and types that its encoding asks for.
         name: what errors call the weight.
 
     Raises:
         FormatError: a tensor of another shape or type, or an index that its code does not allow.
     """
-    layout, pattern = packed.layout, packed.layout.grouping.pattern
+    encoding, pattern = packed.encoding, packed.encoding.grouping.pattern
     _check(packed, name)
-    whole = SAME_SIZE[layout.dtype.itemsize]
-    bits_gm = torch.zeros(layout.groups, pattern.m, dtype=whole, device=packed.values.device)
-    values_gn = packed.values.view(whole).view(layout.groups, pattern.n)
-    step, width = _groups_at_once(layout), CODES[layout.code].bits(pattern)
-    for start in range(0, layout.groups, step):
+    whole = SAME_SIZE[encoding.dtype.itemsize]
+    bits_gm = torch.zeros(encoding.groups, pattern.m, dtype=whole, device=packed.values.device)
+    values_gn = packed.values.view(whole).view(encoding.groups, pattern.n)
+    step, width = _groups_at_once(encoding), CODES[encoding.code].bits(pattern)
+    for start in range(0, encoding.groups, step):
         some = bits_gm[start : start + step]
         stream = packed.index[start * width // 8 : -(-(start + len(some)) * width // 8)]
-        mask_gm = CODES[layout.code].decode(stream, pattern, len(some), name)
+        mask_gm = CODES[encoding.code].decode(stream, pattern, len(some), name)
         some.masked_scatter_(mask_gm, values_gn[start : start + step])
-    return layout.grouping.from_rows(bits_gm, layout.shape).view(layout.dtype)
+    return encoding.grouping.from_rows(bits_gm, encoding.shape).view(encoding.dtype)
 
 
 def _fill(mask_gm: Tensor, n: int) -> Tensor:
@@ -99,20 +96,20 @@ def _fill(mask_gm: Tensor, n: int) -> Tensor:
     return mask_gm
 
 
-def _groups_at_once(layout: Layout) -> int:
+def _groups_at_once(encoding: Encoding) -> int:
     """A multiple of 8, so that every part of an index but the last ends with a byte."""
-    return _WEIGHTS_AT_ONCE // layout.grouping.pattern.m // 8 * 8
+    return _WEIGHTS_AT_ONCE // encoding.grouping.pattern.m // 8 * 8
 
 
-def _check(packed: Packed, name: str) -> None:
-    layout = packed.layout
+def _check(packed: Encoded, name: str) -> None:
+    encoding = packed.encoding
     for what, tensor, shape, dtype in (
-        ("values", packed.values, layout.values_shape, layout.dtype),
-        ("index", packed.index, layout.index_shape, torch.uint8),
+        ("values", packed.values, encoding.values_shape, encoding.dtype),
+        ("index", packed.index, encoding.index_shape, torch.uint8),
     ):
         if tuple(tensor.shape) != shape or tensor.dtype != dtype:
             given = f"{what} {tensor.dtype} {list(tensor.shape)}"
-            raise damaged(name, given, f"a packed {layout.grouping.pattern} weight has {what} {dtype} {list(shape)}")
-    used = layout.index_bits % 8
+            raise damaged(name, given, f"a packed {encoding.grouping.pattern} weight has {what} {dtype} {list(shape)}")
+    used = encoding.index_bits % 8
     if used and int(packed.index[-1]) >> used:
         raise damaged(name, f"last byte {int(packed.index[-1])}", "the bits after the last group must be zero")

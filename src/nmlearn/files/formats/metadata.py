@@ -1,31 +1,27 @@
-"""What the metadata of a packed file says about its weights: docs/format.md, version 1.
-
-nm_format         "nmlearn"
-nm_version        "1"
-nm_header_crc32   8 hexadecimal digits
-nm_weights        JSON: NAME -> {"n", "m", "axis", "shape", "dtype", "code"}
-nm_tied           JSON: NAME -> the name under which its tensor is stored
-nm_crc32          JSON: name of a stored tensor -> 8 hexadecimal digits
-"""
+"""What the metadata of a packed file says about its weights: docs/format.md, version 2; version 1 is read as well."""
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from nmlearn.errors import PatternError
+from nmlearn.files.formats.container import DTYPES, NAMES, Opened, shape_of, table
 from nmlearn.files.formats.damage import damaged
-from nmlearn.files.formats.header import DTYPES, NAMES, SEAL, Entry, shape_of, unique_names
-from nmlearn.files.formats.layout import CODES, Layout
+from nmlearn.files.formats.encoding import CODES, Encoding
 from nmlearn.maths.groups import Grouping, misfit
 from nmlearn.maths.pattern import Pattern
 
 FORMAT = "nmlearn"
-VERSION = "1"
+VERSION = "2"
 OURS = "nm_"  # begins the keys of a packed file; all others belong to others
 VALUES, INDEX = ".nm_values", ".nm_index"
+SEAL = "nm_header_crc32"
 _KEYS = {"nm_format", "nm_version", SEAL, "nm_weights", "nm_tied", "nm_crc32"}
 
 
@@ -34,74 +30,84 @@ class Contents:
     """What is in a file beside plain tensors; all empty for a file that nmlearn did not pack.
 
     Attributes:
-        layouts: by the packed weight's name.
+        encodings: by the packed weight's name.
         tied: further names of a weight.
-        checksums: by the stored tensor's name, CRC32 as 8 hexadecimal digits.
+        checksums: by the stored tensor's name, in the order in which tensors were saved: CRC-32, 8 hexadecimal digits.
         other: metadata of others.
     """
 
-    layouts: dict[str, Layout] = field(default_factory=dict)
+    encodings: dict[str, Encoding] = field(default_factory=dict)
     tied: dict[str, str] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
     other: dict[str, str] = field(default_factory=dict)
 
 
-def describe(contents: Contents) -> dict[str, str]:
-    """The metadata of a packed file, with a place for the header's checksum."""
+def describe(contents: Contents, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The metadata of a packed file that stores these tensors, sealed."""
     weights = {
         name: {
-            "n": layout.grouping.pattern.n,
-            "m": layout.grouping.pattern.m,
-            "axis": layout.grouping.axis,
-            "shape": list(layout.shape),
-            "dtype": NAMES[layout.dtype],
-            "code": layout.code,
+            "n": encoding.grouping.pattern.n,
+            "m": encoding.grouping.pattern.m,
+            "axis": encoding.grouping.axis,
+            "shape": list(encoding.shape),
+            "dtype": NAMES[encoding.dtype],
+            "code": encoding.code,
         }
-        for name, layout in contents.layouts.items()
+        for name, encoding in contents.encodings.items()
     }
     tables = {"nm_weights": weights, "nm_tied": contents.tied, "nm_crc32": contents.checksums}
-    fixed = {"nm_format": FORMAT, "nm_version": VERSION, SEAL: "0" * 8}
-    return contents.other | fixed | {key: json.dumps(table, separators=(",", ":")) for key, table in tables.items()}
+    texts = {key: json.dumps(each, separators=(",", ":")) for key, each in tables.items()}
+    metadata = contents.other | {"nm_format": FORMAT, "nm_version": VERSION} | texts
+    return metadata | {SEAL: _seal(metadata, tensors)}
 
 
-def read(metadata: Mapping[str, str], entries: Mapping[str, Entry], where: str) -> Contents:
-    """What metadata says, checked against the tensors that are there.
+def read(file: Opened) -> Contents:
+    """What the metadata of a file says, checked against the tensors that are there.
 
     Raises:
-        FormatError: metadata that is incomplete, of another version, or does not fit the tensors.
+        FormatError: metadata that is incomplete, of another version, changed, or does not fit the tensors.
     """
-    other = {key: value for key, value in metadata.items() if not key.startswith(OURS)}
-    ours = {key: value for key, value in metadata.items() if key.startswith(OURS)}
+    where = file.where
+    other = {key: value for key, value in file.metadata.items() if not key.startswith(OURS)}
+    ours = {key: value for key, value in file.metadata.items() if key.startswith(OURS)}
     if not ours:
-        for name in entries:
+        for name in file.entries:
             if name.endswith((VALUES, INDEX)):
                 raise damaged(f"{where}: {name!r}", "a packed weight", "the metadata that describes it is missing")
         return Contents(other=other)
-    if "nm_version" in ours and ours["nm_version"] != VERSION:
+    version = ours.get("nm_version", VERSION)
+    if version not in ("1", VERSION):
         fix = "read it with the version of nmlearn that wrote it, or a newer one"
-        raise damaged(where, f"nm_version {ours['nm_version']!r:.40}", f"this nmlearn reads version {VERSION}", fix)
+        raise damaged(where, f"nm_version {version!r:.40}", f"this nmlearn reads versions 1 and {VERSION}", fix)
     if ours.keys() != _KEYS or ours["nm_format"] != FORMAT:
         raise damaged(where, f"metadata {', '.join(sorted(ours))!r:.200}", f"it should be {', '.join(sorted(_KEYS))}")
-    described = _table(ours, "nm_weights", where)
-    layouts = {name: _layout(value, f"{where}: {name!r}") for name, value in described.items()}
-    contents = Contents(layouts, _table(ours, "nm_tied", where), _table(ours, "nm_crc32", where), other)
-    for name, layout in layouts.items():
-        _check_tensors(name, layout, entries, where)
-    _check_names(contents, entries, where)
+    described, tied, checksums = (table(ours[k], f"{where}: {k}") for k in ("nm_weights", "nm_tied", "nm_crc32"))
+    encodings = {name: _encoding(value, f"{where}: {name!r}") for name, value in described.items()}
+    contents = Contents(encodings, tied, checksums, other)
+    for name, encoding in encodings.items():
+        _check_tensors(name, encoding, file.entries, where)
+    _check_names(contents, file.entries, where)
+    seal = _seal_1(file.header) if version == "1" else _seal(file.metadata, file.entries)
+    if seal != ours[SEAL]:
+        raise damaged(where, SEAL, "the header was changed after the file was written: its checksum differs")
     return contents
 
 
-def _table(metadata: Mapping[str, str], key: str, where: str) -> dict[str, Any]:
-    try:
-        table = json.loads(metadata[key], object_pairs_hook=unique_names)
-    except (ValueError, RecursionError) as error:
-        raise damaged(f"{where}: {key}", "metadata", f"it is not JSON: {error}") from error
-    if not isinstance(table, dict):
-        raise damaged(f"{where}: {key}", "metadata", "it is not a table")
-    return table
+def _seal(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """The checksum of what a header says, wherever and in whatever order it says it."""
+    said = {key: text for key, text in metadata.items() if key != SEAL}
+    types = {name: [NAMES[tensor.dtype], list(tensor.shape)] for name, tensor in tensors.items()}
+    canonical = json.dumps([said, types], ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return f"{zlib.crc32(canonical.encode()):08x}"
 
 
-def _layout(value: Any, where: str) -> Layout:
+def _seal_1(header: bytes) -> str:
+    """The checksum of version 1: of the header's bytes with zeros for its own digits."""
+    before, mark, after = header.partition(f'"{SEAL}":"'.encode())
+    return f"{zlib.crc32(before + mark + b'0' * 8 + after[8:]):08x}"
+
+
+def _encoding(value: Any, where: str) -> Encoding:
     if not isinstance(value, dict) or value.keys() != {"n", "m", "axis", "shape", "dtype", "code"}:
         raise damaged(where, "its entry in nm_weights", "it does not hold exactly n, m, axis, shape, dtype and code")
     n, m, axis, shape = value["n"], value["m"], value["axis"], shape_of(value["shape"])
@@ -111,7 +117,7 @@ def _layout(value: Any, where: str) -> Layout:
     if dtype is None or not dtype.is_floating_point:
         raise damaged(where, f"dtype {value['dtype']!r:.40}", "it is no floating-point type that nmlearn reads")
     if not isinstance(code, str) or code not in CODES:
-        raise damaged(where, f"code {code!r:.40}", f"the codes of version {VERSION} are {', '.join(CODES)}")
+        raise damaged(where, f"code {code!r:.40}", f"the codes are {', '.join(CODES)}")
     if shape is None or not 0 <= axis < len(shape):
         raise damaged(where, f"shape {value['shape']!r:.80}, axis {axis}", "they are not those of a weight")
     try:
@@ -121,30 +127,30 @@ def _layout(value: Any, where: str) -> Layout:
     why = misfit(shape, axis, pattern)
     if why:
         raise damaged(where, f"shape {list(shape)}, axis {axis}, pattern {pattern}", why)
-    return Layout(Grouping(pattern, axis), shape, dtype, code)
+    return Encoding(Grouping(pattern, axis), shape, dtype, code)
 
 
-def _check_tensors(name: str, layout: Layout, entries: Mapping[str, Entry], where: str) -> None:
-    """Whether both tensors of a packed weight are there and measure what its layout says."""
-    wanted = ((VALUES, layout.dtype, layout.values_shape), (INDEX, DTYPES["U8"], layout.index_shape))
+def _check_tensors(name: str, encoding: Encoding, entries: Mapping[str, Tensor], where: str) -> None:
+    """Whether both tensors of a packed weight are there and measure what its encoding says."""
+    wanted = ((VALUES, encoding.dtype, encoding.values_shape), (INDEX, DTYPES["U8"], encoding.index_shape))
     for suffix, dtype, shape in wanted:
         entry = entries.get(name + suffix)
         if entry is None:
             raise damaged(f"{where}: {name!r}", "a packed weight", f"the tensor {name + suffix!r} is missing")
         if entry.dtype != dtype or entry.shape != shape:
             given = f"{NAMES[entry.dtype]} {list(entry.shape)}"
-            wrong = f"a {layout.grouping.pattern} weight of shape {list(layout.shape)} has {NAMES[dtype]} {list(shape)}"
-            raise damaged(f"{where}: {name + suffix!r}", given, wrong)
+            weight = f"a {encoding.grouping.pattern} weight of shape {list(encoding.shape)}"
+            raise damaged(f"{where}: {name + suffix!r}", given, f"{weight} has {NAMES[dtype]} {list(shape)}")
 
 
-def _check_names(contents: Contents, entries: Mapping[str, Entry], where: str) -> None:
+def _check_names(contents: Contents, entries: Mapping[str, Tensor], where: str) -> None:
     """Whether every stored tensor has a checksum and one meaning, and every further name leads to a tensor."""
-    parts = {name + suffix for name in contents.layouts for suffix in (VALUES, INDEX)}
+    parts = {name + suffix for name in contents.encodings for suffix in (VALUES, INDEX)}
     plain = entries.keys() - parts
     for name in plain:
-        if name.endswith((VALUES, INDEX)) or name in contents.layouts:
+        if name.endswith((VALUES, INDEX)) or name in contents.encodings:
             raise damaged(f"{where}: {name!r}", "a tensor", "nm_weights does not describe it, or it is there twice")
-    known = plain | contents.layouts.keys()
+    known = plain | contents.encodings.keys()
     for name, target in contents.tied.items():
         if not isinstance(target, str) or target not in known or name in known:
             raise damaged(f"{where}: {name!r}", f"tied to {target!r:.80}", "there is no such tensor, or it has its own")

@@ -1,4 +1,4 @@
-"""How one packed weight lies in a file: what its values and its index must measure."""
+"""How a file encodes one packed weight: what its values and its index must measure."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def smallest(pattern: Pattern) -> str:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Encoding:
     """A packed weight without its numbers.
 
     Attributes:
@@ -82,8 +82,3 @@ class Layout:
     def nbytes(self) -> int:
         """Bytes of values and index together."""
         return math.prod(self.values_shape) * self.dtype.itemsize + self.index_shape[0]
-
-    @property
-    def dense_nbytes(self) -> int:
-        """Bytes of the dense weight."""
-        return math.prod(self.shape) * self.dtype.itemsize

@@ -1,0 +1,179 @@
+"""The safetensors container, read and written by the safetensors library.
+
+Beside what the library checks, a header in which a name stands twice is refused (the library takes the last, other
+readers the first), a type that nmlearn does not know, a shape that no tensor can have, and a BOOL other than 0 and 1.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
+from torch import Tensor
+
+from nmlearn.files.atomic import replacing
+from nmlearn.files.formats.damage import damaged
+
+METADATA = "__metadata__"
+_MOST_DIMENSIONS = 64  # numpy's limit
+_MOST_ELEMENTS = 1 << 60
+
+_KINDS = "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz complex64"
+_KINDS += " int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool"
+# What the library calls them in files: F64, F8_E4M3, ...
+NAMES = {
+    getattr(torch, kind): TensorSpec(dtype=kind, shape=(), data_ptr=1, data_len=0).dtype for kind in _KINDS.split()
+}
+DTYPES = {name: dtype for dtype, name in NAMES.items()}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An open file whose header has been checked.
+
+    Attributes:
+        where: what errors call the file.
+        header: its bytes, without its length.
+        metadata: text by text.
+        entries: types and shapes by name, in the order of their data: tensors without memory, on the meta device.
+        reader: the library's.
+    """
+
+    where: str
+    header: bytes
+    metadata: dict[str, str]
+    entries: dict[str, Tensor]
+    reader: Any
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor into memory of its own: a file that is changed later does not change it.
+
+        Raises:
+            FormatError: a BOOL is neither 0 nor 1.
+        """
+        tensor: Tensor = self.reader.get_tensor(name)
+        if tensor.dtype == torch.bool and tensor.numel() and int(octets(tensor).max()) > 1:
+            raise damaged(f"{self.where}: {name!r}", f"the byte {int(octets(tensor).max())}", "a BOOL is 0 or 1")
+        return tensor
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Opened]:
+    """Open a file; nothing larger than the file is allocated.
+
+    Raises:
+        FormatError: the file cannot be read, or its header is not one or does not describe exactly its bytes.
+    """
+    where = str(path)
+    try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+            raise OSError("it is not a file")
+        with safe_open(path, "pt", backend="pread") as reader:  # mapped memory would change with the file
+            with open(path, "rb") as file:
+                header = file.read(int.from_bytes(file.read(8), "little"))
+            table(header, f"{where}: its header")
+            entries = {name: _entry(reader.get_slice(name), f"{where}: {name!r}") for name in reader.offset_keys()}
+            yield Opened(where, header, reader.metadata() or {}, entries, reader)
+    except OSError as error:
+        raise damaged(where, "this file", f"cannot be read: {error}", "give a safetensors file") from error
+    except SafetensorError as error:
+        wrong = f"it is cut short, was changed, or is no safetensors file: {error}"
+        raise damaged(where, "this file", wrong) from error
+
+
+def octets(tensor: Tensor) -> Tensor:
+    """The bytes of a contiguous tensor, uint8 ``[nbytes]``; shares memory."""
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a file, whole or not at all; the same contents are the same bytes.
+
+    Args:
+        path: the file.
+        tensors: contiguous, on the CPU.
+        metadata: text by text.
+
+    Raises:
+        WriteError: the system refuses; a file that was there is as it was.
+    """
+    specs = {name: _spec(tensor) for name, tensor in tensors.items()}
+    with replacing(path) as part:
+        try:
+            serialize_file(specs, part, dict(metadata))
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else 0, str(error)) from error
+        _sort_metadata(part)
+
+
+def _spec(tensor: Tensor) -> TensorSpec:
+    address = tensor.data_ptr() or 1  # an empty tensor may have none, and the library wants one
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return TensorSpec(dtype=kind, shape=tensor.shape, data_ptr=address, data_len=tensor.nbytes)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata in order: the library writes it in a random one (its issue 584), and files would differ."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header[METADATA] = dict(sorted(header[METADATA].items()))
+        file.seek(8)
+        file.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(length))
+
+
+def table(text: str | bytes, where: str) -> dict[str, Any]:
+    """A table of JSON.
+
+    Raises:
+        FormatError: it is none, or a name is there twice.
+    """
+    try:
+        found = json.loads(text, object_pairs_hook=_unique_names)
+    except (ValueError, RecursionError) as error:
+        raise damaged(where, "metadata", f"it is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise damaged(where, "metadata", "it is not a table")
+    return found
+
+
+def is_text(value: object) -> bool:
+    """Whether it is text that a file can hold; half a surrogate pair is not."""
+    return isinstance(value, str) and value.encode(errors="ignore").decode() == value
+
+
+def shape_of(value: Any) -> tuple[int, ...] | None:
+    """A shape that torch can take, or None."""
+    if not isinstance(value, list) or not all(type(size) is int and size >= 0 for size in value):
+        return None
+    # Without the zeros: torch computes strides from the other sizes, which must not overflow.
+    if len(value) > _MOST_DIMENSIONS or math.prod(size or 1 for size in value) > _MOST_ELEMENTS:
+        return None
+    return tuple(value)
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is there twice")
+    if not all(map(is_text, found)):
+        raise ValueError("a name is no text")
+    return found
+
+
+def _entry(slice_: Any, where: str) -> Tensor:
+    dtype, shape = DTYPES.get(slice_.get_dtype()), shape_of(slice_.get_shape())
+    if dtype is None:
+        raise damaged(where, f"dtype {slice_.get_dtype()!r}", f"nmlearn reads {', '.join(DTYPES)}")
+    if shape is None:
+        raise damaged(where, f"shape {slice_.get_shape()!r:.80}", "it is not a list of sizes that a tensor can have")
+    return torch.empty(shape, dtype=dtype, device="meta")
