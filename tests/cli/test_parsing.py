@@ -59,9 +59,18 @@ def test_patterns_on_the_command_line() -> None:
         (["--epochs", "1.5"], "must be a whole number"),
         (["--optim.lr", "high"], "must be a number"),
         (["--optim.clip_norm=high"], "must be a number, or null"),
-        (["--precision", "fp16"], "choose from fp32, bf16"),
+        (["--precision", "fp16"], "must be one of fp32, bf16"),
         (["--method.rules", "3"], "must be a mapping"),
         (["--train.data", "toy.yaml"], "unknown option"),
+        (["--data", "toy", "--data.toy.x", "3"], "unknown option"),
+        (["--lr", "0.1"], "did you mean --optim.lr?"),
+        (["--optim.lr", ".inf"], "--optim.lr: given inf: must be a finite number"),
+        (["--optim.lr", "-.inf"], "--optim.lr: given --optim.lr -.inf: expected one argument"),
+        (["--compile", "yes"], "must be true or false"),
+        (["--epochs"], "--epochs: given --epochs: expected one argument"),
+        (["--data.options.x", "[a"], "--data.options.x: given [a: not YAML"),
+        (["--data.options", "3"], "--data.options: given 3: must be a mapping of keys"),
+        (["--data.path", "\udcff"], "surrogates not allowed"),
     ],
 )
 def test_wrong_words(words: list[str], said: str) -> None:
@@ -86,6 +95,46 @@ def test_the_obvious_words_are_taken() -> None:
     for word in ("--method", "--pattern", "--train"):
         with pytest.raises(ConfigError, match="did you mean"):
             parsing.parse(CompareConfig, "compare", [word, "lbc"], "")
+
+
+def test_text_stays_text(tmp_path: Path) -> None:
+    config = parse(
+        "--out", "123", "--data.path", "a: [b", "--model.name", "1e3", "--resume", "null", "--model.weights", "~"
+    )
+    assert (config.out, config.data.path, config.model.name) == ("123", "a: [b", "1e3")
+    assert (config.resume, config.model.weights) == ("null", None)
+
+
+def test_later_words_lie_over_earlier_ones(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("epochs: 3\ndata: {name: mine, options: {train_limit: 5}}\noptim: {milestones: [1]}")
+    second.write_text("epochs: 4\ndata: {options: {eval_limit: 7}}\noptim: {schedule: step}")
+    config = parse("--epochs", "9", "--config", str(first), f"--config={second}", "--data.options.augment", "none")
+    assert (config.epochs, config.data.name) == (4, "mine")
+    assert config.data.options == {"eval_limit": 7, "augment": "none"}  # a mapping is one setting
+    assert config.optim.milestones == (1.0,)  # not complete in its own file
+    config = parse("--config", str(first), "--config", str(second), "--data.options", "{}")
+    assert config.data.options == {}
+
+
+def test_rules_have_dots() -> None:
+    assert parse("--method.rules.backbone.fpn.*", "null").method.rules == {"backbone.fpn.*": None}
+
+
+def test_errors_say_where_the_value_was_given(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("epochs: 0\nmethod: {rules: {fc: 4:2}}")
+    for words, where in (
+        ([], f"{path}: method.rules['fc']"),
+        (["--method.rules.fc", "2:4"], f"{path}: epochs"),
+        (["--method.rules", "{}", "--epochs", "-1"], "--epochs"),
+    ):
+        with pytest.raises(NMLearnError) as caught:
+            parse("--config", str(path), *words)
+        assert caught.value.where == where
+    path.write_text("method: lbc")
+    with pytest.raises(ConfigError, match=r"a\.yaml: method: given 'lbc': must be a mapping of keys"):
+        parse("--config", str(path), "--pattern", "2:4")
 
 
 def test_a_recipe_of_the_other_command(tmp_path: Path) -> None:
@@ -123,6 +172,22 @@ def test_print_config_prints_a_recipe(capsys: pytest.CaptureFixture[str]) -> Non
     assert caught.value.code == 0
     config = recipe.build(TrainConfig, recipe.loads(capsys.readouterr().out))
     assert (config.method.pattern, config.optim.lr) == ("1:16", 1e-4)
+
+
+def test_help_says_what_belongs_there(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, texts in {
+        "train": ("Passes over the training data. (a whole number; default: 8)", "--optim.name NAME, --optim NAME"),
+        "compare": ('(a list, each text; default: ["2:4"])', "--train.data.name NAME, --data NAME", "What all runs"),
+        "plan": (
+            "Passes over the training data.",
+            "(one of fp32, bf16; default: fp32)",
+            "(text, or null; default: null)",
+        ),
+    }.items():
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert not [text for text in texts if text not in shown]
 
 
 @pytest.mark.parametrize("words", [["--help"], [], ["--version"], *([name, "--help"] for name in cli.COMMANDS)])
@@ -178,9 +243,8 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("package", cli.CLI_PACKAGES)
 def test_a_missing_package_is_named(package: str) -> None:
-    code = (
-        f"import sys; sys.modules[{package!r}] = None; from nmlearn.cli import main; sys.exit(main(['train', '--x']))"
-    )
+    words = ["train", "--seed", "x"]
+    code = f"import sys; sys.modules[{package!r}] = None; from nmlearn.cli import main; sys.exit(main({words}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "pip install 'nmlearn[cli]'" in done.stderr

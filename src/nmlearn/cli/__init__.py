@@ -27,7 +27,7 @@ COMMANDS = {
     "doctor": "what is installed or missing; data, models and methods with their options",
 }
 
-CLI_PACKAGES = ("jsonargparse", "rich", "yaml")
+CLI_PACKAGES = ("pydantic", "rich", "ruamel")
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 

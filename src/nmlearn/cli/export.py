@@ -122,13 +122,11 @@ def _of_shape(config: TrainConfig, given: argparse.Namespace) -> tuple[nn.Module
 
 
 def _shape(given: argparse.Namespace) -> tuple[int, ...]:
-    import yaml
-
     from nmlearn.lab.train import recipe
 
     try:
         shape = recipe.loads(given.input_shape or "null")
-    except yaml.YAMLError:
+    except ConfigError:
         shape = None
     if given.classes is None or not isinstance(shape, list) or not all(type(size) is int for size in shape):
         raise ConfigError(

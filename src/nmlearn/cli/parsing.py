@@ -1,30 +1,29 @@
-"""Command line and recipe files -> configuration dataclasses, by jsonargparse.
+"""Command line and recipe files -> configuration dataclasses.
 
-A recipe (``--config FILE``) is checked by :mod:`nmlearn.lab.train.recipe` first, whose errors name the nearest known
-key; then jsonargparse lays the command line's own options over it.
+Options and the keys of recipes (``--config FILE``) are laid over each other in the order they are given;
+:mod:`nmlearn.lab.train.recipe` checks the whole once, and its errors get the option or file that gave the value.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
-import re
-import typing
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
-
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser, set_loader, set_parsing_settings
 
 from nmlearn.errors import ConfigError, NMLearnError
 from nmlearn.lab.train import recipe
 from nmlearn.lab.train.config import CompareConfig, TrainConfig
 
-GROUPS = ("data", "model", "method", "optim")
-
 Config = TypeVar("Config")
+Settings = Mapping[str, recipe.Schema]
+Place = tuple[str, ...]
 
-set_loader("yaml12", recipe.loads, (yaml.YAMLError,))
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+# A comparison has its models in `train`, and methods and patterns of its own.
+SHORT = {f"{above}{group}.name": f"--{group}" for group in ("data", "model", "optim") for above in ("", "train.")}
+SHORT |= {"method.name": "--method", "method.pattern": "--pattern"}
 
 
 def parse(kind: type[Config], command: str, words: list[str], description: str, hidden: tuple[str, ...] = ()) -> Config:
@@ -40,119 +39,121 @@ def parse(kind: type[Config], command: str, words: list[str], description: str, 
     Raises:
         ConfigError: an unknown option or key, or a value that does not fit.
     """
-    words = _spelled_out(kind, words)
-    for path in _recipes(words):
-        values = recipe.load(path)
-        _refuse_other_command(kind, path, values)
-        recipe.build(kind, values, f"{path}: ")
-    parser = _parser(kind, command, description, hidden)
+    known = recipe.settings(kind)
+    given = _given(_parser(kind, known, f"nmlearn {command}", description, hidden, words), known, words)
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for place, schema, text in given.laid:
+        for each, value in [(place, _value(place, schema, text))] if place else _flat(_recipe(kind, text), known):
+            _put(values, each, value)
+            sources[".".join(each)] = "--" if place else f"{text}: "
     try:
-        values = parser.parse_args(words).as_dict()
-    except ArgumentError as error:
-        raise _explained(error, kind, parser, command, words) from error
-    values.pop("config", None)
-    return recipe.build(kind, values)
+        config = recipe.build(kind, values)
+    except NMLearnError as error:
+        key = max((each for each in sources if error.where.startswith(each)), key=len, default="")
+        where = sources.get(key, "") + error.where
+        raise type(error)(where=where, given=error.given, wrong=error.wrong, fix=error.fix) from error
+    if given.print_config:
+        sys.stdout.write(recipe.dumps(config))
+        raise SystemExit(0)
+    return config
 
 
-def _parser(kind: type, command: str, description: str, hidden: tuple[str, ...]) -> Any:
-    parser = ArgumentParser(
-        prog=f"nmlearn {command}",
-        usage=f"nmlearn {command} [--config RECIPE.yaml] [OPTIONS]",
-        description=description,
-        parser_mode="yaml12",
-        exit_on_error=False,
-        allow_abbrev=False,
+def _parser(
+    kind: type, known: Settings, program: str, description: str, hidden: tuple[str, ...], words: list[str]
+) -> argparse.ArgumentParser:
+    usage = f"{program} [--config RECIPE.yaml] [OPTIONS]"
+    parser = argparse.ArgumentParser(program, usage, description, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--print_config", action="store_true", help="Print the recipe that all this makes, and exit.")
+    _add(
+        parser, ["--config"], (), {}, help="A recipe: a YAML file with any of the options below.", metavar="RECIPE.yaml"
     )
-    parser.add_argument("--config", action="config", help="A recipe: a YAML file with any of the options below.")
-    parser.add_class_arguments(kind)
-    for action in list(parser._actions):
-        if type(action).__name__ == "_ActionConfigLoad":
-            # --data FILE and the like, which would go past the checks of recipes.
-            for word in action.option_strings:
-                del parser._option_string_actions[word]
-            parser._remove_action(action)
-        elif action.dest in hidden:
-            action.help = argparse.SUPPRESS
+    groups = {"": parser.add_argument_group((kind.__doc__ or "").rstrip("."))}
+    for key, schema in known.items():
+        if "properties" in schema:
+            groups[key] = parser.add_argument_group(schema.get("description", key).rstrip("."))
+            continue
+        above, _, name = key.rpartition(".")
+        options = [f"--{key}", *filter(None, [SHORT.get(key)])]
+        about = argparse.SUPPRESS if key in hidden else _about(schema)
+        _add(groups[above], options, (*key.split("."),), schema, help=about, metavar=name.upper())
+        inside = {word.partition("=")[0] for word in words if word.startswith(f"--{key}.")}
+        for option in inside if "additionalProperties" in schema else ():
+            place, inner = _entry(option.removeprefix(f"--{key}."), schema["additionalProperties"])
+            _add(parser, [option], (*key.split("."), *place), inner, help=argparse.SUPPRESS)
     return parser
 
 
-def _spelled_out(kind: type, words: list[str]) -> list[str]:
-    """The words with ``--model X`` as ``--model.name X``, likewise for data, method and optim, and ``--pattern X``.
-
-    A comparison has its models in ``train``, and methods and patterns of its own.
-    """
-    compares = issubclass(kind, CompareConfig)
-    prefix = "train." if compares else ""
-    short = {f"--{group}": f"--{prefix}{group}.name" for group in GROUPS if not (compares and group == "method")}
-    if not compares:
-        short["--pattern"] = "--method.pattern"
-    spelled = []
-    for word in words:
-        option, equals, value = word.partition("=")
-        spelled.append(short.get(option, option) + equals + value)
-    return spelled
+def _add(group: Any, options: list[str], place: Place, schema: recipe.Schema, **looks: str) -> None:
+    """Add an option whose values are kept in the order of the words, with what they are for."""
+    kept = {"dest": "laid", "action": "append", "default": []}
+    group.add_argument(*options, **kept, type=lambda text: (place, schema, text), **looks)
 
 
-def _refuse_other_command(kind: type, path: str, values: dict[str, Any]) -> None:
-    """Say so when a recipe's unknown keys are those of the other command's recipes."""
+def _about(schema: recipe.Schema) -> str:
+    default = schema.get("default", {})
+    text = default if isinstance(default, str) else json.dumps(default)
+    return f"{schema.get('description', '')} ({recipe.wanted(schema)}; default: {text})".replace("%", "%%")
+
+
+def _entry(name: str, schema: Any) -> tuple[Place, recipe.Schema]:
+    """The keys of an entry of a mapping (globs have dots; mappings of mappings two keys), and what belongs there."""
+    if schema is True:  # anything
+        return (name,), {}
+    first, dot, rest = name.partition(".")
+    if dot and "additionalProperties" in schema:
+        return (first, rest), {}
+    return (name,), recipe.single(schema)
+
+
+def _given(parser: argparse.ArgumentParser, known: Settings, words: list[str]) -> argparse.Namespace:
+    see = f"{parser.prog} --help lists all options"
+    try:
+        given, rest = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        where, wrong = str(error.argument_name), error.message
+        raise ConfigError(where=where, given=" ".join(words), wrong=wrong, fix=see) from error
+    if not rest:
+        return given
+    option = rest[0].partition("=")[0]
+    near = recipe.nearest(option.lstrip("-"), [key for key, schema in known.items() if "properties" not in schema])
+    hint = f"did you mean {' or '.join(f'--{key}' for key in near)}? " if near else ""
+    wrong = "unknown option" if option.startswith("-") else "a word without an option before it"
+    raise ConfigError(where="command line", given=option, wrong=wrong, fix=hint + see)
+
+
+def _value(place: Place, schema: recipe.Schema, text: str) -> Any:
+    """An option's value: its text where text belongs, YAML elsewhere."""
+    if schema.get("type") != "string":
+        return recipe.loads(text, f"--{'.'.join(place)}")
+    return None if "null" in schema and text in ("null", "~") else text
+
+
+def _flat(values: dict[str, Any], known: Settings, above: Place = ()) -> Iterator[tuple[Place, Any]]:
+    """The settings in nested mappings, each with its keys."""
+    for name, value in values.items():
+        place = (*above, name)
+        if isinstance(value, dict) and "properties" in known.get(".".join(place), {}):
+            yield from _flat(value, known, place)
+        else:
+            yield place, value
+
+
+def _put(values: dict[str, Any], place: Place, value: Any) -> None:
+    for key in place[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            return  # the check will say that a mapping belongs there
+    values[place[-1]] = value
+
+
+def _recipe(kind: type, path: str) -> dict[str, Any]:
+    """What a file holds, unless its unknown keys are those of the other command's recipes."""
+    values = recipe.load(path)
     other, command = (TrainConfig, "train") if issubclass(kind, CompareConfig) else (CompareConfig, "compare")
-    unknown = values.keys() - typing.get_type_hints(kind).keys()
-    if unknown and unknown <= typing.get_type_hints(other).keys():
-        raise ConfigError(
-            where=path,
-            given=f"the keys {', '.join(sorted(unknown))}",
-            wrong=f"this is a recipe for nmlearn {command}",
-            fix=f"nmlearn {command} --config {path}",
-        )
-
-
-def _recipes(words: list[str]) -> list[str]:
-    """The files given with --config, as two words or with an equals sign."""
-    pairs = zip(words, [*words, ""][1:], strict=True)
-    return [
-        second if first == "--config" else first.removeprefix("--config=")
-        for first, second in pairs
-        if first == "--config" or first.startswith("--config=")
-    ]
-
-
-def _explained(error: Exception, kind: type, parser: Any, command: str, words: list[str]) -> NMLearnError:
-    if isinstance(error.__cause__, NMLearnError):
-        return error.__cause__
-    text = str(error)
-    see = f"nmlearn {command} --help lists all options"
-    unknown = re.search(r"unrecognized arguments: (\S+)", text)
-    if unknown is not None:
-        option = unknown[1].partition("=")[0]
-        near = difflib.get_close_matches(option, parser._option_string_actions, n=1) if option[0] == "-" else []
-        fix = f"did you mean {near[0]}? {see}" if near else see
-        wrong = "unknown option" if option[0] == "-" else "a word without an option before it"
-        return ConfigError(where="command line", given=option, wrong=wrong, fix=fix)
-    misfit = re.match(r'Parser key "(.+?)"', text)
-    given = _given(words, misfit[1]) if misfit else None
-    if misfit is None or given is None:
-        return ConfigError(where="command line", given=f"nmlearn {command}", wrong=text, fix=see)
-    try:  # recipes are told in plain words, and take the same types
-        recipe.convert(_type_at(kind, misfit[1]), recipe.loads(given), f"--{misfit[1]}")
-    except NMLearnError as plain:
-        return plain
-    except (KeyError, yaml.YAMLError):
-        pass
-    return ConfigError(where=f"--{misfit[1]}", given=given, wrong=text, fix=see)
-
-
-def _given(words: list[str], key: str) -> str | None:
-    """What the words give an option; the last one counts."""
-    found = None
-    for word, after in zip(words, [*words[1:], ""], strict=True):
-        option, equals, value = word.partition("=")
-        if option == f"--{key}":
-            found = value if equals else after
-    return found
-
-
-def _type_at(kind: Any, key: str) -> Any:
-    """The type of a dotted key."""
-    for part in key.split("."):
-        kind = typing.get_type_hints(kind)[part]
-    return kind
+    own, others = ({field.name for field in dataclasses.fields(each)} for each in (kind, other))
+    unknown = values.keys() - own
+    if unknown and unknown <= others:
+        given, fix = f"the keys {', '.join(sorted(unknown))}", f"nmlearn {command} --config {path}"
+        raise ConfigError(where=path, given=given, wrong=f"this is a recipe for nmlearn {command}", fix=fix)
+    return values

@@ -9,10 +9,13 @@ that take them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from nmlearn.errors import ConfigError, PatternError
 from nmlearn.maths.pattern import Pattern
+
+# How pydantic (recipe.py) reads the dataclass and those in it.
+STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False, "use_attribute_docstrings": True}
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ class OptimConfig:
 class TrainConfig:
     """One training."""
 
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -176,6 +180,7 @@ class TrainConfig:
 class CompareConfig:
     """Methods x patterns x seeds under one protocol."""
 
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     name: str = "compare"
     """Name of the results file."""
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -1,8 +1,8 @@
 """Recipes: YAML text <-> configuration dataclasses, without importing torch.
 
-Numbers, booleans and null are read by the rules of YAML 1.2's core schema (section 10.3.2 of its specification): an
-unquoted ``2:4`` is text, ``1e-3`` a number, ``yes`` and ``off`` are text, ``010`` is ten. A key given twice is an
-error.
+YAML is read by ruamel.yaml and checked against the dataclasses by pydantic, in strict mode and as JSON: a list is a
+tuple, a number is no text, and an error says at which key it happened. Numbers, booleans and null are those of
+YAML 1.2's core schema: an unquoted ``2:4`` is text, ``1e-3`` a number, ``yes`` and ``off`` are text, ``010`` is ten.
 """
 
 from __future__ import annotations
@@ -10,44 +10,57 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import io
+import itertools
+import json
 import re
-import types
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nmlearn.errors import ConfigError
 from nmlearn.lab.train.config import check_pattern
 
-Config = typing.TypeVar("Config")
+Config = TypeVar("Config")
+Schema = dict[str, Any]
 
-_BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)$")
-_NULL = re.compile(r"(?:~|null|Null|NULL|)$")
-_INT = re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$")
-_FLOAT = re.compile(
-    r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-)
-_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+LARGEST = 100_000  # values in a recipe; aliases of aliases would make any number of them
+_NAMES = {"string": "text", "integer": "a whole number", "number": "a number", "boolean": "true or false"}
 _LISTS = {"patterns": "[2:4, 1:4]", "methods": "[dense, lbc]", "input_shape": "[3, 224, 224]"}
+# The rules of section 10.3.2. ruamel.yaml's own take 1_000, 0b1 and 2026-01-01 for values too, and .5e3 for text.
 # Order matters: an integer also matches the pattern of floats, and the first match wins.
-_CORE_SCHEMA = (
-    ("bool", _BOOL, "tTfF"),
-    ("null", _NULL, ["~", "n", "N", ""]),
-    ("int", _INT, "-+0123456789"),
-    ("float", _FLOAT, "-+.0123456789"),
-)
+_CORE_SCHEMA: list[Any] = [
+    (f"tag:yaml.org,2002:{tag}", re.compile(f"(?:{spelling})$"), firsts)
+    for tag, spelling, firsts in (
+        ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+        ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+        ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+        ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
+        ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+."),
+    )
+]
 
 
-def loads(text: str) -> Any:
-    """The value of YAML text.
+def loads(text: str, where: str = "YAML") -> Any:
+    """The value of YAML text, of the types that JSON has.
+
+    Args:
+        text: YAML 1.2.
+        where: what errors call the text.
 
     Raises:
-        yaml.YAMLError: the text is not YAML, or a key stands in it twice.
+        ConfigError: the text is not YAML, a key stands in it twice, or JSON has nothing like it.
     """
-    import yaml
+    from ruamel.yaml.error import YAMLError
 
-    return yaml.load(text, Loader=_loader())
+    try:
+        return json.loads(_json(_yaml().load(text), where))
+    except (YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        wrong = f"not YAML: {getattr(error, 'problem', None) or error}{place}"
+        given = "this file" if "\n" in text else text
+        raise ConfigError(where=where, given=given, wrong=wrong, fix="correct it") from error
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -56,33 +69,28 @@ def load(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, not YAML, or not a mapping.
     """
-    import yaml
-
     try:
-        value = loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            where="configuration file", given=path, wrong=f"cannot be read: {error}", fix="check the path"
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(where=str(path), given="this file", wrong=f"not YAML: {error}", fix="correct it") from error
+        wrong = f"cannot be read: {error}"
+        raise ConfigError(where="configuration file", given=path, wrong=wrong, fix="check the path") from error
+    value = loads(text, str(path))
     if not isinstance(value, dict):
-        raise ConfigError(
-            where=str(path), given=type(value).__name__, wrong="not a mapping of keys", fix="write lines 'key: value'"
-        )
+        given, fix = type(value).__name__, "write lines 'key: value'"
+        raise ConfigError(where=str(path), given=given, wrong="not a mapping of keys", fix=fix)
     return value
 
 
 def dumps(config: Any) -> str:
     """YAML text of a configuration dataclass; what a YAML 1.1 reader would take for a number is quoted as well."""
-    import yaml
-
-    return yaml.dump(to_dict(config), Dumper=_dumper(), sort_keys=False, allow_unicode=True)
+    text = io.StringIO()
+    _yaml(writes=True).dump(to_dict(config), text)
+    return text.getvalue()
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain dicts and lists of a configuration dataclass."""
-    return _plain(dataclasses.asdict(config))
+    return json.loads(_json(dataclasses.asdict(config)))
 
 
 def build(kind: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
@@ -94,155 +102,136 @@ def build(kind: type[Config], values: Mapping[str, Any], where: str = "") -> Con
         where: prefix of the keys in errors, e.g. a file's name.
 
     Raises:
-        ConfigError: an unknown key (names the nearest known one), a value that is no mapping where one belongs.
+        ConfigError: an unknown key (names the nearest known one), a value of another type or out of its range.
+        PatternError: a pattern that is not N:M.
     """
-    hints = typing.get_type_hints(kind)
-    given = {}
-    for key, value in values.items():
-        check_key(f"{where}{key}", key, hints)
-        given[key] = convert(hints[key], value, f"{where}{key}")
-    return kind(**given)
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(kind).validate_json(_json(values, where))  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise _explained(settings(kind), error.errors()[0], where) from None
 
 
-def check_key(where: str, key: object, known: Iterable[str]) -> None:
-    """Refuse a key that is not known, naming the nearest one that is.
+def settings(kind: type) -> dict[str, Schema]:
+    """The JSON schema of every setting of a configuration, and of every group of settings, by its dotted key."""
+    whole = _adapter(kind).json_schema()
 
-    Raises:
-        ConfigError: the key is not known.
-    """
+    def walk(schema: Schema, prefix: str) -> Iterator[tuple[str, Schema]]:
+        for name, field in schema["properties"].items():
+            group = whole["$defs"][field["$ref"].rpartition("/")[2]] if "$ref" in field else {}
+            yield prefix + name, group | single(field)
+            if group:
+                yield from walk(group, f"{prefix}{name}.")
+
+    base = kind.__base__  # pydantic finds the texts under a dataclass's own fields alone
+    inherited = settings(base) if base is not None and dataclasses.is_dataclass(base) else {}
+    return {key: inherited.get(key, {}) | schema for key, schema in walk(whole, "")}
+
+
+def single(schema: Schema) -> Schema:
+    """A schema that says "null" where it was any of one type and null."""
+    return schema | schema["anyOf"][0] | {"null": True} if "anyOf" in schema else schema
+
+
+def wanted(schema: Schema) -> str:
+    """What a setting is, in words."""
+    if "enum" in schema:
+        name = f"one of {', '.join(schema['enum'])}"
+    elif "items" in schema:
+        name = f"a list, each {wanted(schema['items'])}"
+    else:
+        name = _NAMES.get(schema["type"], "a mapping of keys")
+    return f"{name}, or null" if "null" in schema else name
+
+
+def nearest(key: str, known: Iterable[str]) -> list[str]:
+    """The keys that may have been meant: the most similar one, and those that say where the key belongs."""
     known = list(known)
-    if key in known:
-        return
-    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-    fix = f"did you mean {near[0]}?" if near else f"known: {', '.join(known) or 'none'}"
-    raise ConfigError(where=where, given=key, wrong="unknown key", fix=fix)
+    homes = [each for each in known if each.endswith(f".{key}")]
+    return list(dict.fromkeys([*difflib.get_close_matches(key, known, n=1), *homes]))
 
 
-def convert(kind: Any, value: Any, where: str) -> Any:
-    """A value of YAML as a field's type: lists become tuples, mappings dataclasses.
-
-    Raises:
-        ConfigError, PatternError: it does not fit; says in plain words what belongs there.
-    """
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, Mapping):
-            raise ConfigError(
-                where=where,
-                given=repr(value),
-                wrong="must be a mapping of keys",
-                fix="write its keys below it, indented",
-            )
-        return build(typing.cast(type, kind), value, f"{where}.")
-    if isinstance(value, list) and typing.get_origin(kind) in (tuple, typing.Union, types.UnionType):
-        value = tuple(value)
-    if _fits(kind, value):
-        return value
-    if "pattern" in where or ".rules" in where:
-        _check_patterns(kind, value, where)
-    wrong, fix = _said(kind, where)
-    raise ConfigError(where=where, given=repr(value), wrong=wrong, fix=fix)
+def _explained(known: Mapping[str, Schema], error: Any, where: str) -> ConfigError:
+    """One of pydantic's errors, in four parts."""
+    place, key, given = error["loc"], ".".join(map(str, error["loc"])), repr(error["input"])
+    setting = max((each for each in known if f"{key}.".startswith(f"{each}.")), key=len, default="")
+    wrong, fix = error["msg"].replace("Input should be", "must be"), "give another value"
+    if not place:
+        where, given, fix = where or "configuration", "these values", "nest fewer values"
+    elif error["type"] == "unexpected_keyword_argument":
+        return _unknown(str(place[-1]), key[: -len(str(place[-1]))], known, where)
+    elif error["type"] == "string_type" and ("pattern" in key or ".rules" in key):
+        check_pattern(f"{where}{key}", error["input"])
+    elif error["type"] != "finite_number":
+        wrong, fix = f"must be {wanted(known[setting])}", _fix(setting, known[setting])
+    return ConfigError(where=f"{where}{key}", given=given, wrong=wrong, fix=fix)
 
 
-def _check_patterns(kind: Any, value: Any, where: str) -> None:
-    """Name the number that should be a pattern, where the value around it is of the right shape."""
-    shape = typing.get_origin(kind) or str
-    if shape is str or isinstance(value, shape):
-        for pattern in value.values() if shape is dict else value if shape is tuple else [value]:
-            check_pattern(where, pattern)
+def _unknown(name: str, prefix: str, known: Iterable[str], where: str) -> ConfigError:
+    beside = [rest for key in known if key.startswith(prefix) and "." not in (rest := key.removeprefix(prefix))]
+    near = nearest(name, beside) or nearest(name, known)
+    fix = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(beside)}"
+    return ConfigError(where=f"{where}{prefix}{name}", given=name, wrong="unknown key", fix=fix)
 
 
-def _fits(kind: Any, value: Any) -> bool:
-    """Whether a value is of the types that configurations use."""
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return True
-    if origin is typing.Literal:
-        return value in inner
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(one, value) for one in inner)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(inner[0], item) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(inner[0], k) and _fits(inner[1], v) for k, v in value.items())
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
+def _fix(key: str, schema: Schema) -> str:
+    if "items" in schema:
+        example = _LISTS.get(key.rpartition(".")[2], "[1, 2, 3]")
+        return f"write {key}: {example}, or --{key} '{example}'"
+    return "write its keys below it, indented" if "properties" in schema else f"give {wanted(schema)}"
 
 
-def _said(kind: Any, where: str) -> tuple[str, str]:
-    """What a value of a type must be, and what to write."""
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin is typing.Literal:
-        return "there is no such choice", f"choose from {', '.join(map(str, inner))}"
-    if origin in (typing.Union, types.UnionType):
-        wrong, fix = _said(next(one for one in inner if one is not type(None)), where)
-        return f"{wrong}, or null", fix
-    option = where.rpartition(" ")[2]
-    if origin is tuple:
-        example = _LISTS.get(option.rpartition(".")[2].strip("-"), "[1, 2, 3]")
-        return f"must be a list, each {_NAMES[inner[0]]}", f"write a list: {option} '{example}'"
-    if origin is dict:
-        return "must be a mapping of keys", f"write keys and values: {option} '{{key: value}}'"
-    return f"must be {_NAMES[kind]}", f"give {_NAMES[kind]}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _read_int(loader: Any, node: Any) -> int:
-    text = loader.construct_scalar(node)
-    base = {"0o": 8, "0x": 16}.get(text[:2], 10)
-    return int(text[2:] if base != 10 else text, base)
-
-
-def _read_mapping(loader: Any, node: Any) -> dict[Any, Any]:
-    import yaml
-
-    mapping: dict[Any, Any] = {}
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if key in mapping:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key} is there twice", key_node.start_mark)
-        mapping[key] = loader.construct_object(value_node, deep=True)
-    return mapping
-
-
-def _write_text(dumper: Any, text: str) -> Any:
-    # Between double quotes everything can be escaped; elsewhere YAML takes characters such as U+0085 for line ends.
-    style = None if text.isprintable() else '"'
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+def _json(value: Any, where: str = "") -> bytes:
+    """JSON of a value whose size is bounded, whatever its aliases are."""
+    try:
+        parts = list(itertools.islice(json.JSONEncoder(ensure_ascii=False).iterencode(value), LARGEST + 1))
+        if len(parts) <= LARGEST:
+            return "".join(parts).encode()
+        problem = f"more than {LARGEST} values"
+    except (TypeError, ValueError, RecursionError) as error:
+        problem = str(error)
+    wrong = f"not made of text, numbers, lists and mappings of keys: {problem}"
+    raise ConfigError(where=where or "configuration", given="these values", wrong=wrong, fix="write such values")
 
 
 @functools.cache
-def _loader() -> type:
-    import yaml
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
 
-    class Loader(yaml.SafeLoader):
-        pass
-
-    Loader.yaml_implicit_resolvers = {}  # YAML 1.1's
-    for tag, spelling, first in _CORE_SCHEMA:
-        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", spelling, list(first))
-    Loader.add_constructor("tag:yaml.org,2002:int", _read_int)
-    Loader.add_constructor("tag:yaml.org,2002:map", _read_mapping)
-    return Loader
+    return TypeAdapter(kind)
 
 
-@functools.cache
-def _dumper() -> type:
-    import yaml
+def _yaml(writes: bool = False) -> Any:
+    """A reader of YAML 1.2; or a writer of what readers of YAML 1.1 take for the same."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.representer import SafeRepresenter
+    from ruamel.yaml.resolver import VersionedResolver, implicit_resolvers
 
-    class Dumper(yaml.SafeDumper):
-        def ignore_aliases(self, data: Any) -> bool:
-            return True
+    rules: dict[str, list[Any]] = {}
+    old = [rule for versions, *rule in implicit_resolvers if writes and (1, 1) in versions]
+    for tag, pattern, firsts in (*_CORE_SCHEMA, *old):
+        for first in firsts:
+            rules.setdefault(first, []).append((tag, pattern))
 
-    Dumper.add_representer(str, _write_text)
-    # On top of YAML 1.1's own rules: text that either version takes for something else is quoted.
-    for tag, spelling, first in _CORE_SCHEMA:
-        Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", spelling, list(first))
-    return Dumper
+    class Resolver(VersionedResolver):
+        processing_version = (1, 2)
+        versioned_resolver = rules
+
+    class Representer(SafeRepresenter):
+        def text(self, data: str) -> Any:
+            # Between double quotes everything can be escaped; elsewhere U+0085 and others are line ends.
+            return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+
+        def number(self, data: float) -> Any:
+            node = self.represent_float(data)
+            if "." not in node.value:
+                node.value = node.value.replace("e", ".0e")
+            return node
+
+    Representer.add_representer(str, Representer.text)
+    Representer.add_representer(float, Representer.number)
+    yaml: Any = YAML(typ="safe", pure=True)
+    yaml.Resolver, yaml.Representer = Resolver, Representer
+    yaml.default_flow_style = yaml.sort_base_mapping_type_on_output = False
+    return yaml
