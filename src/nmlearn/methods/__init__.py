@@ -7,20 +7,20 @@ from typing import Any
 
 from nmlearn.errors import check_name, check_type
 from nmlearn.maths.pattern import Pattern
-from nmlearn.methods.bimask import BiMask as BiMask
-
-# isort: off  (the order in which comparisons list them)
-from nmlearn.methods.dense import Dense as Dense
-from nmlearn.methods.gradual import Gradual as Gradual
-from nmlearn.methods.keep import Keep as Keep
-from nmlearn.methods.lbc import LBC as LBC
-from nmlearn.methods.maskllm import MaskLLM as MaskLLM
-from nmlearn.methods.maxq import MaxQ as MaxQ
 from nmlearn.methods.method import Method as Method
+
+# The registry, in the order in which comparisons list the methods.
+# isort: off
+from nmlearn.methods.dense import Dense as Dense
 from nmlearn.methods.oneshot import OneShot as OneShot
+from nmlearn.methods.gradual import Gradual as Gradual
 from nmlearn.methods.srste import SRSTE as SRSTE
 from nmlearn.methods.sste import SSTE as SSTE
-
+from nmlearn.methods.maxq import MaxQ as MaxQ
+from nmlearn.methods.bimask import BiMask as BiMask
+from nmlearn.methods.maskllm import MaskLLM as MaskLLM
+from nmlearn.methods.lbc import LBC as LBC
+from nmlearn.methods.keep import Keep as Keep
 # isort: on
 
 METHODS: dict[str, type[Method]] = {
