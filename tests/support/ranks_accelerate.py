@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from test_accelerate_loop import Run, same
 from torch.distributed.fsdp import fully_shard
 
 import nmlearn as nm
-from nets import batches, convnet, sgd
+from accelerate_run import Run
+from nets import batches, convnet, same, sgd
 from nmlearn.integrations.accelerate import WholeState
 from nmlearn.lab.train.ranks import leave
 from nmlearn.model.shards import gathered

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from test_trainer import Sentences, bert, same, trainer
 from torch.distributed.fsdp import fully_shard
 
 import nmlearn as nm
+from nets import same
 from nmlearn.integrations import transformers_trainer
 from nmlearn.integrations.transformers_trainer import NMCallback
 from nmlearn.lab.train.ranks import leave
+from trainer_run import Sentences, bert, trainer
 
 
 def ddp(number: int, port: int, folder: Path) -> None:
