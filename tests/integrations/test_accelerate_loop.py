@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import nn
 
 import nmlearn as nm
 from nets import same
+from processes import free_port, start
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -94,9 +93,6 @@ def test_steps_that_the_scaler_skips_do_not_count():
 def test_two_ranks_resume_bit_for_bit(kind, tmp_path):
     import ranks_accelerate
 
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    mp.spawn(getattr(ranks_accelerate, kind), (port, tmp_path), nprocs=2)
+    start(2, getattr(ranks_accelerate, kind), free_port(), tmp_path)
     one, other = (torch.load(Path(tmp_path) / f"{i}.pt", weights_only=True) for i in range(2))
     assert same(one, other)

@@ -1,19 +1,15 @@
 """The compiled training step of LBC gives the bits of the PyTorch path, on every instruction set and memory layout."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 import nmlearn as nm
-from lbc_step import LAYOUTS, SETTINGS, SHAPES, case, check_step, random, rounds_alike, without_kernels
+from lbc_step import LAYOUTS, SETTINGS, SHAPES, case, check_all, check_step, random, rounds_alike, without_kernels
 from nets import batches, convnet, sgd, train
 from nmlearn.maths import masks, scores
 from nmlearn.native import library as native
 from nmlearn.native import training
-from places import SUPPORT
+from processes import apart
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the kernels are not built")
 
@@ -65,13 +61,10 @@ def test_shares_of_threads_meet(threads):
 
 @pytest.mark.parametrize(("isa", "torchs"), [("avx512", "avx512"), ("avx2", "avx2"), ("portable", "default")])
 def test_every_instruction_set_has_the_bits_of_torchs_own(isa, torchs):
-    program = [sys.executable, "-W", "error", str(SUPPORT / "lbc_step.py")]
-    env = os.environ | {"NMLEARN_ISA": isa, "ATEN_CPU_CAPABILITY": torchs}
-    done = subprocess.run(program, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    if not done.stdout.strip():
+    found = apart(check_all, isa, torchs)
+    if not found:
         pytest.skip(f"this machine has no {isa}")
-    assert done.stdout.strip() == isa
+    assert found == isa
 
 
 def tensors(change=lambda lists: None, dtype=torch.float32):

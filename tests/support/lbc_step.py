@@ -1,9 +1,7 @@
-"""The step of LBC by the kernels compared with that of PyTorch; a program, too, for one instruction set a process.
-
-NMLEARN_ISA=avx2 ATEN_CPU_CAPABILITY=avx2 python tests/support/lbc_step.py     prints the instruction set checked
-"""
+"""The step of LBC by the kernels, compared with that of PyTorch."""
 
 import itertools
+import os
 from unittest import mock
 
 import torch
@@ -74,13 +72,12 @@ def rounds_alike():
     return (native.isa() in ("avx512", "avx2")) == (torch.backends.cpu.get_cpu_capability() != "DEFAULT")
 
 
-def check_all():
-    for layout, dtype, settings in itertools.product(LAYOUTS, (torch.float32, torch.bfloat16), SETTINGS):
-        if native.library() is not None:
-            assert rounds_alike()
+def check_all(isa: str, torchs: str) -> str | None:
+    """In a fresh process: everything with one instruction set of the kernels, and one of torch. Which it was."""
+    os.environ |= {"NMLEARN_ISA": isa, "ATEN_CPU_CAPABILITY": torchs}
+    torch.manual_seed(0)
+    if native.library() is not None:
+        assert torch.backends.cpu.get_cpu_capability() == torchs.upper() and rounds_alike()
+        for layout, dtype, settings in itertools.product(LAYOUTS, (torch.float32, torch.bfloat16), SETTINGS):
             check_step(layout, dtype, settings)
     return native.isa()
-
-
-if __name__ == "__main__":
-    print(check_all())
