@@ -61,7 +61,7 @@ clean:
 
 # Without the extra `vision`: the registry's torchvision is linked to CUDA and does not import beside a CPU build of torch.
 .venv/.ready-dev: .venv/.ready-demo
-	@$(INSTALL) --no-build-isolation -e '.[cli,text,trainers,tensorboard,onnx,dev]'
+	@$(INSTALL) --no-build-isolation -e '.[cli,detection,text,trainers,tensorboard,onnx,dev]'
 	@touch $@
 
 # Without a compiler nmlearn works all the same: the reference kernel carries on.
