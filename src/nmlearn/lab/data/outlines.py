@@ -39,10 +39,10 @@ def fill(polygons: Sequence[Sequence[float]], height: int, width: int) -> np.nda
 
     for polygon in polygons:
         corners = np.asarray(polygon, np.float64)
-        if corners.size < 6 or corners.size % 2 or not (np.abs(corners) < FARTHEST).all():
-            raise ValueError(
-                f"a polygon of {corners.size} numbers: it needs x and y of three corners at least, in pixels"
-            )
+        farthest = np.abs(corners).max(initial=0)
+        if corners.size < 6 or corners.size % 2 or not farthest < FARTHEST:
+            given = f"a polygon of {corners.size} numbers up to {farthest:g}"
+            raise ValueError(f"{given}: it needs x and y, in pixels, of three corners or more")
     if not polygons:
         return np.zeros((height, width), np.uint8)
     drawn = coco.merge(coco.frPyObjects(polygons, height, width))
