@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 CMAKE := $(BIN)/cmake
 NINJA = -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 SOURCES := CMakeLists.txt $(wildcard src/nmlearn/native/csrc/*)
 KERNELS := src/nmlearn/native/_kernels.so
@@ -61,7 +61,7 @@ clean:
 
 # Without the extra `vision`: the registry's torchvision is linked to CUDA and does not import beside a CPU build of torch.
 .venv/.ready-dev: .venv/.ready-demo
-	@$(INSTALL) --no-build-isolation -e '.[cli,text,trainers,tensorboard,onnx,dev]'
+	@$(INSTALL) --no-build-isolation -e '.[cli,detection,text,trainers,tensorboard,onnx,dev]'
 	@touch $@
 
 # Without a compiler nmlearn works all the same: the reference kernel carries on.

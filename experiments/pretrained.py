@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from filelock import FileLock, Timeout
 
 from nmlearn.lab.train import files
 from nmlearn.lab.train.environment import environment
@@ -136,21 +136,22 @@ def next_arm(arms: list[Arm], out: Path) -> contextlib.AbstractContextManager[Ar
 
 
 @contextlib.contextmanager
-def held(arm: Arm, lock: Any) -> Iterator[Arm]:
-    with lock:
-        yield arm
-
-
-def open_lock(path: Path) -> Any | None:
-    """The locked file, None when another process holds it; closing it, or the end of the process, frees it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "w")  # noqa: SIM115  the lock lives as long as the file is open
+def held(arm: Arm, lock: FileLock) -> Iterator[Arm]:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
+        yield arm
+    finally:
+        lock.release()
+
+
+def open_lock(path: Path) -> FileLock | None:
+    """The lock, taken; None when another process has it. Its end frees it too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
         return None
-    return file
+    return lock
 
 
 def finish(tuning: FineTuning, arm: Arm, out: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-pytest_plugins = ["isas"]
+pytest_plugins = ["isas", "pretended_cutlass", "triton_interpreter"]
 
 settings.register_profile("nmlearn", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("nmlearn")

@@ -58,6 +58,20 @@ def test_no_file_is_long() -> None:
     assert {name: count for name, count in lengths.items() if count > MAX_LINES} == {}
 
 
+def test_tests_mirror_the_package() -> None:
+    """A folder of tests is a room of the package, but for the tests of experiments and what several tests share."""
+    rooms = {relative(path.parent).removeprefix("src/nmlearn/") for path in (ROOT / "src/nmlearn").rglob("*.py")}
+    folders = {relative(path.parent).removeprefix("tests/") for path in (ROOT / "tests").rglob("*.py")}
+    assert folders - rooms == {"tests", "support", "experiments"}
+
+
+def test_test_modules_import_no_others() -> None:
+    """What several need lies in tests/support."""
+    importing = re.compile(r"^\s*(?:from|import) (test_\w+)", re.MULTILINE)
+    found = {relative(path): importing.findall(path.read_text()) for path in (ROOT / "tests").rglob("*.py")}
+    assert {name: modules for name, modules in found.items() if modules} == {}
+
+
 @pytest.mark.parametrize("path", PYTHON_FILES, ids=relative)
 def test_no_forbidden_words(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -9,8 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_gpu_modules import cutlass
-from test_triton_decode import interpreter, needs_triton
 from torch import nn
 
 import nmlearn as nm
@@ -21,8 +19,8 @@ from nmlearn.lab.bench.weights import sparse_
 from nmlearn.maths.pattern import Pattern
 from nmlearn.packed.gpu_modules import DecodeLinear, SemiStructuredConv2d, SemiStructuredLinear
 from nmlearn.packed.kernels import semi_structured, triton_decode
+from triton_interpreter import needs_triton
 
-__all__ = ["cutlass", "interpreter"]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
 

@@ -86,7 +86,7 @@ def test_two_processes_share_the_work(made: Made, tmp_path: Path, monkeypatch: p
     start(tmp_path, monkeypatch, "--seeds", "0", "1", "--patterns", "2:4")
     assert made.ran[:3] == ["srste-2of4-s0", "lbc-2of4-s0", "dense-s1"], "those after dense wait for their dense arm"
     assert not set(waiting) & set(made.ran)
-    other.close()
+    other.release()
     start(tmp_path, monkeypatch, "--seeds", "0", "1", "--patterns", "2:4")
     assert made.ran[-4:] == waiting
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import nmlearn as nm
+from nets import same
+from processes import free_port, start
 
 accelerate = pytest.importorskip("accelerate")
 
 from accelerate.optimizer import AcceleratedOptimizer  # noqa: E402
 from accelerate.state import AcceleratorState, GradientState  # noqa: E402
+
+from accelerate_run import Run  # noqa: E402
 
 METHODS = [nm.LBC("2:4"), nm.SRSTE("2:4"), nm.Gradual("2:4"), nm.LBC("2:4", scores="explicit", score_optimizer="adamw")]
 
@@ -30,40 +29,6 @@ def _fresh() -> Iterator[None]:
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-
-
-class Run:
-    """A loop as accelerate's documentation has it, with a sparsifier; 8 batches an epoch."""
-
-    def __init__(self, method: nm.Method, steps: int = 16, seed: int = 0, **options: Any) -> None:
-        torch.manual_seed(seed)
-        self.accelerator = accelerate.Accelerator(cpu=True, **options)
-        model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
-        generator = torch.Generator().manual_seed(1)
-        x, y = torch.randn(64, 16, generator=generator), torch.randint(4, (64,), generator=generator)
-        loader, optimizer = DataLoader(TensorDataset(x, y), batch_size=8), torch.optim.AdamW(model.parameters(), 1e-2)
-        self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
-        self.sparsifier = nm.Sparsifier(self.model, method).attach(self.optimizer, steps)
-        self.accelerator.register_for_checkpointing(self.sparsifier)
-
-    def epoch(self) -> None:
-        for x, y in self.loader:
-            with self.accelerator.accumulate(self.model):
-                self.accelerator.backward(F.cross_entropy(self.model(x), y))
-                if self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(self.model.parameters(), 0.5)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-
-    def state(self) -> dict[str, Any]:
-        parts = {"model": self.model, "optimizer": self.optimizer.optimizer, "sparsifier": self.sparsifier}
-        return {name: part.state_dict() for name, part in parts.items()} | {"masks": self.sparsifier.masks()}
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 @pytest.mark.parametrize("method", METHODS, ids=["lbc", "srste", "gradual", "lbc-adamw"])
@@ -128,9 +93,6 @@ def test_steps_that_the_scaler_skips_do_not_count():
 def test_two_ranks_resume_bit_for_bit(kind, tmp_path):
     import ranks_accelerate
 
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    mp.spawn(getattr(ranks_accelerate, kind), (port, tmp_path), nprocs=2)
+    start(2, getattr(ranks_accelerate, kind), free_port(), tmp_path)
     one, other = (torch.load(Path(tmp_path) / f"{i}.pt", weights_only=True) for i in range(2))
     assert same(one, other)

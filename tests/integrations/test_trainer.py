@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import Dataset
 
 import nmlearn as nm
+from nets import same
 from nmlearn.errors import AttachError, PlanError, StateError, ViolationError
 
 transformers = pytest.importorskip("transformers")
@@ -18,23 +18,7 @@ pytest.importorskip("accelerate")
 
 from nmlearn.integrations.transformers import NMCallback, save_packed  # noqa: E402
 from nmlearn.integrations.transformers_trainer import FILE  # noqa: E402
-
-SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-
-
-class Sentences(Dataset):
-    """Random tokens; the label says which half has the smaller sum."""
-
-    def __init__(self, count: int = 32) -> None:
-        self.tokens = torch.randint(64, (count, 8), generator=torch.Generator().manual_seed(1))
-        first, second = self.tokens.chunk(2, dim=1)
-        self.labels = (second.sum(1) < first.sum(1)).long()
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": self.tokens[i], "labels": self.labels[i]}
+from trainer_run import Sentences, bert, trainer  # noqa: E402
 
 
 class Stop(transformers.TrainerCallback):
@@ -49,29 +33,10 @@ class Stop(transformers.TrainerCallback):
         control.should_training_stop |= state.global_step == self.step
 
 
-def bert(seed: int = 0) -> torch.nn.Module:
-    torch.manual_seed(seed)
-    return transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL))
-
-
-def trainer(folder: Path, model: torch.nn.Module, *callbacks: Any, **options: Any) -> Any:
-    options = {"max_steps": 8, "logging_steps": 4, "save_strategy": "no", "report_to": "none"} | options
-    plain = {"per_device_train_batch_size": 4, "use_cpu": True, "disable_tqdm": True, "learning_rate": 1e-2}
-    args = transformers.TrainingArguments(output_dir=str(folder), **(plain | options))
-    data = {"train_dataset": Sentences(), "eval_dataset": Sentences(4)}
-    return transformers.Trainer(model, args, callbacks=list(callbacks), **data)
-
-
 def fits(model: torch.nn.Module, callback: NMCallback) -> bool:
     named = dict(model.named_parameters())
     rows = callback.plan.sparse
     return all(int((row.grouping.view(named[row.name]) != 0).sum(-1).max()) == row.pattern.n for row in rows)
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2, "bf16": True, "max_grad_norm": 0.1}])

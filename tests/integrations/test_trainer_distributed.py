@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 import ranks_trainer
+from processes import free_port, start
 
 WRITTEN = {"ddp": ["checkpoint-4", "checkpoint-8", "checkpoint-8"], "fsdp": ["checkpoint-4"]}
 
@@ -20,10 +18,7 @@ WRITTEN = {"ddp": ["checkpoint-4", "checkpoint-8", "checkpoint-8"], "fsdp": ["ch
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", WRITTEN)
 def test_two_ranks_resume_bit_for_bit(kind, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    mp.spawn(getattr(ranks_trainer, kind), (port, tmp_path), nprocs=2)
+    start(2, getattr(ranks_trainer, kind), free_port(), tmp_path)
     one, other = (torch.load(tmp_path / f"{i}.pt", weights_only=True) for i in range(2))
     assert one["logs"] == other["logs"] == [[0.5, 0.5], [0.5, 0.5] if kind == "ddp" else [0.5]]
     assert one["written"] == WRITTEN[kind] and other["written"] == [], "the first process writes, and no other"

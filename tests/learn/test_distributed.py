@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 import nmlearn as nm
 import ranks
+from scale_ranks import run_jobs
 
 pytestmark = pytest.mark.distributed
 METHODS = {
@@ -17,28 +17,27 @@ METHODS = {
 }
 
 
-def check(kind, name, world, folder):
-    mp.spawn(ranks.rank, (world, kind, METHODS[name], folder), nprocs=world)
-    first, *others = (torch.load(folder / f"{i}.pt", weights_only=True) for i in range(world))
+def check(kinds, name, world, folder):
+    """The kinds run one after the other in the same processes."""
     expected = ranks.one_process(METHODS[name])
-    for name, weight in expected.items():
-        assert all(torch.equal(first[name], other[name]) for other in others)
-        torch.testing.assert_close(first[name], weight, rtol=0, atol=1e-6)
+    for of_ranks in run_jobs(world, [(ranks.trained, kind, METHODS[name]) for kind in kinds], folder):
+        first, *others = of_ranks
+        for key, weight in expected.items():
+            assert all(torch.equal(first[key], other[key]) for other in others)
+            torch.testing.assert_close(first[key], weight, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_ranks_are_one_process(kind, tmp_path):
+def test_two_ranks_are_one_process(tmp_path):
     """Also with the sparsifier saved and loaded by another in the middle of the schedule."""
-    check(kind, "lbc", 2, tmp_path)
+    check(["ddp", "fsdp"], "lbc", 2, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "lbc"])
-def test_other_methods_on_two_ranks(kind, name, tmp_path):
-    check(kind, name, 2, tmp_path)
+def test_other_methods_on_two_ranks(name, tmp_path):
+    check(["ddp", "fsdp"], name, 2, tmp_path)
 
 
 @pytest.mark.slow
 def test_three_ranks_with_uneven_shards(tmp_path):
-    check("fsdp", "lbc", 3, tmp_path)
+    check(["fsdp"], "lbc", 3, tmp_path)

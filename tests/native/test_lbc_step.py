@@ -1,84 +1,17 @@
 """The compiled training step of LBC gives the bits of the PyTorch path, on every instruction set and memory layout."""
 
-import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 import nmlearn as nm
+from lbc_step import LAYOUTS, SETTINGS, SHAPES, case, check_all, check_step, random, rounds_alike, without_kernels
 from nets import batches, convnet, sgd, train
 from nmlearn.maths import masks, scores
 from nmlearn.native import library as native
 from nmlearn.native import training
-from places import SUPPORT
+from processes import apart
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the kernels are not built")
-
-SETTINGS = [dict(lr=0.0123, momentum=m, weight_decay=wd) for m, wd in itertools.product((0.9, 0.0), (1e-4, 0.0))]
-SHAPES = [(), (0, 4), (1,), (7, 4), (63,), (64,), (65,), (5, 16, 3, 3), (4, 16, 1, 1), (2, 8, 3, 3, 3), (301, 1024)]
-SPECIAL = (0.0, -0.0, float("inf"), float("-inf"), float("nan"), 1e-40, 3e38)
-
-
-def plain(shape, dtype):
-    return torch.empty(shape, dtype=dtype)
-
-
-def channels_last(shape, dtype):
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return torch.empty(shape, dtype=dtype).to(memory_format=formats.get(len(shape), torch.contiguous_format))
-
-
-def turned(shape, dtype):
-    """The memory order of dimensions reversed."""
-    return torch.empty(shape[::-1], dtype=dtype).permute([*reversed(range(len(shape)))])
-
-
-def holes(shape, dtype):
-    return torch.empty((*shape, 2), dtype=dtype)[..., 0]
-
-
-LAYOUTS = {"plain": plain, "channels_last": channels_last, "turned": turned, "holes": holes}
-
-
-def random(layout, shape, dtype):
-    x = torch.randn(shape)
-    if x.numel() > 100:
-        x.view(-1)[torch.randperm(x.numel())[: 4 * len(SPECIAL)]] = torch.tensor(SPECIAL * 4)
-    return LAYOUTS[layout](shape, dtype).copy_(x)
-
-
-def case(layout, dtype):
-    """Scores, momenta, gradients and weights of all shapes."""
-    return [[random(layout, shape, d) for shape in SHAPES] for d in (torch.float32, torch.float32, dtype, dtype)]
-
-
-def check_step(layout, dtype, settings, steps=3):
-    s, v, g, w = case(layout, dtype)
-    s_torch, v_torch = [x.clone() for x in s], [x.clone() for x in v]
-    untouched = [x.clone() for x in (*g, *w)]
-    for _ in range(steps):
-        scores.sgd_(s, v, g, w, **settings)
-        without_kernels(lambda: scores.sgd_(s_torch, v_torch, g, w, **settings))
-    for ours, theirs in zip((*s, *v), (*s_torch, *v_torch), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
-        assert torch.equal(ours.signbit() & ~ours.isnan(), theirs.signbit() & ~theirs.isnan())
-    for x, before in zip((*g, *w), untouched, strict=True):
-        torch.testing.assert_close(x, before, rtol=0, atol=0, equal_nan=True)
-
-
-def without_kernels(call):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_library", lambda: None)
-        return call()
-
-
-def rounds_alike():
-    """Whether torch and the kernels both have, or both lack, instructions that multiply and add with one rounding."""
-    return (native.isa() in ("avx512", "avx2")) == (torch.backends.cpu.get_cpu_capability() != "DEFAULT")
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -128,22 +61,10 @@ def test_shares_of_threads_meet(threads):
 
 @pytest.mark.parametrize(("isa", "torchs"), [("avx512", "avx512"), ("avx2", "avx2"), ("portable", "default")])
 def test_every_instruction_set_has_the_bits_of_torchs_own(isa, torchs):
-    code = "import test_lbc_step as t; print(t.check_all())"
-    folders = [str(Path(__file__).parent), str(SUPPORT), *sys.path]
-    env = os.environ | {"NMLEARN_ISA": isa, "ATEN_CPU_CAPABILITY": torchs, "PYTHONPATH": os.pathsep.join(folders)}
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    if not done.stdout.strip():
+    found = apart(check_all, isa, torchs)
+    if not found:
         pytest.skip(f"this machine has no {isa}")
-    assert done.stdout.strip() == isa
-
-
-def check_all():
-    for layout, dtype, settings in itertools.product(LAYOUTS, (torch.float32, torch.bfloat16), SETTINGS):
-        if native.library() is not None:
-            assert rounds_alike()
-            check_step(layout, dtype, settings)
-    return native.isa()
+    assert found == isa
 
 
 def tensors(change=lambda lists: None, dtype=torch.float32):

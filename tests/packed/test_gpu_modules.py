@@ -3,20 +3,16 @@
 import copy
 import io
 import pickle
-import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
-from test_triton_decode import Case, agrees, interpreter, needs_triton
-from torch.sparse import SparseSemiStructuredTensorCUTLASS
 
 from nmlearn.errors import KernelError
 from nmlearn.maths.pattern import Pattern
 from nmlearn.packed.gpu_modules import DecodeLinear, SemiStructuredConv2d, SemiStructuredLinear
-from nmlearn.packed.kernels import semi_structured, triton_decode
-
-__all__ = ["interpreter"]
+from nmlearn.packed.kernels import triton_decode
+from triton_interpreter import Case, agrees, needs_triton
 
 
 def layer_of(case):
@@ -103,21 +99,6 @@ def test_decode_refuses():
         layer(x.requires_grad_())
     with pytest.raises(KernelError, match=r"triton_decode\.unpack"):
         triton_decode.unpack(layer.values, layer.index, Pattern("2:8"), 37, 88 + 64)
-
-
-@pytest.fixture
-def cutlass(monkeypatch):
-    """CUTLASS's packing is plain torch and runs anywhere; its product, which does not, is done by the dense weight."""
-
-    def from_dense(weight, **_):
-        packed, meta = torch.sparse._semi_structured_conversions.sparse_semi_structured_from_dense_cutlass(weight)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            return SparseSemiStructuredTensorCUTLASS(weight.shape, packed, meta, None, None, None)
-
-    monkeypatch.setattr(semi_structured, "_lacking", lambda device, backend: "")
-    monkeypatch.setattr(SparseSemiStructuredTensorCUTLASS, "from_dense", from_dense)
-    monkeypatch.setattr(semi_structured, "linear", lambda x, packed, bias: F.linear(x, packed.to_dense(), bias))
 
 
 def weight_of_2_4(outputs, inputs):

@@ -1,6 +1,6 @@
-"""A training that is killed again and again, and each time goes on: python tests/support/dying.py FOLDER KILLS SEED
+"""A training that is killed again and again, and each time goes on.
 
-Prints what happened as JSON. A life is a fork of this process, which has imported everything, that runs
+A life is a fork of this process, which has imported everything, that runs
 `nmlearn train`; it dies at a random time, or at a random moment of its writing: within a write, or around an fsync, a
 rename, a removal or a truncation. After at most five deaths a run is left to finish, and is compared with one that was
 never disturbed.
@@ -164,7 +164,9 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def main(base: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kill so often, and say what differed from the undisturbed run."""
+    """In a process of its own: kill so often, and say what differed from the undisturbed run."""
+    torch.set_num_threads(1)
+    toy.register()
     dice, begun = random.Random(seed), time.perf_counter()
     whole, count = base / "whole", base / "count.json"
     assert live(recipe_for(whole), Moments(), count=count) == 0
@@ -187,9 +189,3 @@ def main(base: Path, kills: int, seed: int) -> dict[str, Any]:
         found["differences"] += [f"{folder.name}: {key}" for key in expected if not equal(ended[key], expected[key])]
         found["runs"] += 1
     return found | {"moments": moments, "seconds": round(time.perf_counter() - begun, 1)}
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    toy.register()
-    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from test_lightning import Loader, Net, Watch, fit
 
 import nmlearn as nm
+from lightning_run import Loader, Net, Watch, fit
 from nmlearn.integrations.lightning import NMCallback
 from nmlearn.lab.train.ranks import leave
 

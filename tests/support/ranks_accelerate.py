@@ -1,28 +1,26 @@
-"""What the ranks of accelerate's distributed tests run; a module of its own, which spawned processes can import."""
+"""What the ranks of accelerate's distributed tests run; a module of its own, which their processes can import."""
 
 from __future__ import annotations
 
 import copy
-import os
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from test_accelerate_loop import Run, same
 from torch.distributed.fsdp import fully_shard
 
 import nmlearn as nm
-from nets import batches, convnet, sgd
+from accelerate_run import Run
+from nets import batches, convnet, same, sgd
 from nmlearn.integrations.accelerate import WholeState
 from nmlearn.lab.train.ranks import leave
 from nmlearn.model.shards import gathered
+from processes import as_torchrun
 
 
 def ddp(number: int, port: int, folder: Path) -> None:
     """An epoch, save_state, another; and the second again from the file."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    as_torchrun(number, 2, port)
     run = Run(nm.LBC("2:4"), steps=8)
     assert type(run.model).__name__ == "DistributedDataParallel"
     run.epoch()

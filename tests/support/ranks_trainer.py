@@ -1,9 +1,8 @@
-"""What the ranks of the Trainer's distributed tests run; a module of its own, which spawned processes can import."""
+"""What the ranks of the Trainer's distributed tests run; a module of its own, which their processes can import."""
 
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,20 +10,20 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from test_trainer import Sentences, bert, same, trainer
 from torch.distributed.fsdp import fully_shard
 
 import nmlearn as nm
+from nets import same
 from nmlearn.integrations import transformers_trainer
 from nmlearn.integrations.transformers_trainer import NMCallback
 from nmlearn.lab.train.ranks import leave
+from processes import as_torchrun
+from trainer_run import Sentences, bert, trainer
 
 
 def ddp(number: int, port: int, folder: Path) -> None:
     """Train with the Trainer in one go, then again from the middle; what came out goes to a file."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    as_torchrun(number, 2, port)
     options: dict[str, Any] = {"ddp_backend": "gloo", "save_strategy": "steps", "save_steps": 4}
     written, run_folder = watch(), folder / "run"
     runs = [trainer(run_folder, bert(), NMCallback(nm.LBC("2:4")), **options) for _ in range(2)]

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -25,6 +24,7 @@ import nmlearn as nm
 from nets import batches, sgd
 from nmlearn.lab.train.ranks import leave
 from nmlearn.model.shards import placed
+from processes import start
 
 STEPS, SIZE, INPUTS = 16, 12, 16
 RULES = {"head": "2:4"}  # five rows: uneven on two ranks, and nothing on the last of four
@@ -273,6 +273,6 @@ def rank(number: int, world: int, jobs: list[tuple[Any, ...]], folder: Path) -> 
 
 def run_jobs(world: int, jobs: list[tuple[Any, ...]], folder: Path) -> list[list[Any]]:
     """The results of every job, of each of ``world`` processes."""
-    torch.multiprocessing.spawn(rank, (world, jobs, folder), nprocs=world)
+    start(world, rank, world, jobs, folder)
     found = [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(world)]
     return [list(of_ranks) for of_ranks in zip(*found, strict=True)]

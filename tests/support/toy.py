@@ -18,7 +18,8 @@ from torch import Tensor, nn
 import nmlearn.lab.data
 import nmlearn.lab.models
 from nmlearn.lab.data.task import Batch, Draw, Task
-from nmlearn.lab.train import DataConfig, MethodConfig, ModelConfig, OptimConfig, TrainConfig
+from nmlearn.lab.train import DataConfig, MethodConfig, ModelConfig, OptimConfig, TrainConfig, worker
+from processes import as_torchrun
 
 SIZE = 4
 
@@ -104,9 +105,14 @@ def config(
     return TrainConfig(**(base | changes))  # type: ignore[arg-type]
 
 
-if __name__ == "__main__":
-    from nmlearn.lab.train import worker
+def rank(number: int, world: int, port: int, recipe: Path) -> None:
+    """One process of a training by a recipe, as torchrun would have started it."""
+    as_torchrun(number, world, port)
+    register()
+    assert worker.main(recipe) == 0
 
+
+if __name__ == "__main__":
     register()
     if sys.argv[1] == "compare":
         from nmlearn import cli

@@ -29,6 +29,7 @@ def run(words: list[str]) -> int:
 
     for suite in given.suite:
         check_name("suite", suite, SUITES, "suite")
+    bench.check(given.suite or SUITES, given.pattern or bench.PATTERNS)
     if given.threads:
         torch.set_num_threads(given.threads)
     if not native.isa():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,9 +19,13 @@ _COPIES = {"lookahead_slow_buff"}
 
 
 def gradient(w: SparseWeight) -> None:
-    """Clear the gradient of what is pruned."""
-    if w.density < 1.0 and w.parameter.grad is not None:
-        masks.clear_(local(w.parameter.grad), w.state[masks.KEEP])
+    """Clear the gradient of what is pruned; one that was cleared and is still as it was costs nothing."""
+    grad = w.parameter.grad
+    if w.density == 1.0 or grad is None:
+        return
+    if w.cleared is None or w.cleared[0]() is not grad or w.cleared[1] != grad._version:
+        masks.clear_(local(grad), w.state[masks.KEEP])
+        w.cleared = weakref.ref(grad), grad._version
 
 
 def hooks(weights: Iterable[SparseWeight]) -> list[Any]:

@@ -50,6 +50,7 @@ class InPlace:
 
     def moved(self, some: Sequence[SparseWeight]) -> None:
         for w in some:
+            w.cleared = None
             if w.density < 1.0:
                 clearing.moments(w, self.optimizer)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from nmlearn.maths.groups import Grouping
 from nmlearn.maths.pattern import Pattern
@@ -22,6 +23,7 @@ class SparseWeight:
         shapes: of the whole tensors that its state may have.
         setting: what the schedule has come to; None before the first step.
         density: the share that its mask keeps.
+        cleared: the gradient that was cleared last, and how often it had been written by then.
     """
 
     name: str
@@ -32,6 +34,7 @@ class SparseWeight:
     shapes: dict[str, tuple[int, ...]]
     setting: Setting | None = None
     density: float = 1.0
+    cleared: tuple[weakref.ref[Tensor], int] | None = None
 
     def seen(self) -> Weight:
         """The weight as its method sees it now."""

@@ -94,10 +94,24 @@ def test_the_command_writes_its_rows_and_shows_a_table(small, tmp_path, capsys):
     assert "1:4" in text and "times faster" in text
 
 
-@pytest.mark.parametrize("words", [["bench", "nothing"], ["bench", "--pattern", "4:2"], ["bench", "--pattern", "1:3"]])
-def test_wrong_words_are_errors(words, capsys):
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["nothing"],
+        ["--pattern", "4:2"],
+        ["--pattern", "1:3"],
+        ["conv", "--pattern", "1:3"],
+        ["decode", "--pattern", "2:5"],
+    ],
+)
+def test_wrong_words_are_errors_before_anything_is_measured(words, capsys, monkeypatch):
+    monkeypatch.setattr(layers, "interleaved", lambda *_, **__: pytest.fail("measured"))
     try:
-        code = cli.main(words)
+        code = cli.main(["bench", *words])
     except SystemExit as stop:
         code = stop.code
-    assert code == 2
+    assert code == 2 and capsys.readouterr().out == ""
+
+
+def test_every_pattern_that_is_measured_by_default_fits():
+    bench.check(bench.SUITES, bench.PATTERNS)

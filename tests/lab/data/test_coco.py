@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
+import pycocotools.mask
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nmlearn.errors import DataError
+from nmlearn.errors import ConfigError, DataError
 from nmlearn.lab import data
 from nmlearn.lab.data import outlines
 from nmlearn.lab.data.coco import Coco, flip
@@ -54,6 +56,13 @@ def test_a_wrong_mask_is_named_as_one(wrong: object, tmp_path: Path) -> None:
         next(loaded(tmp_path, masks=True).eval_batches(4))
     assert "annotation file" in raised.value.fix
     next(loaded(tmp_path).eval_batches(4))  # boxes alone need no masks
+
+
+def test_without_pycocotools_nothing_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
+    with pytest.raises(ConfigError, match="needs pycocotools") as raised:
+        loaded(write_coco(tmp_path))
+    assert raised.value.fix == "pip install 'nmlearn[detection]'"
 
 
 def test_flipping_moves_pixels_boxes_and_masks_together(tmp_path: Path) -> None:
@@ -106,6 +115,8 @@ def test_run_lengths_and_their_text(bits: list[bool], rows: int) -> None:
     assert outlines.lengths(as_text(counts)) == counts
     for spelling in (counts, as_text(counts)):
         assert (outlines.mask({"size": list(mask.shape), "counts": spelling}, *mask.shape) == mask).all()
+    theirs = pycocotools.mask.encode(np.asfortranarray(mask))
+    assert theirs["counts"].decode() == as_text(counts)
 
 
 def test_lengths_of_published_texts() -> None:
@@ -116,19 +127,19 @@ def test_lengths_of_published_texts() -> None:
 
 
 def test_polygons() -> None:
-    triangle = outlines.fill([0, 0, 8, 0, 0, 8], 8, 8)
-    assert triangle.sum(axis=1).tolist() == [8, 7, 6, 5, 4, 3, 2, 1] or triangle.sum(axis=1).tolist() == [
-        7, 6, 5, 4, 3, 2, 1, 0,
-    ]  # fmt: skip
-    outside = outlines.fill([-5, -5, 20, -5, 20, 20, -5, 20], 4, 6)
+    triangle = outlines.fill([[0, 0, 8, 0, 0, 8]], 8, 8)
+    assert triangle.sum(axis=1).tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
+    outside = outlines.fill([[-5, -5, 20, -5, 20, 20, -5, 20]], 4, 6)
     assert outside.all()
-    hole = outlines.fill([0, 0, 6, 0, 6, 6, 0, 6, 0, 0, 2, 2, 2, 4, 4, 4, 4, 2, 2, 2], 6, 6)
+    hole = outlines.fill([[0, 0, 6, 0, 6, 6, 0, 6, 0, 0, 2, 2, 2, 4, 4, 4, 4, 2, 2, 2]], 6, 6)
     assert hole.sum() == 32 and not hole[2:4, 2:4].any()
     two = outlines.mask([[0, 0, 2, 0, 2, 2, 0, 2], [1, 1, 3, 1, 3, 3, 1, 3]], 4, 4)
     assert two.sum() == 7
+    assert outlines.mask([], 4, 5).shape == (4, 5) and not outlines.mask([], 4, 5).any()
 
 
-WRONG = [[[0, 0, 1, 1]], {"size": [4, 5], "counts": [20]}, {"size": [4, 4], "counts": [15]}]
+WRONG = [[[0, 0, 1, 1]], [[0, 0, 4, 0, 4, 4], [0, 0, 1]], [[0, 0, 4, 0, 4, float("nan")]], [[0, 0, 4, 0, 1e12, 4]]]
+WRONG += [{"size": [4, 5], "counts": [20]}, {"size": [4, 4], "counts": [15]}, {"size": [4, 4], "counts": ""}]
 
 
 @pytest.mark.parametrize("segmentation", [*WRONG, {"size": [4, 4], "counts": "P"}, None])

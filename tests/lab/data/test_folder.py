@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -87,13 +87,6 @@ def test_missing_folders_are_named(tmp_path: Path) -> None:
 
 
 def test_missing_pillow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without_pillow(name: str, *args: object, **options: object) -> object:
-        if name.startswith("PIL"):
-            raise ImportError("No module named 'PIL'")
-        return real(name, *args, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without_pillow)
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(ConfigError, match="pip install pillow"):
         data.load("image-folder", tmp_path)

@@ -1,88 +1,85 @@
-"""COCO's average precision, against numbers worked out by hand."""
+"""COCO's average precision, against numbers worked out by hand, and detectors evaluated by it."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
 from nmlearn.lab import data
-from nmlearn.lab.train.average_precision import average_precision, match
-from nmlearn.lab.train.detection import box_overlaps, evaluate, mask_overlaps
+from nmlearn.lab.train.average_precision import average_precision, rows
+from nmlearn.lab.train.detection import evaluate
 from nmlearn.lab.train.ranks import Ranks
 from small_detection import write_coco
 
+Box = tuple[float, float]
+"""Left and right in pixels, of a box one pixel high."""
 
-def rows(labels, scores, overlaps, objects, crowd=None):
-    crowd = np.zeros(len(objects), bool) if crowd is None else np.array(crowd)
-    shape = (len(labels), len(objects))
-    return match(np.array(labels), np.array(scores), np.array(overlaps, float).reshape(shape), np.array(objects), crowd)
+
+def boxes(places: list[Box], labels: list[int] | None = None, **more: list[float]) -> dict[str, torch.Tensor]:
+    corners = torch.tensor([[left, 0, right, 1] for left, right in places]).float().view(-1, 4)
+    named = {key: torch.tensor(value) for key, value in more.items()}
+    return {"boxes": corners, "labels": torch.tensor(labels or [1] * len(places)), **named}
+
+
+def score(objects: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> float | None:
+    return average_precision(rows(0, objects), rows(0, found), "bbox")
 
 
 def test_all_found():
-    found = rows([1, 2], [0.9, 0.8], [[1, 0], [0, 1]], [1, 2])
-    assert average_precision(found, np.array([0, 1, 1])) == pytest.approx(1)
+    objects = boxes([(0, 10), (20, 30)], [1, 2])
+    assert score(objects, {**objects, "scores": torch.tensor([0.9, 0.8])}) == pytest.approx(1)
 
 
-def test_overlap_decides_how_many_thresholds_count():
-    found = rows([1], [0.9], [[0.72]], [1])  # 0.50, 0.55, 0.60, 0.65 and 0.70
-    assert average_precision(found, np.array([0, 1])) == pytest.approx(0.5)
-    on_the_edge = rows([1], [0.9], [[0.75]], [1])
-    assert average_precision(on_the_edge, np.array([0, 1])) == pytest.approx(0.6)
+@pytest.mark.parametrize(
+    ("overlap", "thresholds"), [(49, 0), (50, 1), (65, 4), (70, 5), (72, 5), (75, 6), (90, 9), (95, 10)]
+)
+def test_overlap_decides_how_many_thresholds_count(overlap, thresholds):
+    found = boxes([(0, overlap)], scores=[0.9])
+    assert score(boxes([(0, 100)]), found) == pytest.approx(thresholds / 10)
 
 
 def test_order_and_misses():
     # A wrong one between two right ones, two of three objects: precision 1 up to recall 1/3, 2/3 up to 2/3, then 0.
-    found = rows([1, 1, 1], [0.9, 0.8, 0.7], [[1, 0, 0], [0, 0, 0], [0, 1, 0]], [1, 1, 1])
+    found = boxes([(0, 10), (50, 60), (20, 30)], scores=[0.9, 0.8, 0.7])
     expected = (34 * 1 + 33 * 2 / 3) / 101  # recalls 0 to 0.33, 0.34 to 0.66
-    assert average_precision(found, np.array([0, 3])) == pytest.approx(expected)
+    assert score(boxes([(0, 10), (20, 30), (40, 49)]), found) == pytest.approx(expected)
 
 
 def test_the_second_on_one_object_is_wrong():
-    found = rows([1, 1], [0.8, 0.9], [[1], [0.95]], [1])
-    assert found[0, 1] == 0.9  # best first
-    assert found[0, 2:12].all()
-    assert not found[1, 2:].any()  # neither a hit nor left uncounted
-    assert average_precision(found, np.array([0, 1])) == pytest.approx(1)  # all recall is reached before it
+    objects = boxes([(0, 10), (20, 30)])
+    twice_first = boxes([(0, 10), (0, 10), (20, 30)], scores=[0.9, 0.8, 0.7])
+    assert score(objects, twice_first) == pytest.approx((51 + 50 * 2 / 3) / 101)
+    assert score(boxes([(0, 10)]), boxes([(0, 9.5), (0, 10)], scores=[0.8, 0.9])) == pytest.approx(1)
 
 
 def test_crowds_take_any_number_and_count_for_nothing():
-    found = rows([1, 1, 1], [0.9, 0.8, 0.7], [[0, 0.99], [0, 0.99], [1, 0.99]], [1, 1], [False, True])
-    assert found[:2, 12:].all()
-    assert found[2, 2:12].all()  # an object comes before a crowd
-    assert average_precision(found, np.array([0, 1])) == pytest.approx(1)
+    objects = boxes([(0, 10), (0, 100)], crowd=[False, True])
+    found = boxes([(50, 60), (70, 80), (0, 10)], scores=[0.9, 0.8, 0.7])
+    assert score(objects, found) == pytest.approx(1)
+    assert score(boxes([(0, 10)]), found) == pytest.approx(1 / 3)  # without the crowd two are wrong
 
 
 def test_categories_are_averaged_and_those_without_objects_left_out():
-    found = rows([1, 3], [0.9, 0.9], [[1, 0], [0, 0]], [1, 2])
-    assert average_precision(found, np.array([0, 1, 1, 0])) == pytest.approx(0.5)
-    assert average_precision(found, np.array([0, 0, 0, 0])) is None
-    assert average_precision(np.zeros((0, 22)), np.array([0, 1])) == 0
+    objects = boxes([(0, 10), (20, 30)], [1, 2])
+    found = boxes([(0, 10), (20, 30)], [1, 3], scores=[0.9, 0.9])
+    assert score(objects, found) == pytest.approx(0.5)
+    nothing = boxes([], [])
+    assert score(nothing, found) is None and score(nothing, nothing) is None
+    assert score(boxes([(0, 10)], crowd=[True]), found) is None
+    assert score(objects, boxes([], [], scores=[])) == 0
 
 
 def test_at_most_a_hundred():
-    overlaps = np.zeros((101, 1))
-    overlaps[100] = 1
-    assert average_precision(rows([1] * 101, np.linspace(1, 0.5, 101), overlaps, [1]), np.array([0, 1])) == 0
+    objects, wrong = boxes([(0, 10)]), [(20.0, 30.0)] * 100
+    scores = torch.linspace(1, 0.5, 101).tolist()
+    assert score(objects, boxes([*wrong, (0, 10)], scores=scores)) == 0
+    assert score(objects, boxes([*wrong[1:], (0, 10)], scores=scores[1:])) == pytest.approx(0.01)
 
 
-def test_pixels_are_counted_exactly_under_autocast():
-    masks = torch.zeros(1, 20_000)
-    masks[:, :10_007] = 1
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert float(mask_overlaps(masks, masks, torch.tensor([False]))) == 1
-
-
-def test_overlaps_of_boxes_and_masks_agree():
-    boxes = torch.tensor([[0.0, 0, 4, 4], [2, 2, 6, 8], [0, 0, 1, 1]])
-    crowd = torch.tensor([False, True, False])
-    masks = torch.zeros(3, 8, 8)
-    for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
-        mask[top:bottom, left:right] = 1
-    of_boxes = box_overlaps(boxes, boxes, crowd)
-    assert torch.allclose(of_boxes, mask_overlaps(masks.flatten(1), masks.flatten(1), crowd))
-    assert of_boxes[0].tolist() == pytest.approx([1, 4 / 16, 1 / 16])  # the second is a crowd: over the first's area
-    assert of_boxes[1, 0] == pytest.approx(4 / (16 + 24 - 4))
+def test_what_is_wrong_in_one_image_counts_in_all():
+    objects, right = boxes([(0, 10)]), boxes([(0, 10)], scores=[0.8])
+    wrong = rows(7, boxes([(0, 10)], scores=[0.9]))  # an image without objects
+    assert average_precision(rows(0, objects), [*wrong, *rows(0, right)], "bbox") == pytest.approx(0.5)
 
 
 class Knowing(torch.nn.Module):

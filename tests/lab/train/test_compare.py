@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,12 +64,33 @@ def test_dense_runs_once_a_seed_and_options_reach_their_method(tmp_path: Path) -
     assert {run.config.threads for run in runs} == {1}
 
 
-def test_a_comparison_from_start_to_table(tmp_path: Path) -> None:
-    events: list[dict[str, Any]] = []
-    plan = config(tmp_path, seeds=(0,))
-    results = compare(plan, events.append, command)
-    assert json.loads(results_path(plan).read_text()) == results
-    assert json.loads((tmp_path / "runs" / "results.json").read_text()) == results
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """A comparison of three runs, made once, and its events."""
+    toy.register()
+    folder, events = tmp_path_factory.mktemp("compared"), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONWARNINGS", "error")
+        compare(three(folder), events.append, command)
+    return folder, events
+
+
+def three(folder: Path, **changes: Any) -> CompareConfig:
+    plan = config(folder, seeds=(0,), **changes)
+    return replace(plan, train=replace(plan.train, ema=0.9))
+
+
+@pytest.fixture
+def copied(compared: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> Path:
+    """A folder of its own with all that the comparison wrote."""
+    return shutil.copytree(compared[0], tmp_path, dirs_exist_ok=True)
+
+
+def test_a_comparison_from_start_to_table(compared: tuple[Path, list[dict[str, Any]]]) -> None:
+    folder, events = compared
+    plan = three(folder)
+    results = json.loads(results_path(plan).read_text())
+    assert json.loads((folder / "runs" / "results.json").read_text()) == results
     assert recipe.build(CompareConfig, results["recipe"]) == plan
     assert [(run["method"], run["pattern"], run["seed"]) for run in results["runs"]] == [
         ("dense", None, 0), ("lbc", "2:4", 0), ("lbc", "1:4", 0)
@@ -83,16 +105,17 @@ def test_a_comparison_from_start_to_table(tmp_path: Path) -> None:
     assert (states.count("started"), states.count("finished")) == (3, 3)
     assert any(event["event"] == "progress" and "total_steps" in event for event in events)
 
-    events.clear()
-    again = compare(plan, events.append, never)  # finished: nothing is run
-    assert again == results
-    assert [event["state"] for event in events] == ["kept"] * 3
+    later: list[dict[str, Any]] = []
+    assert compare(plan, later.append, never) == results  # finished: nothing is run
+    assert [event["state"] for event in later] == ["kept"] * 3
     with pytest.raises(ConfigError, match=r"optim\.lr"):
         compare(replace(plan, train=replace(plan.train, optim=replace(plan.train.optim, lr=0.3))), None, never)
 
 
-def test_a_failed_run_loses_nothing_and_is_tried_again(tmp_path: Path) -> None:
-    plan = config(tmp_path, seeds=(0,), patterns=("2:4",), jobs=1)
+def test_a_failed_run_loses_nothing_and_is_tried_again(copied: Path) -> None:
+    plan = three(copied, patterns=("2:4",), jobs=1)
+    shutil.rmtree(copied / "runs" / "runs" / "lbc-2of4-s0")
+    results_path(plan).unlink()
 
     def broken(path: Path) -> list[str]:
         fails = "lbc" in path.parent.name
@@ -100,7 +123,7 @@ def test_a_failed_run_loses_nothing_and_is_tried_again(tmp_path: Path) -> None:
 
     results = compare(plan, None, broken)
     assert [run["method"] for run in results["runs"]] == ["dense"]
-    assert json.loads((tmp_path / "runs" / "results.json").read_text()) == results
+    assert json.loads((copied / "runs" / "results.json").read_text()) == results
     assert not results_path(plan).exists()
     assert results["failures"][0]["run"] == "lbc-2of4-s0"
     assert "out of luck (exit code 1" in results["failures"][0]["error"]
@@ -108,16 +131,15 @@ def test_a_failed_run_loses_nothing_and_is_tried_again(tmp_path: Path) -> None:
     assert [run["method"] for run in again["runs"]] == ["dense", "lbc"]
     assert again["failures"] == []
     assert results_path(plan).exists()
-    assert compare(replace(plan, train=replace(plan.train, resume="none")), None, broken)["failures"]
+    anew = compare(replace(plan, train=replace(plan.train, resume="none")), None, broken)
+    assert anew["failures"] and [run["method"] for run in anew["runs"]] == ["dense"]
     assert json.loads(results_path(plan).read_text()) == again  # what was whole stays
 
 
-def test_every_run_says_where_it_was_made(tmp_path: Path) -> None:
-    plan = config(tmp_path, seeds=(0,), methods=("lbc",), patterns=("2:4", "1:4"))
-    plan = replace(plan, train=replace(plan.train, ema=0.9))
-    compare(plan, None, command)
+def test_every_run_says_where_it_was_made(copied: Path) -> None:
+    plan = three(copied, methods=("lbc",))
     for name, commit, started in (("lbc-2of4-s0", "b", "2024-02-02"), ("lbc-1of4-s0", "a", "2023-03-03")):
-        path = tmp_path / "runs" / "runs" / name / "env.json"
+        path = copied / "runs" / "runs" / name / "env.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"source_commit": commit, "started": started}))
     results = compare(plan, None, never)
     assert [(run["source_commit"], run["started"]) for run in results["runs"]] == [
@@ -127,7 +149,7 @@ def test_every_run_says_where_it_was_made(tmp_path: Path) -> None:
     assert results["started"] == "2023-03-03"
     assert all(run["cpu"] and run["torch"] and run["ema_accuracy"] for run in results["runs"])
     assert "bits_per_byte" not in results["runs"][0]
-    assert "a, b" in nmlearn.lab.report.write(tmp_path / "runs").read_text()
+    assert "a, b" in nmlearn.lab.report.write(copied / "runs").read_text()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals of this kind on Windows")

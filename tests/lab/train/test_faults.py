@@ -29,7 +29,7 @@ from nmlearn import cli
 from nmlearn.cli import console
 from nmlearn.errors import WriteError
 from nmlearn.lab.train import checkpoints, recipe, train
-from places import SUPPORT
+from processes import apart
 
 
 @pytest.fixture(autouse=True)
@@ -41,28 +41,13 @@ def _toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-def killed(folder: Path, kills: int, seed: int) -> dict[str, Any]:
-    command = [
-        sys.executable,
-        "-W",
-        "error",
-        str(SUPPORT / "dying.py"),
-        str(folder),
-        str(kills),
-        str(seed),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 @pytest.mark.parametrize(("kills", "seed"), [(2, 3), pytest.param(50, 7, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_a_run_ends_with_the_same_bits(tmp_path: Path, kills: int, seed: int) -> None:
     """Weights, optimizer, sparsifier, average, metrics, model files, plan, summary; and nothing is left behind."""
-    found = killed(tmp_path, kills, seed)
+    found = apart(dying.main, tmp_path, kills, seed)
     assert sum(found["deaths"].values()) == kills
     assert found["differences"] == []
-    assert set(found["codes"]) <= {"0", str(-signal.SIGKILL)}
+    assert set(found["codes"]) <= {0, -signal.SIGKILL}
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_cifar import unpacked
 
 from nmlearn import cli
 from nmlearn.errors import ConfigError
@@ -23,6 +22,7 @@ from nmlearn.lab import models
 from nmlearn.lab.data.cifar import CIFAR10
 from nmlearn.lab.models import external
 from places import ROOT
+from small_cifar import unpacked
 from small_data import write_images
 from small_detection import provide_operators, write_coco
 

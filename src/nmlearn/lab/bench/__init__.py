@@ -9,6 +9,7 @@ where best is the better of eager and oneDNN with a pre-packed weight (of a whol
 
 from __future__ import annotations
 
+from nmlearn.lab.bench.layers import check as check
 from nmlearn.lab.bench.layers import convolutions, decode, linear
 from nmlearn.lab.bench.summary import summary as summary
 from nmlearn.lab.bench.whole import networks

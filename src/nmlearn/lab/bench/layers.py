@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,22 @@ Row = dict[str, Any]
 LINEAR = ((1152, 384), (384, 384), (1536, 384), (384, 1536), (2304, 768), (768, 768), (3072, 768), (768, 3072))
 TOKENS = (128, 197, 512, 1576)
 DECODE = ((4096, 4096), (11008, 4096))
+NARROWEST = 64  # input channels of ResNet-50's convolutions but the first; all others are multiples
 OUT_OF_CACHE = 320_000_000  # bytes of weights that are gone through before one is used again
+
+
+def check(suites: Iterable[str], patterns: Iterable[str]) -> None:
+    """Refuse patterns that the weights of a suite do not fit, before anything is measured.
+
+    Raises:
+        PatternError, KernelError: what packing such a weight raises.
+    """
+    widths = {"linear": {inputs for _, inputs in LINEAR}, "decode": {inputs for _, inputs in DECODE}}
+    widths["conv"] = {NARROWEST}
+    for suite, pattern in itertools.product(suites, patterns):
+        layouts = ("rows",) if suite == "decode" else _layouts(pattern)
+        for inputs, layout in itertools.product(widths.get(suite, ()), layouts):  # networks leave the rest dense
+            PackedLinear(torch.zeros(1, inputs), None, pattern, layout=layout)
 
 
 def linear(patterns: Sequence[str], dtype: torch.dtype, seconds: float) -> Iterator[Row]:

@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 from nmlearn.errors import DataError
 from nmlearn.lab.data import outlines
 from nmlearn.lab.data.options import Limits, parse, require
-from nmlearn.lab.data.pipeline import Broken, Key, Pipeline, pictures_below, processes
+from nmlearn.lab.data.pipeline import Broken, Key, Pipeline, needs, pictures_below, processes
 from nmlearn.lab.data.task import Batch, Draw, Task
 
 LAYOUT = (
@@ -130,10 +130,11 @@ def coco(path: Path | None = None, **options: object) -> Task:
     """The detection data set in the folder `path`.
 
     Raises:
-        ConfigError: an option is wrong, or Pillow is missing.
+        ConfigError: an option is wrong, or Pillow or pycocotools is missing.
         DataError: a file is missing or is no annotation file; while iterating: a file is no image.
     """
     settings = parse(CocoOptions, options)
+    needs("coco", "pycocotools.cocoeval", "pycocotools", "pip install 'nmlearn[detection]'")
     return Coco(pictures_below(path, "coco", LAYOUT), settings)
 
 

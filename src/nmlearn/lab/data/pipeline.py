@@ -6,6 +6,7 @@ change anything.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,12 +34,20 @@ def pictures_below(path: Path | None, source: str, layout: str) -> Path:
     if path is None or not path.is_dir():
         wrong = "data.path is not set" if path is None else "no such folder"
         raise DataError(where="data.path", given=path or "nothing", wrong=wrong, fix=layout)
-    try:
-        import PIL.Image  # noqa: F401
-    except ImportError as error:
-        fix = "pip install pillow"
-        raise ConfigError(where="data.name", given=source, wrong=f"needs Pillow ({error})", fix=fix) from error
+    needs(source, "PIL.Image", "Pillow", "pip install pillow")
     return path
+
+
+def needs(source: str, module: str, name: str, fix: str) -> None:
+    """Refuse a source whose optional package is missing, before anything is read.
+
+    Raises:
+        ConfigError: it is.
+    """
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(where="data.name", given=source, wrong=f"needs {name} ({error})", fix=fix) from error
 
 
 class Key(NamedTuple):

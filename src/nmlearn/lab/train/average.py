@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Sequence
 
-import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 class Average:
@@ -24,22 +24,19 @@ class Average:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.decay = decay
+        self._averaged = AveragedModel(model, multi_avg_fn=self._blend, use_buffers=True)
+        self.model: nn.Module = self._averaged.module.eval().requires_grad_(False)
+        self.decay = self._decay_now = decay
 
-    @torch.no_grad()
     def follow(self, model: nn.Module, step: int) -> None:
         """Take in the model after its ``step``-th optimizer step."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        floats: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
-        for mine, theirs in zip(self._tensors(self.model), self._tensors(model), strict=True):
-            if mine.is_floating_point():
-                floats[0].append(mine)
-                floats[1].append(theirs)
-            else:
-                mine.copy_(theirs)
-        torch._foreach_lerp_(floats[0], floats[1], 1 - decay)
+        self._decay_now = min(self.decay, (1 + step) / (10 + step))
+        self._averaged.n_averaged.fill_(step)  # at 0, where it begins, torch would copy the model over the start
+        self._averaged.update_parameters(model)
 
-    @staticmethod
-    def _tensors(model: nn.Module) -> list[torch.Tensor]:
-        return [*model.parameters(), *model.buffers()]
+    def _blend(self, mine: Sequence[Tensor], theirs: Sequence[Tensor], _: Tensor | int) -> None:
+        if mine[0].is_floating_point():
+            get_ema_multi_avg_fn(self._decay_now)(list(mine), list(theirs), 0)
+        else:  # torch would average integers too, rounding down: at a decay of 0.9 an index of 7 becomes 6
+            for own, other in zip(mine, theirs, strict=True):
+                own.copy_(other)

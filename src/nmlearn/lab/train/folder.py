@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from nmlearn.errors import StateError
 from nmlearn.files import model_file as checkpoint
@@ -64,25 +65,26 @@ class RunFolder:
         Raises:
             StateError: one does already.
         """
+        lock = FileLock(self.path / ".lock")
         with files.explained(self.path / ".lock"):
             self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / ".lock", "w")  # noqa: SIM115
-        with file:
-            try:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StateError(
-                    where="out",
-                    given=self.path,
-                    wrong="another process trains here",
-                    fix="wait for it, end it, or give another --out",
-                ) from None
-            except (ImportError, OSError):
-                pass  # a system or a file system without locks
+            (self.path / ".lock").touch()
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise StateError(
+                where="out",
+                given=self.path,
+                wrong="another process trains here",
+                fix="wait for it, end it, or give another --out",
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        try:
             self._sweep()
-            yield  # closing the file unlocks it, and so does the end of the process
+            yield
+        finally:  # the end of the process lets go of it too
+            lock.release()
 
     def _sweep(self) -> None:
         """Remove what killed processes had half written."""

@@ -10,11 +10,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from nmlearn.errors import ConfigError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,11 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
-    def gather(self, value: torch.Tensor) -> list[torch.Tensor]:
-        """``value`` of every process, CPU tensors of one shape, in rank order."""
+    def gather(self, value: T) -> list[T]:
+        """``value`` of every process, in rank order: CPU tensors, or whatever can be pickled."""
         if self.size == 1:
             return [value]
-        everyone: list[torch.Tensor] = [value] * self.size
+        everyone = [value] * self.size
         dist.all_gather_object(everyone, value)
         return everyone
 

@@ -97,10 +97,19 @@ static void score_step(const ScoreStep& step, const ScoreTensor& t, int64_t from
   score_range<float, false>(step, t, from, to);
 }
 
+// In most steps nothing has moved what is pruned: only blocks in which something did are written.
 template <typename T>
 static inline void clear_range(T* __restrict x, const int8_t* __restrict keep, int64_t from, int64_t to) {
+  constexpr int64_t block = 512;
+  for (int64_t start = from; start < to; start += block) {
+    const int64_t end = start + block < to ? start + block : to;
+    T lost = 0;
+#pragma omp simd reduction(| : lost)
+    for (int64_t i = start; i < end; i++) lost |= x[i] & ~static_cast<T>(keep[i]);  // the sign bit of the bits fills T
+    if (!lost) continue;
 #pragma omp simd
-  for (int64_t i = from; i < to; i++) x[i] &= static_cast<T>(keep[i]);  // the sign bit of the keep bits fills T
+    for (int64_t i = start; i < end; i++) x[i] &= static_cast<T>(keep[i]);
+  }
 }
 
 static void clear(void* x, const int8_t* keep, int64_t bytes, int64_t from, int64_t to) {

@@ -1,0 +1,83 @@
+"""The step of LBC by the kernels, compared with that of PyTorch."""
+
+import itertools
+import os
+from unittest import mock
+
+import torch
+
+from nmlearn.maths import scores
+from nmlearn.native import library as native
+from nmlearn.native import training
+
+SETTINGS = [dict(lr=0.0123, momentum=m, weight_decay=wd) for m, wd in itertools.product((0.9, 0.0), (1e-4, 0.0))]
+SHAPES = [(), (0, 4), (1,), (7, 4), (63,), (64,), (65,), (5, 16, 3, 3), (4, 16, 1, 1), (2, 8, 3, 3, 3), (301, 1024)]
+SPECIAL = (0.0, -0.0, float("inf"), float("-inf"), float("nan"), 1e-40, 3e38)
+
+
+def plain(shape, dtype):
+    return torch.empty(shape, dtype=dtype)
+
+
+def channels_last(shape, dtype):
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return torch.empty(shape, dtype=dtype).to(memory_format=formats.get(len(shape), torch.contiguous_format))
+
+
+def turned(shape, dtype):
+    """The memory order of dimensions reversed."""
+    return torch.empty(shape[::-1], dtype=dtype).permute([*reversed(range(len(shape)))])
+
+
+def holes(shape, dtype):
+    return torch.empty((*shape, 2), dtype=dtype)[..., 0]
+
+
+LAYOUTS = {"plain": plain, "channels_last": channels_last, "turned": turned, "holes": holes}
+
+
+def random(layout, shape, dtype):
+    x = torch.randn(shape)
+    if x.numel() > 100:
+        x.view(-1)[torch.randperm(x.numel())[: 4 * len(SPECIAL)]] = torch.tensor(SPECIAL * 4)
+    return LAYOUTS[layout](shape, dtype).copy_(x)
+
+
+def case(layout, dtype):
+    """Scores, momenta, gradients and weights of all shapes."""
+    return [[random(layout, shape, d) for shape in SHAPES] for d in (torch.float32, torch.float32, dtype, dtype)]
+
+
+def check_step(layout, dtype, settings, steps=3):
+    s, v, g, w = case(layout, dtype)
+    s_torch, v_torch = [x.clone() for x in s], [x.clone() for x in v]
+    untouched = [x.clone() for x in (*g, *w)]
+    for _ in range(steps):
+        scores.sgd_(s, v, g, w, **settings)
+        without_kernels(lambda: scores.sgd_(s_torch, v_torch, g, w, **settings))
+    for ours, theirs in zip((*s, *v), (*s_torch, *v_torch), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(ours.signbit() & ~ours.isnan(), theirs.signbit() & ~theirs.isnan())
+    for x, before in zip((*g, *w), untouched, strict=True):
+        torch.testing.assert_close(x, before, rtol=0, atol=0, equal_nan=True)
+
+
+def without_kernels(call):
+    with mock.patch.object(training, "_library", lambda: None):
+        return call()
+
+
+def rounds_alike():
+    """Whether torch and the kernels both have, or both lack, instructions that multiply and add with one rounding."""
+    return (native.isa() in ("avx512", "avx2")) == (torch.backends.cpu.get_cpu_capability() != "DEFAULT")
+
+
+def check_all(isa: str, torchs: str) -> str | None:
+    """In a fresh process: everything with one instruction set of the kernels, and one of torch. Which it was."""
+    os.environ |= {"NMLEARN_ISA": isa, "ATEN_CPU_CAPABILITY": torchs}
+    torch.manual_seed(0)
+    if native.library() is not None:
+        assert torch.backends.cpu.get_cpu_capability() == torchs.upper() and rounds_alike()
+        for layout, dtype, settings in itertools.product(LAYOUTS, (torch.float32, torch.bfloat16), SETTINGS):
+            check_step(layout, dtype, settings)
+    return native.isa()
