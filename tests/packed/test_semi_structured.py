@@ -10,7 +10,7 @@ from nmlearn.packed.kernels import semi_structured
 
 
 def reason(x, pattern, outputs, inputs, backend="cusparselt"):
-    return semi_structured.supports(x, Pattern(pattern), outputs, inputs, backend)
+    return semi_structured.obstacle(x, Pattern(pattern), outputs, inputs, backend)
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "1:4", "2:8", "1:8", "2:16", "1:16", "1:2", "2:12"])

@@ -4,10 +4,12 @@
 its kernels do not take (more than 64 tokens, another device) is computed by unpacking the weight: right, and slow.
 
 ``torch.ops.nmlearn.semi_structured_linear`` multiplies by the parts of one of torch's semi-structured tensors, on
-NVIDIA GPUs alone. Both are functional and have no gradient.
+NVIDIA GPUs alone. Both are functional, follow torch.autocast and refuse derivatives.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from nmlearn.errors import KernelError
 from nmlearn.maths.pattern import Pattern
-from nmlearn.packed.kernels import semi_structured, triton_decode
+from nmlearn.packed.kernels import dispatch, semi_structured, triton_decode
 
 _OPERATORS = torch.library.Library("nmlearn", "FRAGMENT")
 _OPERATORS.define(
@@ -31,7 +33,7 @@ _OPERATORS.define(
 
 def _decode_linear(x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, n: int, m: int, rows: int) -> Tensor:
     pattern, columns = Pattern(n, m), x.shape[-1] if x.dim() else 0
-    if not triton_decode.supports(x, pattern, rows, columns):
+    if not triton_decode.obstacle(x, pattern, rows, columns):
         return triton_decode.linear(x, values, index, bias, n, m, rows)
     if x.dtype != values.dtype or x.device != values.device or not x.dim():
         raise KernelError(
@@ -72,6 +74,20 @@ torch.library.register_fake(
     lambda x, values, meta, bias, rows, backend, algorithm: _fake(x, rows),
     lib=_OPERATORS,
 )
+
+
+def _to_weight(arguments: list[Any], dtype: torch.dtype) -> list[Any]:
+    """The values' dtype is a part of how they are packed: x is converted to it, not to autocast's."""
+    x, values, *others = arguments
+    return [dispatch.cast(x, values.dtype), values, *others]
+
+
+for _name, _convert in (
+    ("decode_linear", lambda arguments, dtype: [dispatch.cast(t, dtype) for t in arguments]),
+    ("semi_structured_linear", _to_weight),
+):
+    dispatch.without_gradients(_OPERATORS, _name)
+    dispatch.autocast(_OPERATORS, _name, _convert)
 
 decode_linear = torch.ops.nmlearn.decode_linear.default
 semi_structured_linear = torch.ops.nmlearn.semi_structured_linear.default

@@ -26,7 +26,7 @@ MULTIPLES: dict[Backend, tuple[int, int]] = {"cusparselt": (16, 16), "cutlass": 
 _HARDWARE = Pattern(2, 4)
 
 
-def supports(x: Tensor, pattern: Pattern, outputs: int, inputs: int, backend: Backend = "cusparselt") -> str:
+def obstacle(x: Tensor, pattern: Pattern, outputs: int, inputs: int, backend: Backend = "cusparselt") -> str:
     """Why the backend cannot multiply inputs ``[..., K]`` by a weight ``[O, K]`` of that pattern; empty if it can.
 
     An empty answer does not promise that the device has a kernel: whoever chooses by measurement has to take an error
@@ -118,7 +118,7 @@ def _check_packable(weight: Tensor, backend: Backend) -> None:
 
 
 def _misfit(weight: Tensor, backend: Backend) -> str:
-    return supports(weight, _HARDWARE, weight.shape[0], weight.shape[1], backend)
+    return obstacle(weight, _HARDWARE, weight.shape[0], weight.shape[1], backend)
 
 
 def _check_pattern(weight: Tensor) -> None:

@@ -54,7 +54,7 @@ class Launch:
     stages: int = 3
 
 
-def supports(x: Tensor, pattern: Pattern, outputs: int, inputs: int) -> str:
+def obstacle(x: Tensor, pattern: Pattern, outputs: int, inputs: int) -> str:
     """Why the kernels cannot multiply inputs ``[..., K]`` by a weight ``[O, K]`` of that pattern; empty if they can."""
     tokens = x.numel() // max(1, x.shape[-1]) if x.dim() else 0
     columns = -(-inputs // (CHUNK * pattern.m)) * CHUNK * pattern.n
@@ -194,7 +194,7 @@ def linear(
         A new tensor ``[..., O]`` of x's dtype.
 
     Raises:
-        KernelError: operands that do not belong together, or that :func:`supports` refuses.
+        KernelError: operands that do not belong together, or that :func:`obstacle` refuses.
     """
     inputs = x.shape[-1] if x.dim() else 0
     _check_operands(x, values, index, bias, Pattern(n, m), out_features)
@@ -221,7 +221,7 @@ def _check_operands(
     packed = _is_packed(values, index, pattern, outputs, inputs)
     others = [values, index] if bias is None else [values, index, bias]
     reasons = {
-        supports(x, pattern, outputs, inputs): True,
+        obstacle(x, pattern, outputs, inputs): True,
         "values and index are not a weight of this shape and pattern packed by triton_decode.pack": not packed,
         "values and index are not contiguous": not (values.is_contiguous() and index.is_contiguous()),
         "the input's dtype is not the weight's": x.dtype != values.dtype,
