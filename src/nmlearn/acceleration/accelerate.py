@@ -96,8 +96,8 @@ def accelerate(
     folded into it; additions and activations that follow in a block's own code are done by the kernel. The model is
     then compared with what it computed before, and put back if that is not the same or not faster.
 
-    On an NVIDIA GPU the candidates are eager, Triton's decode and 2:4 by cuSPARSELt and CUTLASS; nothing is folded. Times
-    are those of CUDA graphs where the layer, and the whole model, can be captured: run the model in one.
+    On an NVIDIA GPU the candidates are eager, Triton's decode and 2:4 by cuSPARSELt and CUTLASS; nothing is folded.
+    Times are those of CUDA graphs where the layer, and the whole model, can be captured: run the model in one.
 
     Args:
         model: in evaluation mode, on the CPU (float32 or bfloat16) or an NVIDIA GPU; changed in place.

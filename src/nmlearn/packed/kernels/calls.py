@@ -18,6 +18,7 @@ from nmlearn.native import library as native
 from nmlearn.packed.kernels import checks
 from nmlearn.packed.kernels.checks import Operands
 
+Maybe = Tensor | None
 _CPU = torch.device("cpu")  # always said: another may be the default
 _Guard = getattr(torch._C._dynamo.guards, "TensorGuards", None)
 _MOST_CALLS = 4096  # a server that sees every length of text begins anew now and then
@@ -30,7 +31,7 @@ class Call:
     guards: tuple[Any, ...] = ()
 
     def __init__(
-        self, lib: CDLL, kernel: str, shape: native.Shape, y: Tensor, images: torch.memory_format, zeros: Tensor | None
+        self, lib: CDLL, kernel: str, shape: native.Shape, y: Tensor, images: torch.memory_format, zeros: Maybe
     ) -> None:
         self.run, self.kernel, self.shape = lib.nm_run, native.KERNELS[kernel], byref(shape)
         self.size, self.stride, self.dtype, self.images = y.shape, y.stride(), y.dtype, images
@@ -69,9 +70,10 @@ class Call:
 _CALLS: dict[object, Call] = {}
 
 
-def find(operands: tuple[Tensor | None, ...], settings: tuple[object, ...]) -> Call | None:
+def find(operands: tuple[Maybe, ...], settings: tuple[object, ...]) -> Call | None:
     """The call that was checked for such operands in such a state of torch's dispatcher; None where there is none."""
-    if type(operands[0]) is not Tensor or forward_ad._current_level >= 0:
+    # The guards see modes but torch's own, and no tangents.
+    if type(operands[0]) is not Tensor or forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack():
         return None
     call = _CALLS.get(_key(operands, settings))  # in one step: another thread may be emptying it
     if call is not None:
@@ -82,7 +84,7 @@ def find(operands: tuple[Tensor | None, ...], settings: tuple[object, ...]) -> C
     return None
 
 
-def remember(operands: tuple[Tensor | None, ...], settings: tuple[object, ...], call: Call) -> None:
+def remember(operands: tuple[Maybe, ...], settings: tuple[object, ...], call: Call) -> None:
     """Keep a call whose operands have passed the checks."""
     if len(_CALLS) >= _MOST_CALLS:
         _CALLS.clear()
@@ -90,7 +92,7 @@ def remember(operands: tuple[Tensor | None, ...], settings: tuple[object, ...], 
     trust(operands, settings)
 
 
-def trust(operands: tuple[Tensor | None, ...], settings: tuple[object, ...]) -> None:
+def trust(operands: tuple[Maybe, ...], settings: tuple[object, ...]) -> None:
     """Let the call for these operands, which was made, be found in the state of dispatch that this thread is in."""
     given = [t for t in operands if t is not None]
     call = _CALLS.get(_key(operands, settings)) if type(operands[0]) is Tensor else None
@@ -100,7 +102,7 @@ def trust(operands: tuple[Tensor | None, ...], settings: tuple[object, ...]) -> 
         call.guards = (*call.guards[1 - _MOST_GUARDS :], guard)
 
 
-def _key(operands: tuple[Tensor | None, ...], settings: tuple[object, ...]) -> object:
+def _key(operands: tuple[Maybe, ...], settings: tuple[object, ...]) -> object:
     """What a call is made of: nothing else of the operands changes it."""
     x, _, _, scale, bias, residual = operands
     assert x is not None

@@ -58,13 +58,59 @@ class Settings(NamedTuple):
         return self[5:7]
 
 
-def output_size(x: Tensor, s: Settings) -> tuple[int, ...]:
-    """The shape of the output.
+def check(given: Operands, s: Settings) -> tuple[tuple[int, ...], Form]:
+    """The shape of the output, and what the packed weight says about its dense one; operands may be fakes.
 
     Raises:
-        KernelError: the settings are none of a linear layer or convolution, or not of one that takes x.
+        KernelError: an argument is wrong by its type, device, shape or value; PatternError: n and m are no pattern.
     """
-    _check_places(s)
+    x = given.x
+    for name, word, known in (("activation", s.activation, ACTIVATIONS), ("layout", s.layout, tuple(native.KERNELS))):
+        if word not in known:
+            _refuse(name, word, f"there is no such {name}; choose from {', '.join(known)}")
+    _check_types(given, s.layout)
+    size = _output_size(x, s)
+    channels = x.shape[1] // s.groups if s.images else x.shape[-1]
+    form = Form(Pattern(s.n, s.m), s.groups, s.rows // s.groups, channels, s.kernel)
+    why = layouts.refusal(s.layout, form)
+    if why:
+        _refuse("x", f"{form.channels} channels", why)
+    values, index = layouts.sizes(form, s.layout)
+    whole, each = (
+        f"a weight {form.pattern} of shape {form.shape} has contiguous",
+        "it has to be contiguous with one number",
+    )
+    for name, expected, wrong in (
+        ("values", values, f"{whole} values of shape {values}"),
+        ("index", index, f"{whole} index of shape {index}"),
+        ("bias", (s.rows,), f"{each} for each of {s.rows} rows"),
+        ("scale", (s.rows,), f"{each} for each of {s.rows} rows"),
+        ("residual", size, f"the output has the shape {size}"),
+    ):
+        t = getattr(given, name)
+        if t is not None and (tuple(t.shape) != expected or not (t.is_contiguous() or name == "residual")):
+            _refuse(name, f"shape {tuple(t.shape)}", wrong)
+    return size, form
+
+
+def _check_types(given: Operands, layout: Layout) -> None:
+    x = given.x
+    if not x.is_floating_point():
+        _refuse("x", x.dtype, "activations are a floating-point tensor")
+    values, index = torch.int8 if given.scale is not None else x.dtype, torch.int32 if layout == "rows" else torch.uint8
+    for name, t, dtype in zip(
+        given._fields, given, (x.dtype, values, index, torch.float32, x.dtype, x.dtype), strict=True
+    ):
+        if t is not None and (t.dtype != dtype or t.device != x.device or t.layout != torch.strided):
+            wrong = f"with x of {x.dtype} on {x.device} and the layout {layout} it has to be {dtype}, dense and there"
+            _refuse(name, f"{t.dtype}, {t.layout}, on {t.device}", wrong)
+
+
+def _output_size(x: Tensor, s: Settings) -> tuple[int, ...]:
+    for name, given in zip(s._fields[5:13], s.places, strict=True):
+        least = 0 if name.startswith("padding") else 1
+        if not least <= given <= _LARGEST:
+            _refuse(name, given, f"it is from {least} to {_LARGEST}")
     if s.groups < 1 or s.rows < 0 or s.rows % s.groups:
         _refuse("groups", f"{s.groups} groups of {s.rows} rows", "rows come in equal convolution groups, at least one")
     if not s.images:
@@ -73,73 +119,13 @@ def output_size(x: Tensor, s: Settings) -> tuple[int, ...]:
         return (*x.shape[:-1], s.rows)
     if x.dim() != 4 or x.shape[1] % s.groups:
         _refuse("x", tuple(x.shape), f"not [batch, channels, height, width] in {s.groups} groups")
-    lengths = zip(x.shape[2:], s[5:7], s[7:9], s[9:11], s[11:13], strict=True)
     sides = [
-        (length + 2 * pad - dilation * (taps - 1) - 1) // step + 1 for length, taps, step, pad, dilation in lengths
+        (length + 2 * pad - dilation * (taps - 1) - 1) // step + 1
+        for length, taps, step, pad, dilation in zip(x.shape[2:], s[5:7], s[7:9], s[9:11], s[11:13], strict=True)
     ]
     if min(sides) < 1:
         _refuse("x", tuple(x.shape), f"images smaller than the kernel {s.kernel}")
     return (x.shape[0], s.rows, *sides)
-
-
-def _check_places(s: Settings) -> None:
-    for name, given in zip(s._fields[5:13], s.places, strict=True):
-        least = 0 if name.startswith("padding") else 1
-        if not least <= given <= _LARGEST:
-            _refuse(name, given, f"it is from {least} to {_LARGEST}")
-
-
-def check(given: Operands, s: Settings) -> tuple[int, ...]:
-    """The shape of the output, of operands that may be fakes.
-
-    Raises:
-        KernelError: an argument is wrong by its type, device, shape or value.
-    """
-    x = given.x
-    for name, word, known in (("activation", s.activation, ACTIVATIONS), ("layout", s.layout, tuple(native.KERNELS))):
-        if word not in known:
-            _refuse(name, word, f"there is no such {name}; choose from {', '.join(known)}")
-    for name, t in given._asdict().items():
-        if t is not None and t.layout != torch.strided:
-            _refuse(name, t.layout, "it has to be an ordinary (strided) tensor")
-    if not x.is_floating_point():
-        _refuse("x", x.dtype, "activations are a floating-point tensor")
-    size = output_size(x, s)
-    types = {
-        "values": x.dtype if given.scale is None else torch.int8, "bias": x.dtype, "residual": x.dtype,
-        "scale": torch.float32, "index": torch.int32 if s.layout == "rows" else torch.uint8,
-    }  # fmt: skip
-    for name, dtype in types.items():
-        t = getattr(given, name)
-        if t is not None and (t.dtype != dtype or t.device != x.device):
-            wrong = f"with x of {x.dtype} on {x.device} and the layout {s.layout} it has to be {dtype} there"
-            _refuse(name, f"{t.dtype} on {t.device}", wrong)
-    for name, t in (("bias", given.bias), ("scale", given.scale)):
-        if t is not None and (tuple(t.shape) != (s.rows,) or not t.is_contiguous()):
-            _refuse(name, tuple(t.shape), f"it has to be contiguous with one number for each of {s.rows} rows")
-    if given.residual is not None and tuple(given.residual.shape) != size:
-        _refuse("residual", tuple(given.residual.shape), f"the output has the shape {size}")
-    return size
-
-
-def form_of(given: Operands, s: Settings) -> Form:
-    """What the packed weight says about its dense one.
-
-    Raises:
-        KernelError: values and index are not those of such a weight.
-    """
-    channels = given.x.shape[1] // s.groups if s.images else given.x.shape[-1]
-    form = Form(Pattern(s.n, s.m), s.groups, s.rows // s.groups, channels, s.kernel)
-    why = layouts.refusal(s.layout, form)
-    if why:
-        _refuse("x", f"{form.channels} channels", why)
-    for name, t, size in zip(
-        ("values", "index"), (given.values, given.index), layouts.sizes(form, s.layout), strict=True
-    ):
-        if tuple(t.shape) != size or not t.is_contiguous():
-            wrong = f"a weight {form.pattern} of shape {form.shape} has contiguous {name} of shape {size}"
-            _refuse(name, f"shape {tuple(t.shape)}", wrong)
-    return form
 
 
 def check_memory(given: Operands) -> None:

@@ -1,8 +1,12 @@
-"""What all packed operators do above their kernels: no gradients, and autocast as torch's own layers."""
+"""Registering packed operators with torch: what all of them do before their kernels are asked.
+
+Derivatives are refused, rather than stopped silently, and torch.autocast is followed as by torch's own layers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,10 +17,35 @@ from nmlearn.errors import KernelError
 
 BELOW = torch._C._after_ADInplaceOrView_keyset
 _AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
+_OPERATORS = torch.library.Library("nmlearn", "FRAGMENT")
+Kernel = Callable[..., Any]
 
 
-def refuse_gradients(operator: str, arguments: Iterable[Any]) -> None:
-    """Say that a packed layer computes no derivative, rather than stop it silently.
+def register(
+    schema: str, kernel: Kernel, fake: Kernel, convert: Kernel, above: Kernel | None = None, tags: Any = ()
+) -> Any:
+    """Define an operator.
+
+    Args:
+        schema: with the operator's name.
+        kernel, fake: take the arguments, as they are and without their data.
+        convert: gives the arguments that a list of them becomes under autocast to a dtype.
+        above: takes dispatch keys and arguments where gradients would be recorded; by default it refuses these.
+        tags: beside the one that all have.
+    """
+    name = schema.partition("(")[0]
+    _OPERATORS.define(schema, tags=[torch.Tag.pt2_compliant_tag, *tags])
+    operator = getattr(torch.ops.nmlearn, name).default
+    _OPERATORS.impl(name, kernel, "CompositeExplicitAutograd")
+    _OPERATORS.impl(name, above or partial(_above, operator), "Autograd", with_keyset=True)
+    for device, key in _AUTOCAST.items():
+        _OPERATORS.impl(name, partial(_autocast, operator, convert, device, getattr(torch._C.DispatchKey, key)), key)
+    torch.library.register_fake(f"nmlearn::{name}", fake, lib=_OPERATORS)
+    return operator
+
+
+def below(operator: Any, keys: Any, arguments: Iterable[Any]) -> Any:
+    """Refuse derivatives, then go on with what the dispatcher would do if there were none.
 
     Raises:
         KernelError: a tensor requires a gradient where gradients are recorded, or carries a forward-mode tangent.
@@ -26,25 +55,11 @@ def refuse_gradients(operator: str, arguments: Iterable[Any]) -> None:
     forward = forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
     if required or forward:
         raise KernelError(
-            where=f"torch.ops.nmlearn.{operator}",
+            where=f"torch.ops.{str(operator).removesuffix('.default')}",
             given=f"a tensor that {'requires a gradient' if required else 'carries a forward-mode derivative'}",
             wrong="packed weights are for inference and compute none",
             fix="call the model under torch.inference_mode() or torch.no_grad(), or train the dense model",
         )
-
-
-def without_gradients(library: torch.library.Library, name: str) -> None:
-    """Refuse gradients of an operator before its kernels are asked."""
-
-    def kernel(keys: Any, *arguments: Any) -> Any:
-        refuse_gradients(name, arguments)
-        return below(getattr(torch.ops.nmlearn, name).default, keys, arguments)
-
-    library.impl(name, kernel, "Autograd", with_keyset=True)
-
-
-def below(operator: Any, keys: Any, arguments: Iterable[Any]) -> Any:
-    """Go on with what the dispatcher would do if gradients did not exist."""
     with torch._C._AutoDispatchBelowAutograd():
         return operator.redispatch(keys & BELOW, *arguments)
 
@@ -55,17 +70,10 @@ def cast(t: Any, dtype: torch.dtype) -> Any:
     return t.to(dtype) if floats else t
 
 
-def autocast(library: torch.library.Library, name: str, convert: Callable[[list[Any], torch.dtype], list[Any]]) -> None:
-    """Convert an operator's arguments under torch.autocast, on CPUs and CUDA GPUs."""
+def _above(operator: Any, keys: Any, *arguments: Any) -> Any:
+    return below(operator, keys, arguments)
 
-    def on(device: str, keys: Any) -> Callable[..., Any]:
-        def kernel(*arguments: Any) -> Any:
-            with torch._C._ExcludeDispatchKeyGuard(keys):
-                operator = getattr(torch.ops.nmlearn, name).default
-                return operator(*convert(list(arguments), torch.get_autocast_dtype(device)))
 
-        return kernel
-
-    for device, key in _AUTOCAST.items():
-        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
-        library.impl(name, on(device, keys), key)
+def _autocast(operator: Any, convert: Kernel, device: str, key: Any, *arguments: Any) -> Any:
+    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+        return operator(*convert(arguments, torch.get_autocast_dtype(device)))

@@ -19,17 +19,6 @@ from nmlearn.errors import KernelError
 from nmlearn.maths.pattern import Pattern
 from nmlearn.packed.kernels import dispatch, semi_structured, triton_decode
 
-_OPERATORS = torch.library.Library("nmlearn", "FRAGMENT")
-_OPERATORS.define(
-    "decode_linear(Tensor x, Tensor values, Tensor index, Tensor? bias, int n, int m, int rows) -> Tensor",
-    tags=[torch.Tag.pt2_compliant_tag],
-)
-_OPERATORS.define(
-    "semi_structured_linear(Tensor x, Tensor values, Tensor? meta, Tensor? bias, int rows, str backend, int algorithm)"
-    " -> Tensor",
-    tags=[torch.Tag.pt2_compliant_tag],
-)
-
 
 def _decode_linear(x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, n: int, m: int, rows: int) -> Tensor:
     pattern, columns = Pattern(n, m), x.shape[-1] if x.dim() else 0
@@ -60,34 +49,22 @@ def _semi_structured_linear(
     return semi_structured.linear(x, weight, bias).contiguous()
 
 
-def _fake(x: Tensor, rows: int) -> Tensor:
-    return x.new_empty((*x.shape[:-1], rows))
-
-
-_OPERATORS.impl("decode_linear", _decode_linear, "CompositeExplicitAutograd")
-_OPERATORS.impl("semi_structured_linear", _semi_structured_linear, "CompositeExplicitAutograd")
-torch.library.register_fake(
-    "nmlearn::decode_linear", lambda x, values, index, bias, n, m, rows: _fake(x, rows), lib=_OPERATORS
-)
-torch.library.register_fake(
-    "nmlearn::semi_structured_linear",
-    lambda x, values, meta, bias, rows, backend, algorithm: _fake(x, rows),
-    lib=_OPERATORS,
-)
-
-
-def _to_weight(arguments: list[Any], dtype: torch.dtype) -> list[Any]:
+def _to_weight(arguments: tuple[Any, ...], dtype: torch.dtype) -> list[Any]:
     """The values' dtype is a part of how they are packed: x is converted to it, not to autocast's."""
     x, values, *others = arguments
     return [dispatch.cast(x, values.dtype), values, *others]
 
 
-for _name, _convert in (
-    ("decode_linear", lambda arguments, dtype: [dispatch.cast(t, dtype) for t in arguments]),
-    ("semi_structured_linear", _to_weight),
-):
-    dispatch.without_gradients(_OPERATORS, _name)
-    dispatch.autocast(_OPERATORS, _name, _convert)
-
-decode_linear = torch.ops.nmlearn.decode_linear.default
-semi_structured_linear = torch.ops.nmlearn.semi_structured_linear.default
+decode_linear = dispatch.register(
+    "decode_linear(Tensor x, Tensor values, Tensor index, Tensor? bias, int n, int m, int rows) -> Tensor",
+    _decode_linear,
+    lambda x, values, index, bias, n, m, rows: x.new_empty((*x.shape[:-1], rows)),
+    lambda arguments, dtype: [dispatch.cast(t, dtype) for t in arguments],
+)
+semi_structured_linear = dispatch.register(
+    "semi_structured_linear(Tensor x, Tensor values, Tensor? meta, Tensor? bias, int rows, str backend, int algorithm)"
+    " -> Tensor",
+    _semi_structured_linear,
+    lambda x, values, meta, bias, rows, backend, algorithm: x.new_empty((*x.shape[:-1], rows)),
+    _to_weight,
+)

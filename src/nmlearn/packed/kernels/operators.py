@@ -17,20 +17,18 @@ from nmlearn.packed.kernels.layouts import Form, tile_of
 _DTYPE = {(torch.float32, False): 0, (torch.bfloat16, False): 1, (torch.float32, True): 2, (torch.bfloat16, True): 3}
 _MOST_TAPS = 64  # csrc/row_lanes.h
 
-_OPERATORS = torch.library.Library("nmlearn", "FRAGMENT")
-_OPERATORS.define(
+_SCHEMA = (
     "packed(Tensor x, Tensor values, Tensor index, Tensor? scale, Tensor? bias, Tensor? residual, int n, int m, "
     "int rows, int groups, bool images, int kernel_h, int kernel_w, int stride_h, int stride_w, int padding_h, "
-    "int padding_w, int dilation_h, int dilation_w, str layout, str activation) -> Tensor",
-    tags=[torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order],
+    "int padding_w, int dilation_h, int dilation_w, str layout, str activation) -> Tensor"
 )
 
 
 def packed(x: Tensor, *arguments: Any) -> Tensor:
     """The operator, for layers.
 
-    Called as before it goes past torch's dispatcher, a part of what a small call costs, unless the profiler or a mode of
-    torch functions listens; what else listens is in the state of the dispatcher.
+    Called as before it goes past torch's dispatcher, a part of what a small call costs, unless the profiler or a mode
+    of torch functions listens; what else listens is in the state of the dispatcher.
     """
     if not torch.compiler.is_compiling():
         operands = (x, *arguments[:5])
@@ -48,7 +46,6 @@ def _above(keys: Any, *arguments: Any) -> Tensor:
     call = calls.find(operands, settings)
     if call is not None:
         return call(*operands)
-    dispatch.refuse_gradients("packed", operands)
     y: Tensor = dispatch.below(operator, keys, arguments)
     if (keys & dispatch.BELOW).highestPriorityTypeId() == torch._C.DispatchKey.CPU:  # with nothing in between
         calls.trust(operands, settings)
@@ -61,8 +58,7 @@ def _real(*arguments: Any) -> Tensor:
     if call is not None:
         return call(*operands)
     given, s = Operands(*operands), Settings(*settings)
-    size = checks.check(given, s)
-    form = checks.form_of(given, s)
+    size, form = checks.check(given, s)
     checks.check_memory(given)
     compiled = _compiled(given, s, form)
     images = _memory_format(given.x, s)
@@ -80,7 +76,7 @@ def _real(*arguments: Any) -> Tensor:
 
 def _fake(*arguments: Any) -> Tensor:
     given, s = Operands(*arguments[:6]), Settings(*arguments[6:])
-    size = checks.check(given, s)
+    size, _ = checks.check(given, s)
     return torch.empty(size, dtype=given.x.dtype, device=given.x.device, memory_format=_memory_format(given.x, s))
 
 
@@ -111,13 +107,9 @@ def _memory_format(x: Tensor, s: Settings) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _converted(arguments: list[Any], dtype: torch.dtype) -> list[Any]:
+def _converted(arguments: tuple[Any, ...], dtype: torch.dtype) -> list[Any]:
     """All but the scales of int8 values, which stay float32."""
     return [t if i == 3 else dispatch.cast(t, dtype) for i, t in enumerate(arguments)]
 
 
-_OPERATORS.impl("packed", _real, "CompositeExplicitAutograd")
-_OPERATORS.impl("packed", _above, "Autograd", with_keyset=True)
-dispatch.autocast(_OPERATORS, "packed", _converted)
-torch.library.register_fake("nmlearn::packed", _fake, lib=_OPERATORS)
-operator = torch.ops.nmlearn.packed.default
+operator = dispatch.register(_SCHEMA, _real, _fake, _converted, _above, [torch.Tag.needs_fixed_stride_order])

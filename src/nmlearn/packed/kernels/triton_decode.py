@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nmlearn.errors import KernelError, ViolationError
+from nmlearn.errors import KernelError
 from nmlearn.maths.groups import Grouping, misfit
 from nmlearn.maths.pattern import Pattern
+from nmlearn.packed.kernels.layouts import check_pattern
 
 GROUP_SIZES = (4, 8, 16)  # a place has to fit 4 bits, a tile's sides are powers of two
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -101,7 +102,7 @@ def pack(weight: Tensor, pattern: Pattern | str) -> tuple[Tensor, Tensor]:
     """
     pattern = Pattern(pattern)
     _check_packable(weight, pattern)
-    _check_pattern(weight.detach(), pattern)
+    check_pattern(weight, pattern, "triton_decode.pack")
     weight_gm = Grouping(pattern, 1).view(weight.detach())
     # Kept weights first, each side in its own order. A group that keeps fewer is filled with zeros of its own.
     place_gn = (weight_gm == 0).to(torch.uint8).sort(dim=-1, stable=True).indices[..., : pattern.n]
@@ -156,17 +157,6 @@ def _check_packable(weight: Tensor, pattern: Pattern) -> None:
             given=f"{weight.dtype} {tuple(weight.shape)} at {pattern}",
             wrong="packed are 2-D weights of bfloat16, float16 or float32 in groups of 4, 8 or 16",
             fix="leave this weight dense",
-        )
-
-
-def _check_pattern(weight: Tensor, pattern: Pattern) -> None:
-    why = Grouping(pattern, 1).violation(weight != 0)
-    if why:
-        raise ViolationError(
-            where="triton_decode.pack",
-            given=tuple(weight.shape),
-            wrong=why,
-            fix="finalize the sparsifier before packing, or name the pattern that the weight has",
         )
 
 
