@@ -86,9 +86,11 @@ class Packed(nn.Module):
     def _run(self, x: Tensor, residual: Tensor | None, images: bool, *places: int) -> Tensor:
         """The operator with this layer's arguments; places are kernel, stride, padding and dilation."""
         form, buffers = self.form, self._buffers  # asked directly: an attribute of a module takes long
-        weight = buffers["values"], buffers["index"], buffers["scale"], buffers["bias"]
-        sizes = form.pattern.n, form.pattern.m, form.groups * form.rows, form.groups
-        return kernels.packed(x, *weight, residual, *sizes, images, *places, self.layout, self.activation)
+        n, m, rows = form.pattern.n, form.pattern.m, form.groups * form.rows
+        return kernels.packed(
+            (x, buffers["values"], buffers["index"], buffers["scale"], buffers["bias"], residual),
+            (n, m, rows, form.groups, images, *places, self.layout, self.activation),
+        )
 
     def _load_from_state_dict(self, state: Any, prefix: str, *others: Any) -> None:
         """Refuses the index of a weight of another pattern, whose shape may be the same."""

@@ -99,7 +99,7 @@ def trust(operands: tuple[Maybe, ...], settings: tuple[object, ...]) -> None:
     plain = all(type(t) in (Tensor, nn.Parameter) and not t.requires_grad for t in given)
     if call is not None and plain and _Guard is not None:
         guard = _Guard(*given, dynamic_dims_sizes=None, dynamic_dims_strides=None)
-        call.guards = (*call.guards[1 - _MOST_GUARDS :], guard)
+        call.guards = (guard, *call.guards[: _MOST_GUARDS - 1])
 
 
 def _key(operands: tuple[Maybe, ...], settings: tuple[object, ...]) -> object:

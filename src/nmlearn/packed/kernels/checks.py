@@ -76,15 +76,13 @@ def check(given: Operands, s: Settings) -> tuple[tuple[int, ...], Form]:
     if why:
         _refuse("x", f"{form.channels} channels", why)
     values, index = layouts.sizes(form, s.layout)
-    whole, each = (
-        f"a weight {form.pattern} of shape {form.shape} has contiguous",
-        "it has to be contiguous with one number",
-    )
+    whole = f"a weight {form.pattern} of shape {form.shape} has contiguous"
+    each = f"it has to be contiguous with one number for each of {s.rows} rows"
     for name, expected, wrong in (
         ("values", values, f"{whole} values of shape {values}"),
         ("index", index, f"{whole} index of shape {index}"),
-        ("bias", (s.rows,), f"{each} for each of {s.rows} rows"),
-        ("scale", (s.rows,), f"{each} for each of {s.rows} rows"),
+        ("bias", (s.rows,), each),
+        ("scale", (s.rows,), each),
         ("residual", size, f"the output has the shape {size}"),
     ):
         t = getattr(given, name)

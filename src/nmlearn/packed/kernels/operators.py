@@ -24,19 +24,18 @@ _SCHEMA = (
 )
 
 
-def packed(x: Tensor, *arguments: Any) -> Tensor:
+def packed(operands: tuple[Any, ...], settings: tuple[Any, ...]) -> Tensor:
     """The operator, for layers.
 
     Called as before it goes past torch's dispatcher, a part of what a small call costs, unless the profiler or a mode
     of torch functions listens; what else listens is in the state of the dispatcher.
     """
     if not torch.compiler.is_compiling():
-        operands = (x, *arguments[:5])
-        call = calls.find(operands, arguments[5:])
+        call = calls.find(operands, settings)
         listened = torch._C._autograd._profiler_enabled() or torch._C._is_torch_function_mode_enabled()
         if call is not None and not listened:
             return call(*operands)
-    y: Tensor = operator(x, *arguments)
+    y: Tensor = operator(*operands, *settings)
     return y
 
 
