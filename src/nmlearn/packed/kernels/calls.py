@@ -38,15 +38,7 @@ class Call:
         self.zeros = zeros
         self.zero_place = None if zeros is None else zeros.data_ptr()
 
-    def __call__(
-        self,
-        x: Tensor,
-        values: Tensor,
-        index: Tensor,
-        scale: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-    ) -> Tensor:
+    def __call__(self, x: Tensor, values: Tensor, index: Tensor, scale: Maybe, bias: Maybe, residual: Maybe) -> Tensor:
         weights = (
             values.data_ptr(),
             index.data_ptr(),
