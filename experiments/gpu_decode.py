@@ -135,7 +135,7 @@ def prefill(args: argparse.Namespace, outputs: int, inputs: int) -> list[dict[st
 
 def against_dense(x: Tensor, weight: Tensor, backend: semi_structured.Backend, repeats: int) -> dict[str, Any]:
     """Times of one backend and of dense beside it; or the reason why there are none."""
-    if why := semi_structured.supports(x, Pattern("2:4"), weight.shape[0], weight.shape[1], backend):
+    if why := semi_structured.obstacle(x, Pattern("2:4"), weight.shape[0], weight.shape[1], backend):
         return {"why_not": why}
     dense = copies(weight)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import pickle
 
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 
 import nmlearn as nm
 from nmlearn.acceleration import accelerate as module
-from nmlearn.acceleration import measured
+from nmlearn.acceleration import candidates
 from nmlearn.errors import KernelError
 from nmlearn.lab import models
 from nmlearn.lab.bench.weights import sparse_, sparse_network_
@@ -31,7 +32,7 @@ def sparse_is_fast(monkeypatch):
             call()
         return {name: 1.0 if name.startswith(("eager", "prepacked", "now", "last")) else 0.5 for name in calls}
 
-    monkeypatch.setattr(measured, "interleaved", told)
+    monkeypatch.setattr(candidates, "interleaved", told)
     monkeypatch.setattr(module, "interleaved", told)
 
 
@@ -169,7 +170,7 @@ def test_a_model_that_would_compute_something_else_is_put_back():
 
 
 def test_nothing_is_exchanged_where_dense_is_as_fast(monkeypatch):
-    monkeypatch.setattr(measured, "interleaved", lambda calls, **_: dict.fromkeys(calls, 1.0))
+    monkeypatch.setattr(candidates, "interleaved", lambda calls, **_: dict.fromkeys(calls, 1.0))
     model = network()
     report = nm.accelerate(model, torch.randn(1, 3, 32, 32), cache=None)
     assert not packed(model) and all(row.why for row in report.rows)
@@ -202,7 +203,7 @@ def test_times_are_kept_for_this_machine_alone(tmp_path, monkeypatch):
     nm.accelerate(network(), x, cache=cache)
     known = json.loads(cache.read_text())
     assert known["machine"]["threads"] == torch.get_num_threads() and known["times"]
-    monkeypatch.setattr(measured, "interleaved", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(candidates, "interleaved", lambda *_, **__: pytest.fail("measured again"))
     model = network()
     nm.accelerate(model, x, cache=cache)
     assert packed(model)
@@ -213,10 +214,17 @@ def test_times_are_kept_for_this_machine_alone(tmp_path, monkeypatch):
 
 def test_a_broken_cache_is_begun_anew(tmp_path):
     cache = tmp_path / "times.json"
-    for text in ("{", "[]", '{"machine": 3}'):
+    x = torch.randn(1, 3, 32, 32)
+    nm.accelerate(network(), x, cache=cache)
+    known = json.loads(cache.read_text())
+    texts = ["{", "[]", '{"machine": 3}', "[" * 100_000, "\0"]
+    poisons = [[], None, "1", {"eager": 1.0}, {"eager": "fast"}, {"rows": 1.0}, {"eager": 1.0, "rows": None}, math.nan]
+    for times in [*poisons, *(dict.fromkeys(known["times"], poison) for poison in poisons)]:
+        texts += [json.dumps(known | {"times": times, "failed": failed}) for failed in (known["failed"], [], poisons)]
+    for text in texts:
         cache.write_text(text)
-        nm.accelerate(network(), torch.randn(1, 3, 32, 32), cache=cache)
-        assert json.loads(cache.read_text())["times"]
+        nm.accelerate(network(), x, cache=cache)
+        assert json.loads(cache.read_text())["times"].keys() == known["times"].keys()
 
 
 def test_an_accelerated_model_can_be_copied_pickled_and_stored():
@@ -255,7 +263,7 @@ def test_torch_export_of_an_accelerated_model():
     with torch.inference_mode():
         program = torch.export.export(model, (x,))
         torch.testing.assert_close(program.module()(x), model(x))
-    assert any("packed_conv2d" in str(node.target) for node in program.graph.nodes)
+    assert any("nmlearn.packed" in str(node.target) for node in program.graph.nodes)
 
 
 def test_an_accelerated_model_works_outside_of_inference_mode():

@@ -13,7 +13,7 @@ from torch import nn
 
 import nmlearn as nm
 from nmlearn.acceleration import accelerate as module
-from nmlearn.acceleration import candidates, gpu_timing, gpu_ways, timing
+from nmlearn.acceleration import candidates, gpu_candidates, gpu_timing, timing
 from nmlearn.acceleration.gpu import Gpu
 from nmlearn.lab.bench.weights import sparse_
 from nmlearn.maths.pattern import Pattern
@@ -60,15 +60,15 @@ def gpu(monkeypatch, times):
             call()
         return {name: times.get(name, 1.0) for name in calls}
 
-    def supports(*args):
+    def obstacle(*args):
         with monkeypatch.context() as patched:
             patched.setattr(triton_decode, "_lacking", lambda device: "")
-            return triton_decode.supports(*args)
+            return triton_decode.obstacle(*args)
 
     gpu = Pretended()
     monkeypatch.setattr(candidates, "gpu_of", lambda device: gpu)
     monkeypatch.setattr(module, "gpu_of", lambda device: gpu)
-    monkeypatch.setattr(gpu_ways, "triton_decode", SimpleNamespace(supports=supports))
+    monkeypatch.setattr(gpu_candidates, "triton_decode", SimpleNamespace(obstacle=obstacle))
     monkeypatch.setattr(gpu_timing, "interleaved", told)
     monkeypatch.setattr(gpu_timing, "FEWEST", 1)
     return gpu
@@ -132,7 +132,7 @@ def test_a_layer_whose_ways_all_fail_stays_dense(gpu, monkeypatch):
     def broken(*_):
         raise NotImplementedError
 
-    monkeypatch.setattr(gpu_ways, "pack", broken)
+    monkeypatch.setattr(gpu_candidates, "pack", broken)
     model = layers("1:4")
     report = nm.accelerate(model, torch.randn(3, 64), cache=None)
     row = report.rows[0]
@@ -152,7 +152,7 @@ def test_an_error_of_the_dense_layer_is_raised(gpu):
         raise RuntimeError("dense is broken")
 
     with pytest.raises(RuntimeError, match="dense is broken"):
-        gpu_timing.of_ways({"eager": broken}, gpu)
+        gpu_timing.of_candidates({"eager": broken}, gpu)
 
 
 def test_a_1x1_convolution(gpu, cutlass):
@@ -188,7 +188,7 @@ def test_why_nothing_is_measured(gpu, pattern, dtype, tokens, int8, why):
 
 
 def test_inputs_of_another_dtype_than_the_weight(gpu):
-    reasons = gpu_ways.refusals(layers("1:4")[0], Pattern("1:4"), (1, 64), torch.bfloat16)
+    reasons = gpu_candidates.refusals(layers("1:4")[0], Pattern("1:4"), (1, 64), torch.bfloat16)
     assert set(reasons.values()) == {"its inputs are bfloat16, its weight float32"}
 
 
@@ -222,7 +222,7 @@ def test_a_model_that_cannot_be_captured_is_compared_as_called(gpu):
 def test_times_and_failures_are_kept(gpu, cutlass, tmp_path, monkeypatch):
     cache, x = tmp_path / "times.json", torch.randn(100, 64).bfloat16()
     first = nm.accelerate(layers("2:4", dtype=torch.bfloat16), x, cache=cache)
-    monkeypatch.setattr(gpu_timing, "of_ways", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(gpu_timing, "of_candidates", lambda *_: pytest.fail("measured again"))
     again = nm.accelerate(layers("2:4", dtype=torch.bfloat16), x, cache=cache)
     assert again.rows == first.rows and "cusparselt" in again.rows[0].why
     monkeypatch.setattr(gpu, "name", lambda: "another GPU")
@@ -240,7 +240,7 @@ def test_ways_go_round_copies_that_exceed_the_cache(monkeypatch):
             number = made[name]
             return lambda x: called.append((name, number)) or x
 
-        return lambda: gpu_timing.Way(copied, nbytes, torch.zeros(1))
+        return lambda: gpu_timing.Candidate(copied, nbytes, torch.zeros(1))
 
     def timed(calls, wait):
         called.clear()
@@ -249,7 +249,7 @@ def test_ways_go_round_copies_that_exceed_the_cache(monkeypatch):
         return dict.fromkeys(calls, 80.0)
 
     monkeypatch.setattr(gpu_timing, "interleaved", timed)
-    seconds, failed = gpu_timing.of_ways({"eager": way("eager", 1500), "decode": way("decode", 75)}, gpu)
+    seconds, failed = gpu_timing.of_candidates({"eager": way("eager", 1500), "decode": way("decode", 75)}, gpu)
     assert seconds == {"eager": 2.0, "decode": 2.0} and not failed  # 40 calls of each
     assert len(called) == 80 and len(set(called)) == 2 + 40 and gpu.captures == 2
 
@@ -282,11 +282,11 @@ def test_on_a_gpu_the_report_says_what_was_exchanged(pattern, tokens):
 
 @needs_gpu
 @pytest.mark.gpu
-@pytest.mark.parametrize("way", gpu_ways.WAYS)
+@pytest.mark.parametrize("way", gpu_candidates.KERNELS)
 def test_on_a_gpu_every_way_computes_the_same(way, monkeypatch):
     tokens = 4 if way == "decode" else 128
     weight, x = layers("1:4", dtype=torch.bfloat16, size=256).cuda(), torch.randn(tokens, 256).bfloat16().cuda()
-    if why := gpu_ways.refusals(weight[0], Pattern("1:4"), (tokens, 256), torch.bfloat16)[way]:
+    if why := gpu_candidates.refusals(weight[0], Pattern("1:4"), (tokens, 256), torch.bfloat16)[way]:
         pytest.skip(why)
 
     def told(calls, **_):
@@ -320,4 +320,4 @@ def test_on_a_gpu_a_model_that_waits_is_compared_as_called():
 def test_there_is_no_gpu_behind_a_cpu():
     assert candidates.gpu_of(torch.device("cpu")) is None
     assert type(candidates.gpu_of(torch.device("cuda", 1))) is Gpu
-    assert semi_structured.MULTIPLES.keys() | {"decode"} == set(gpu_ways.WAYS)
+    assert semi_structured.MULTIPLES.keys() | {"decode"} == set(gpu_candidates.KERNELS)

@@ -60,7 +60,7 @@ def test_decode_is_no_worse_than_dense(pattern, dtype, monkeypatch):
     values, index = triton_decode.pack(weight, nm)
     for tokens in (1, 3, 4, 5, 17, 64):
         x = torch.randn(tokens, 1040, device="cuda", dtype=dtype)
-        assert triton_decode.supports(x, nm, 1000, 1040) == ""
+        assert triton_decode.obstacle(x, nm, 1000, 1040) == ""
         no_worse_than_dense(triton_decode.linear(x, values, index, bias, nm.n, nm.m, 1000), x, weight, bias)
 
 
@@ -77,12 +77,12 @@ def test_semi_structured(backend):
     dtype = torch.bfloat16
     x = torch.randn(4, 128, 6, 8, device="cuda", dtype=dtype).to(memory_format=torch.channels_last)
     pixels = x.permute(0, 2, 3, 1)
-    if why := semi_structured.supports(pixels, Pattern("2:4"), 256, 128, backend):
+    if why := semi_structured.obstacle(pixels, Pattern("2:4"), 256, 128, backend):
         pytest.skip(why)
     weight, bias = sparse(256, 128, "2:4", dtype), torch.randn(256, device="cuda", dtype=dtype)
     packed = semi_structured.pack(weight, backend)
     no_worse_than_dense(semi_structured.linear(pixels, packed, bias), pixels, weight, bias)
-    out = semi_structured.conv1x1(x, packed, bias, stride=2)
-    no_worse_than_dense(out.permute(0, 2, 3, 1), pixels[:, ::2, ::2], weight, bias)
+    out = semi_structured.linear(semi_structured.pixels(x, 2), packed, bias)
+    no_worse_than_dense(out, pixels[:, ::2, ::2], weight, bias)
     rows = torch.randn(512, 128, device="cuda", dtype=dtype)
     runs_in_a_graph(lambda: semi_structured.linear(rows, packed, bias), rows)

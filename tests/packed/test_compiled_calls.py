@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import operands
 from nmlearn.native import library as native
-from nmlearn.packed.modules import PackedConv2d, PackedLinear
+from nmlearn.packed import kernels
+from nmlearn.packed.modules import PackedConv2d
 
 CALLS = {
     "linear rows": lambda: operands.linear("2:4", "rows", activation="gelu"),
@@ -27,26 +28,23 @@ CALLS = {
 def arguments(call: operands.Call) -> tuple[object, ...]:
     layer = call.layer
     packed = (call.x, layer.values, layer.index, layer.scale, layer.bias, call.residual)
-    n, m, rows = layer.pattern.n, layer.pattern.m, layer.rows
-    if isinstance(layer, PackedLinear):
-        return (*packed, n, m, rows, layer.layout, layer.activation)
-    assert isinstance(layer, PackedConv2d)
-    places = (layer.form.kernel, layer.stride, layer.padding, layer.dilation, layer.groups)
-    return (*packed, n, m, rows, *places, layer.layout, layer.activation)
+    sizes = (layer.pattern.n, layer.pattern.m, layer.rows, layer.form.groups)
+    images = isinstance(layer, PackedConv2d)
+    places = (*layer.form.kernel, *layer.stride, *layer.padding, *layer.dilation) if images else kernels.LINEAR
+    return (*packed, *sizes, images, *places, layer.layout, layer.activation)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("name", CALLS)
 def test_opcheck(name: str) -> None:
     call = CALLS[name]()
-    operator = torch.ops.nmlearn.packed_linear if call.weight.dim() == 2 else torch.ops.nmlearn.packed_conv2d
-    torch.library.opcheck(operator.default, arguments(call))
+    torch.library.opcheck(torch.ops.nmlearn.packed.default, arguments(call))
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_fake_has_the_strides_of_the_real(name: str) -> None:
     call = CALLS[name]()
-    operator = torch.ops.nmlearn.packed_linear if call.weight.dim() == 2 else torch.ops.nmlearn.packed_conv2d
+    operator = torch.ops.nmlearn.packed
     real = operator(*arguments(call))
     fake = operator(*(a.to("meta") if isinstance(a, Tensor) else a for a in arguments(call)))
     assert (fake.shape, fake.stride(), fake.dtype) == (real.shape, real.stride(), real.dtype)

@@ -1,4 +1,4 @@
-"""packed_conv2d against float64: kernels, strides, paddings, dilations, groups, image sizes and memory formats."""
+"""PackedConv2d against float64: kernels, strides, paddings, dilations, groups, image sizes and memory formats."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""packed_linear against float64, for every layout, pattern, type and instruction set."""
+"""PackedLinear against float64, for every layout, pattern, type and instruction set."""
 
 import pytest
 import torch

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import operands
 from nmlearn.errors import KernelError
 from nmlearn.native import library as native
-from nmlearn.packed import modules as packed
+from nmlearn.packed.kernels import operators
 
 pytestmark = pytest.mark.skipif(not native.isa(), reason="the CPU kernels are not built")
 MAKERS = {
@@ -47,8 +47,7 @@ def call(request: pytest.FixtureRequest) -> operands.Call:
 
 
 def without_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("packed_linear", "packed_conv2d"):
-        monkeypatch.setattr(packed.kernels, name, None)
+    monkeypatch.setattr(operators, "operator", None)
 
 
 @pytest.mark.parametrize("inference", [True, False])

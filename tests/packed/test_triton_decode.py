@@ -119,7 +119,7 @@ def test_what_cannot_be_packed():
     ],
 )
 def test_reasons(x, pattern, outputs, inputs, reason):
-    assert reason in triton_decode.supports(x, Pattern(pattern), outputs, inputs)
+    assert reason in triton_decode.obstacle(x, Pattern(pattern), outputs, inputs)
     values, index = triton_decode.pack(torch.zeros(8, 16), "2:4")
     with pytest.raises(KernelError):
         triton_decode.linear(x, values, index, None, 2, 4, 8)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nmlearn.native import library as native
-from nmlearn.packed.kernels import operators
+from nmlearn.packed.kernels import calls
 
 ISAS = ("avx512", "avx2", "portable")
 
@@ -36,7 +36,7 @@ def isa(
     if lib is None:
         pytest.skip(f"no {request.param} kernels: the library is not built (make kernels) or the processor has none")
     monkeypatch.setattr(native, "library", lambda: lib)
-    monkeypatch.setattr(operators, "_CALLS", {})  # a call that is known keeps its library
+    monkeypatch.setattr(calls, "_CALLS", {})  # a call that is known keeps its library
     return str(request.param)
 
 
@@ -44,4 +44,4 @@ def isa(
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine without the library."""
     monkeypatch.setattr(native, "library", lambda: None)
-    monkeypatch.setattr(operators, "_CALLS", {})
+    monkeypatch.setattr(calls, "_CALLS", {})

@@ -1,1 +1,1 @@
-"""From a finalized model to a faster one: measure every layer's ways, exchange what is faster, check the whole."""
+"""From a finalized model to a faster one: measure each layer's candidates, exchange what is faster, check the whole."""

@@ -96,8 +96,8 @@ def accelerate(
     folded into it; additions and activations that follow in a block's own code are done by the kernel. The model is
     then compared with what it computed before, and put back if that is not the same or not faster.
 
-    On an NVIDIA GPU the ways are eager, Triton's decode and 2:4 by cuSPARSELt and CUTLASS; nothing is folded. Times are
-    those of CUDA graphs where the layer, and the whole model, can be captured: run the model in one.
+    On an NVIDIA GPU the candidates are eager, Triton's decode and 2:4 by cuSPARSELt and CUTLASS; nothing is folded.
+    Times are those of CUDA graphs where the layer, and the whole model, can be captured: run the model in one.
 
     Args:
         model: in evaluation mode, on the CPU (float32 or bfloat16) or an NVIDIA GPU; changed in place.
@@ -178,7 +178,7 @@ def _caller(model: nn.Module, inputs: Any) -> Callable[[], Any]:
 
 
 def _faster_format(found: dict[str, Found]) -> str:
-    """The memory format in which the convolutions take the least time together, each by its fastest way in it."""
+    """The memory format in which the convolutions take the least time together, each by its fastest candidate in it."""
     images = [f for f in found.values() if f.images]
     if not images:
         return ""
@@ -195,7 +195,7 @@ def _row(name: str, found: Found, seen: Seen, images: str) -> Row:
     dense, eager, sparse = found.dense(), found.eager(images), seconds * 1e3 if kernel else None
     chosen = seconds <= FASTER * dense
     why = "" if chosen else "the best dense is as fast" if kernel else "no kernel took all its inputs"
-    errors = "; ".join(f"{way}: {reason}" for way, reason in found.failed.items())
+    errors = "; ".join(f"{kernel}: {reason}" for kernel, reason in found.failed.items())
     why = "; ".join(reason for reason in (why, errors) if reason)
     return Row(name, shape, str(found.pattern), given, eager * 1e3, dense * 1e3, sparse, kernel, chosen, why)
 

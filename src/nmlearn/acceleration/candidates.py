@@ -1,4 +1,4 @@
-"""What one layer could run by, and how long each way takes on the shapes it saw."""
+"""What one layer could run by, and how long each candidate takes on the shapes it saw."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from nmlearn.acceleration import cpu_ways, gpu_ways
+from nmlearn.acceleration import cpu_candidates, gpu_candidates
 from nmlearn.acceleration.fusing import Choice
 from nmlearn.acceleration.gpu import gpu_of
-from nmlearn.acceleration.gpu_ways import GpuChoice
+from nmlearn.acceleration.gpu_candidates import GpuChoice
 from nmlearn.acceleration.measured import Times
 from nmlearn.acceleration.observing import Dense, Seen
+from nmlearn.acceleration.timing import interleaved
 from nmlearn.maths.pattern import Pattern
 from nmlearn.maths.zeros import tightest
 
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-# The ways of a convolution in each memory format, and those of a linear layer.
+# The candidates of a convolution in each memory format, and those of a linear layer.
 _SPARSE = {
-    "channels_last": ("rows", "tokens", *gpu_ways.WAYS),
+    "channels_last": ("rows", "tokens", *gpu_candidates.KERNELS),
     "contiguous": ("tokens of planes",),
-    "": ("rows", "tokens", *gpu_ways.WAYS),
+    "": ("rows", "tokens", *gpu_candidates.KERNELS),
 }
 _EAGER = {"channels_last": "eager channels_last", "contiguous": "eager", "": "eager"}
 
 
 @dataclass
 class Found:
-    """The times of one layer, in seconds for all its calls together, and why ways failed; or why there are none."""
+    """The times of one layer, in seconds for all its calls together, why candidates failed, or why there are none."""
 
     name: str
     layer: Dense
@@ -44,35 +45,37 @@ class Found:
         return isinstance(self.layer, nn.Conv2d) and not self.why
 
     def add(self, seconds: Mapping[str, float], count: int) -> None:
-        """Count the times of another shape; a way that does not take it is no way of the layer."""
-        ways = [way for way in seconds if way in self.times or not self.times]
-        self.times = {way: self.times.get(way, 0.0) + count * seconds[way] for way in ways}
+        """Count the times of another shape; a candidate that does not take it is no candidate of the layer."""
+        candidates = [candidate for candidate in seconds if candidate in self.times or not self.times]
+        self.times = {
+            candidate: self.times.get(candidate, 0.0) + count * seconds[candidate] for candidate in candidates
+        }
 
     def dense(self) -> float:
-        return min(seconds for way, seconds in self.times.items() if way.startswith(("eager", "prepacked")))
+        return min(seconds for candidate, seconds in self.times.items() if candidate.startswith(("eager", "prepacked")))
 
     def eager(self, images: str) -> float:
         return self.times[_EAGER[images if self.images else ""]]
 
     def best_sparse(self, images: str) -> tuple[str, float]:
-        ways = [way for way in _SPARSE[images if self.images else ""] if way in self.times]
-        if not ways:
+        candidates = [candidate for candidate in _SPARSE[images if self.images else ""] if candidate in self.times]
+        if not candidates:
             return "", float("inf")
-        return min(((way, self.times[way]) for way in ways), key=lambda pair: pair[1])
+        return min(((candidate, self.times[candidate]) for candidate in candidates), key=lambda pair: pair[1])
 
     def best(self, images: str) -> tuple[str, float]:
-        """The fastest way that a layer can be left in: packed, or eager."""
+        """The fastest candidate that a layer can be left in: packed, or eager."""
         return min(self.best_sparse(images), (_EAGER[images], self.eager(images)), key=lambda pair: pair[1])
 
     def choice(self, kernel: str) -> Choice | GpuChoice:
         assert self.pattern is not None
-        if kernel in gpu_ways.WAYS:
+        if kernel in gpu_candidates.KERNELS:
             return GpuChoice(self.layer, self.pattern, kernel)
-        return cpu_ways.choice(self.layer, self.pattern, kernel, self.name, self.int8)
+        return cpu_candidates.choice(self.layer, self.pattern, kernel, self.name, self.int8)
 
 
 def find(name: str, layer: Dense, seen: Seen, times: Times, int8: bool) -> Found:
-    """Measure a layer's ways, or say why it has only the dense one."""
+    """Measure a layer's candidates, or say why it has only the dense one."""
     pattern = tightest(layer.weight.detach() != 0, 1)
     if pattern is None:
         return Found(name, layer, None, int8, "dense: its zeros have no pattern")
@@ -89,8 +92,8 @@ def _refusal(name: str, layer: Dense, pattern: Pattern, seen: Seen, int8: bool) 
     if not seen.inputs[name]:
         return "the example did not call it"
     if gpu_of(layer.weight.device):
-        return gpu_ways.refusal(layer, pattern, seen.inputs[name], int8)
-    return cpu_ways.refusal(layer, pattern)
+        return gpu_candidates.refusal(layer, pattern, seen.inputs[name], int8)
+    return cpu_candidates.refusal(layer, pattern)
 
 
 def _measure(
@@ -98,11 +101,14 @@ def _measure(
 ) -> None:
     layer, name, int8, gpu = found.layer, found.name, found.int8, gpu_of(found.layer.weight.device)
     what = f"{_geometry(layer)} {pattern} {'int8 ' if int8 else ''}on {list(shape)} {str(dtype)[6:]}"
+    needed = [_EAGER[images] for images in (FORMATS if found.images else ("",))]
     if gpu is None:
-        found.add(times.of(what, lambda: cpu_ways.calls(layer, pattern, name, int8, shape, dtype)), count)
-        return
-    on_gpu = f"{what}, {gpu.described()}"
-    seconds, failed = times.of_failing(on_gpu, lambda: gpu_ways.measure(layer, pattern, shape, dtype, gpu))
+        seconds, failed = times.of(
+            what, needed, lambda: (interleaved(cpu_candidates.calls(layer, pattern, name, int8, shape, dtype)), {})
+        )
+    else:
+        what = f"{what}, {gpu.described()}"
+        seconds, failed = times.of(what, needed, lambda: gpu_candidates.measure(layer, pattern, shape, dtype, gpu))
     found.add(seconds, count)
     found.failed |= failed
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nmlearn.acceleration import fusing, gpu_ways
+from nmlearn.acceleration import fusing, gpu_candidates
 from nmlearn.acceleration.candidates import FORMATS
 from nmlearn.acceleration.fusing import Choice
-from nmlearn.acceleration.gpu_ways import GpuChoice
+from nmlearn.acceleration.gpu_candidates import GpuChoice
 from nmlearn.acceleration.observing import Seen
 
 
@@ -59,7 +59,7 @@ def _exchange_all(
         blocks: dict[str, dict[str, Choice]] = {}
         for name, choice in choices.items():
             if isinstance(choice, GpuChoice):
-                change.put(model, name, gpu_ways.pack(choice))
+                change.put(model, name, gpu_candidates.pack(choice))
                 continue
             block, _, child = name.rpartition(".")
             blocks.setdefault(block, {})[child] = choice

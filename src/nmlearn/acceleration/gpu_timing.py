@@ -1,8 +1,8 @@
 """Times on a GPU, of kernels that take microseconds.
 
 Launching takes longer than such a kernel, so calls are replayed from CUDA graphs where they can be captured. A weight
-that the last call left in the cache is faster than it is inside a model, so each way goes round copies of its weight
-that together exceed the cache.
+that the last call left in the cache is faster than it is inside a model, so each candidate goes round copies of
+its weight that together exceed the cache.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LONGEST = 160  # letters of an error that are kept
 
 
 @dataclass(frozen=True)
-class Way:
+class Candidate:
     """One way to compute a layer.
 
     Attributes:
@@ -37,28 +37,30 @@ class Way:
     x: Tensor
 
 
-def of_ways(ways: Mapping[str, Callable[[], Way]], gpu: Gpu) -> tuple[dict[str, float], dict[str, str]]:
-    """Seconds of one call by way, and of ways that cannot be made or called, why.
+def of_candidates(
+    candidates: Mapping[str, Callable[[], Candidate]], gpu: Gpu
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Seconds of one call by candidate, and of candidates that cannot be made or called, why.
 
-    A way that cannot be captured is timed call after call, which is never to its advantage. Errors of eager ways are
-    raised.
+    A candidate that cannot be captured is timed call after call, which is never to its advantage. Errors of
+    eager candidates are raised.
     """
-    made: dict[str, Way] = {}
+    made: dict[str, Candidate] = {}
     failed: dict[str, str] = {}
-    for name, make in ways.items():
+    for name, make in candidates.items():
         try:
-            way = make()
-            way.copy()(way.x)
+            candidate = make()
+            candidate.copy()(candidate.x)
             gpu.wait()
         except Exception as error:  # libraries without a kernel for this device, no compiler, no memory ...
             if name.startswith("eager"):
                 raise
             failed[name] = _reason(error)
         else:
-            made[name] = way
-    copies = {name: _copies(way, gpu) for name, way in made.items()}
+            made[name] = candidate
+    copies = {name: _copies(candidate, gpu) for name, candidate in made.items()}
     count = max(FEWEST, *copies.values())
-    runs = {name: _run(way, copies[name], count, gpu) for name, way in made.items()}
+    runs = {name: _run(candidate, copies[name], count, gpu) for name, candidate in made.items()}
     seconds = interleaved(runs, wait=gpu.wait)
     return {name: taken / count for name, taken in seconds.items()}, failed
 
@@ -72,12 +74,12 @@ def of_model(name: str, call: Callable[[], object], gpu: Gpu) -> dict[str, float
     return found
 
 
-def _copies(way: Way, gpu: Gpu) -> int:
-    return min(MOST, max(1, -(-CACHES * gpu.cache_bytes() // max(1, way.nbytes))))
+def _copies(candidate: Candidate, gpu: Gpu) -> int:
+    return min(MOST, max(1, -(-CACHES * gpu.cache_bytes() // max(1, candidate.nbytes))))
 
 
-def _run(way: Way, copies: int, count: int, gpu: Gpu) -> Callable[[], object]:
-    run = partial(_all, [way.copy() for _ in range(copies)], way.x, count)
+def _run(candidate: Candidate, copies: int, count: int, gpu: Gpu) -> Callable[[], object]:
+    run = partial(_all, [candidate.copy() for _ in range(copies)], candidate.x, count)
     return gpu.captured(run) or run
 
 

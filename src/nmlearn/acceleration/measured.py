@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from nmlearn.acceleration.timing import interleaved
 from nmlearn.errors import WriteError
 from nmlearn.files.atomic import write_atomic
 from nmlearn.native import library as native
 from nmlearn.native import processor as cpuinfo
 
 DEFAULT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nmlearn" / "kernels.json"
-Calls = Mapping[str, Callable[[], object]]
+Measured = tuple[dict[str, float], dict[str, str]]  # seconds by candidate, and why others failed
 
 
 class Times:
     """Seconds by what was timed and the names of its calls.
 
     Args:
-        path: the file; None keeps nothing. A file that cannot be read or is of another machine is begun anew.
+        path: the file; None keeps nothing. What cannot be read in it, or is of another machine, is measured anew.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -33,25 +34,15 @@ class Times:
         self.machine = machine()
         self.known: dict[str, dict[str, float]] = {}
         self.failed: dict[str, dict[str, str]] = {}
-        try:
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             data = json.loads(path.read_text()) if path is not None else {}
-            if data.get("machine") == self.machine:
-                self.known, self.failed = data["times"], data.get("failed", {})
-        except (OSError, ValueError, KeyError, AttributeError):
-            pass
+            if isinstance(data, dict) and data.get("machine") == self.machine:
+                self.known = _tables(data.get("times"), lambda t: isinstance(t, float) and 0 < t < math.inf)
+                self.failed = _tables(data.get("failed"), lambda why: isinstance(why, str))
 
-    def of(self, what: str, calls: Callable[[], Calls]) -> dict[str, float]:
-        """The times of `what`, from the file or by running the calls."""
-        if what not in self.known:
-            self.known[what] = interleaved(calls())
-            self.changed = True
-        return self.known[what]
-
-    def of_failing(
-        self, what: str, measure: Callable[[], tuple[dict[str, float], dict[str, str]]]
-    ) -> tuple[dict[str, float], dict[str, str]]:
-        """The same where ways can fail: the times of those that did not, and why the others did."""
-        if what not in self.known:
+    def of(self, what: str, needed: Iterable[str], measure: Callable[[], Measured]) -> Measured:
+        """The times of `what`, the needed ones among them, and why others failed; from the file if it has them."""
+        if not self.known.get(what, {}).keys() >= set(needed):
             self.known[what], self.failed[what] = measure()
             self.changed = True
         return self.known[what], self.failed.get(what, {})
@@ -63,6 +54,12 @@ class Times:
         text = json.dumps({"machine": self.machine, "times": self.known, "failed": self.failed}, indent=1)
         with contextlib.suppress(WriteError):
             write_atomic(self.path, lambda file: file.write(text.encode()))
+
+
+def _tables(data: object, valid: Callable[[object], bool]) -> dict[str, dict[str, Any]]:
+    """The tables of a table that hold valid values alone."""
+    tables = data.items() if isinstance(data, dict) else ()
+    return {what: table for what, table in tables if isinstance(table, dict) and all(map(valid, table.values()))}
 
 
 def machine() -> dict[str, str | int]:

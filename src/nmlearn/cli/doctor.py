@@ -104,9 +104,9 @@ def _kernels() -> Iterator[Row]:
     yield not lacking, "CPU", f"{lacking}; {slow}. {BUILD_KERNELS}" if lacking else f"{native.isa()} instructions"
     example = torch.zeros(1, 64, dtype=torch.bfloat16, device="cuda" if torch.cuda.is_available() else "cpu")
     gpu = {
-        "GPU, decode": triton_decode.supports(example, Pattern("1:4"), 64, 64),
-        "GPU, 2:4 cuSPARSELt": semi_structured.supports(example, Pattern("2:4"), 64, 64),
-        "GPU, 2:4 CUTLASS": semi_structured.supports(example, Pattern("2:4"), 64, 64, "cutlass"),
+        "GPU, decode": triton_decode.obstacle(example, Pattern("1:4"), 64, 64),
+        "GPU, 2:4 cuSPARSELt": semi_structured.obstacle(example, Pattern("2:4"), 64, 64),
+        "GPU, 2:4 CUTLASS": semi_structured.obstacle(example, Pattern("2:4"), 64, 64, "cutlass"),
     }
     for name, why in gpu.items():
         yield not why, name, why or "usable"

@@ -38,19 +38,32 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     path = next((p for p in _places() if p.is_file()), None)
     if path is None:
         return None, "the library of kernels was not built"
+    if _cut_short(path):
+        return None, f"{path} is not whole: it was cut short when it was built or copied"
     import torch  # noqa: F401  (its OpenMP is the one that the kernels use)
 
     try:
         lib = ctypes.CDLL(str(path))
+        abi = lib.nm_abi()
     except OSError as error:
         return None, f"the library was built for another system: {error}"
-    if lib.nm_abi() != ABI:
+    except AttributeError:
+        return None, f"{path} is another library, not nmlearn's"
+    if abi != ABI:
         return None, f"{path} belongs to another version of nmlearn"
     lib.nm_isa.restype = ctypes.c_char_p
     if not lib.nm_isa():
         return None, f"this processor has no kernels for NMLEARN_ISA={os.environ.get('NMLEARN_ISA')}"
     lib.nm_run.argtypes = [ctypes.c_int, ctypes.POINTER(Shape), *[ctypes.c_void_p] * 8]
     return lib, ""
+
+
+def _cut_short(path: Path) -> bool:
+    """Whether a 64-bit ELF file ends before its table of sections, the last thing in it: to load it could be SIGBUS."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    table, size, count = (int.from_bytes(head[i:j], "little") for i, j in ((40, 48), (58, 60), (60, 62)))
+    return head.startswith(b"\x7fELF") and path.stat().st_size < table + size * count
 
 
 def _places() -> list[Path]:

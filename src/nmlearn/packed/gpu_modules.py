@@ -14,7 +14,6 @@ from nmlearn.errors import KernelError
 from nmlearn.maths.pattern import Pattern
 from nmlearn.packed import kernels
 from nmlearn.packed.kernels import semi_structured, triton_decode
-from nmlearn.packed.modules import refuse_gradient
 
 
 class DecodeLinear(nn.Module):
@@ -51,7 +50,6 @@ class DecodeLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in] -> [..., out]``."""
-        refuse_gradient(x, "DecodeLinear")
         _check_last(x, self.in_features, "DecodeLinear")
         n, m = self.pattern.n, self.pattern.m
         out: Tensor = kernels.decode_linear(x, self.values, self.index, self.bias, n, m, self.out_features)
@@ -117,7 +115,6 @@ class SemiStructured(nn.Module):
         return f"{self.outputs}x{self.inputs}, {self.backend}, {dtype}, bias={self.bias is not None}"
 
     def _product(self, x: Tensor) -> Tensor:
-        refuse_gradient(x, type(self).__name__)
         _check_last(x, self.inputs, type(self).__name__)
         kind = (self.outputs, self.backend, self.algorithm)
         out: Tensor = kernels.semi_structured_linear(x, self.values, self.meta, self.bias, *kind)

@@ -1,7 +1,7 @@
 """PackedLinear and PackedConv2d: ordinary modules whose weight is plain packed buffers and one operator.
 
-They are for inference: ``deepcopy``, ``state_dict``, pickle, safetensors, ``.to(dtype)``, torch.compile, torch.export
-work as for any module; gradients do not flow through them.
+They are for inference: ``deepcopy``, ``state_dict``, pickle, safetensors, ``.to(dtype)``, torch.autocast, torch.compile
+and torch.export work as for any module; gradients are refused.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from nmlearn.errors import KernelError
 from nmlearn.maths.pattern import Pattern
 from nmlearn.packed import kernels
-from nmlearn.packed.kernels import layouts, reference, shortcut
+from nmlearn.packed.kernels import layouts, reference
 from nmlearn.packed.kernels.layouts import Form, Layout
-from nmlearn.packed.kernels.shortcut import Shortcut
 
 
 class Packed(nn.Module):
@@ -47,7 +46,6 @@ class Packed(nn.Module):
                 fix = f"choose from {', '.join(known)}"
                 raise KernelError(where=name, given=f"{key}={given!r}", wrong="there is no such thing", fix=fix)
         self.form, self.layout, self.activation = form, layout, activation
-        self._shortcut = Shortcut()
         if bias is not None and tuple(bias.shape) != (self.rows,):
             given = f"a bias of shape {tuple(bias.shape)}"
             raise KernelError(
@@ -85,23 +83,14 @@ class Packed(nn.Module):
         act = "" if self.activation == "none" else f", activation={self.activation}"
         return f"{shape}, pattern={self.pattern}, {dtype}, layout={self.layout}, bias={self.bias is not None}{act}"
 
-    def _operands(self) -> tuple[Any, ...]:
-        buffers = self._buffers  # asked directly: an attribute of a module takes as long as a small layer
-        return buffers["values"], buffers["index"], buffers["scale"], buffers["bias"]
-
-    def _run(self, operator: Any, x: Tensor, residual: Tensor | None, *geometry: Any) -> Tensor:
-        """The operator, or what it found to do when it was called like this before."""
-        operands = self._operands()
-        eager = not torch.compiler.is_compiling() and shortcut.is_plain(x) and shortcut.is_plain(residual)
-        call = self._shortcut.find(x, residual, operands) if eager else None
-        if call is not None:
-            return call(x, *operands, residual)
-        n, m = self.pattern.n, self.pattern.m
-        more = (n, m, self.rows, *geometry, self.layout, self.activation)
-        y: Tensor = operator(x, *operands, residual, *more)
-        if eager:
-            self._shortcut.keep(x, residual, operands, kernels.known(x, *operands, residual, *more))
-        return y
+    def _run(self, x: Tensor, residual: Tensor | None, images: bool, *places: int) -> Tensor:
+        """The operator with this layer's arguments; places are kernel, stride, padding and dilation."""
+        form, buffers = self.form, self._buffers  # asked directly: an attribute of a module takes long
+        n, m, rows = form.pattern.n, form.pattern.m, form.groups * form.rows
+        return kernels.packed(
+            (x, buffers["values"], buffers["index"], buffers["scale"], buffers["bias"], residual),
+            (n, m, rows, form.groups, images, *places, self.layout, self.activation),
+        )
 
     def _load_from_state_dict(self, state: Any, prefix: str, *others: Any) -> None:
         """Refuses the index of a weight of another pattern, whose shape may be the same."""
@@ -116,7 +105,6 @@ class Packed(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Packed:
         """`.to(bfloat16)` converts the values and the bias; the scales of int8 values stay float32."""
         scale = self.scale
-        self._shortcut.clear()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if scale is not None and self.scale is not None and self.scale.dtype != torch.float32:
             self.scale = scale.to(self.scale.device)
@@ -160,11 +148,10 @@ class PackedLinear(Packed):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``[..., in] -> [..., out]``; the residual, of the output's shape, is added before the activation."""
-        refuse_gradient(x, type(self).__name__)
         if x.dim() < 1 or x.shape[-1] != self.in_features:
             wrong = f"the layer takes [..., {self.in_features}]"
             raise KernelError(where="PackedLinear", given=f"x of shape {tuple(x.shape)}", wrong=wrong, fix="check x")
-        return self._run(kernels.packed_linear, x, residual)
+        return self._run(x, residual, False, *kernels.LINEAR)
 
 
 class PackedConv2d(Packed):
@@ -204,31 +191,24 @@ class PackedConv2d(Packed):
         super().__init__(weight, bias, form, layout, activation, int8, name)
         self.in_channels, self.out_channels = groups * form.channels, groups * form.rows
         self.stride, self.dilation = _pair(name, "stride", stride, 1), _pair(name, "dilation", dilation, 1)
-        self.padding, self.groups = _pair(name, "padding", padding, 0), groups
+        self.padding = _pair(name, "padding", padding, 0)
+
+    @property
+    def groups(self) -> int:
+        return self.form.groups
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Stride, padding and dilation are two whole numbers, whoever sets them."""
+        least = {"stride": 1, "padding": 0, "dilation": 1}.get(name)
+        value = value if least is None else _pair("PackedConv2d", name, value, least)
+        super().__setattr__(name, value)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``[batch, in, height, width] -> [batch, out, ...]``; the residual is added before the activation."""
-        refuse_gradient(x, type(self).__name__)
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             wrong = f"the layer takes [batch, {self.in_channels}, height, width]"
             raise KernelError(where="PackedConv2d", given=f"x of shape {tuple(x.shape)}", wrong=wrong, fix="check x")
-        geometry = (self.form.kernel, self.stride, self.padding, self.dilation, self.groups)
-        return self._run(kernels.packed_conv2d, x, residual, *geometry)
-
-
-def refuse_gradient(x: Tensor, name: str) -> None:
-    """Say that a packed layer computes no gradient, rather than stop it silently.
-
-    Raises:
-        KernelError: x requires a gradient where gradients are recorded.
-    """
-    if torch.is_grad_enabled() and x.requires_grad:
-        raise KernelError(
-            where=name,
-            given="an input that requires a gradient",
-            wrong="packed weights are for inference and compute none",
-            fix="call the model under torch.inference_mode() or torch.no_grad(), or train the dense model",
-        )
+        return self._run(x, residual, True, *self.form.kernel, *self.stride, *self.padding, *self.dilation)
 
 
 def _pair(name: str, key: str, given: object, least: int) -> tuple[int, int]:

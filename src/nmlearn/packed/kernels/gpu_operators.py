@@ -4,10 +4,12 @@
 its kernels do not take (more than 64 tokens, another device) is computed by unpacking the weight: right, and slow.
 
 ``torch.ops.nmlearn.semi_structured_linear`` multiplies by the parts of one of torch's semi-structured tensors, on
-NVIDIA GPUs alone. Both are functional and have no gradient.
+NVIDIA GPUs alone. Both are functional, follow torch.autocast and refuse derivatives.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,23 +17,12 @@ from torch import Tensor
 
 from nmlearn.errors import KernelError
 from nmlearn.maths.pattern import Pattern
-from nmlearn.packed.kernels import semi_structured, triton_decode
-
-_OPERATORS = torch.library.Library("nmlearn", "FRAGMENT")
-_OPERATORS.define(
-    "decode_linear(Tensor x, Tensor values, Tensor index, Tensor? bias, int n, int m, int rows) -> Tensor",
-    tags=[torch.Tag.pt2_compliant_tag],
-)
-_OPERATORS.define(
-    "semi_structured_linear(Tensor x, Tensor values, Tensor? meta, Tensor? bias, int rows, str backend, int algorithm)"
-    " -> Tensor",
-    tags=[torch.Tag.pt2_compliant_tag],
-)
+from nmlearn.packed.kernels import dispatch, semi_structured, triton_decode
 
 
 def _decode_linear(x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, n: int, m: int, rows: int) -> Tensor:
     pattern, columns = Pattern(n, m), x.shape[-1] if x.dim() else 0
-    if not triton_decode.supports(x, pattern, rows, columns):
+    if not triton_decode.obstacle(x, pattern, rows, columns):
         return triton_decode.linear(x, values, index, bias, n, m, rows)
     if x.dtype != values.dtype or x.device != values.device or not x.dim():
         raise KernelError(
@@ -58,20 +49,22 @@ def _semi_structured_linear(
     return semi_structured.linear(x, weight, bias).contiguous()
 
 
-def _fake(x: Tensor, rows: int) -> Tensor:
-    return x.new_empty((*x.shape[:-1], rows))
+def _to_weight(arguments: tuple[Any, ...], dtype: torch.dtype) -> list[Any]:
+    """The values' dtype is a part of how they are packed: x is converted to it, not to autocast's."""
+    x, values, *others = arguments
+    return [dispatch.cast(x, values.dtype), values, *others]
 
 
-_OPERATORS.impl("decode_linear", _decode_linear, "CompositeExplicitAutograd")
-_OPERATORS.impl("semi_structured_linear", _semi_structured_linear, "CompositeExplicitAutograd")
-torch.library.register_fake(
-    "nmlearn::decode_linear", lambda x, values, index, bias, n, m, rows: _fake(x, rows), lib=_OPERATORS
+decode_linear = dispatch.register(
+    "decode_linear(Tensor x, Tensor values, Tensor index, Tensor? bias, int n, int m, int rows) -> Tensor",
+    _decode_linear,
+    lambda x, values, index, bias, n, m, rows: x.new_empty((*x.shape[:-1], rows)),
+    lambda arguments, dtype: [dispatch.cast(t, dtype) for t in arguments],
 )
-torch.library.register_fake(
-    "nmlearn::semi_structured_linear",
-    lambda x, values, meta, bias, rows, backend, algorithm: _fake(x, rows),
-    lib=_OPERATORS,
+semi_structured_linear = dispatch.register(
+    "semi_structured_linear(Tensor x, Tensor values, Tensor? meta, Tensor? bias, int rows, str backend, int algorithm)"
+    " -> Tensor",
+    _semi_structured_linear,
+    lambda x, values, meta, bias, rows, backend, algorithm: x.new_empty((*x.shape[:-1], rows)),
+    _to_weight,
 )
-
-decode_linear = torch.ops.nmlearn.decode_linear.default
-semi_structured_linear = torch.ops.nmlearn.semi_structured_linear.default

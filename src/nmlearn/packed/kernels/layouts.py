@@ -92,6 +92,18 @@ def tile_of(form: Form) -> int:
     return min(LARGEST_TILE // m * m, inputs, -(-inputs // tiles // m) * m)
 
 
+def check_pattern(weight: Tensor, pattern: Pattern, name: str) -> None:
+    """Refuse a weight ``[out, in, ...]`` that breaks a pattern.
+
+    Raises:
+        ViolationError: a group holds more than N non-zeros; named.
+    """
+    why = Grouping(pattern, 1).violation(weight.detach() != 0)
+    if why:
+        fix = "finalize the sparsifier before packing, or name the pattern that the weight has"
+        raise ViolationError(where=name, given=tuple(weight.shape), wrong=why, fix=fix)
+
+
 def find(weight: Tensor, form: Form, name: str = "weight") -> tuple[Tensor, Tensor]:
     """The kept values and their inputs, ``[groups, o, p]``: N of every group in order, zeros where it has fewer.
 
@@ -100,14 +112,7 @@ def find(weight: Tensor, form: Form, name: str = "weight") -> tuple[Tensor, Tens
     Raises:
         ViolationError: a group holds more than N non-zeros.
     """
-    why = Grouping(form.pattern, 1).violation(weight.detach() != 0)
-    if why:
-        raise ViolationError(
-            where=name,
-            given=tuple(weight.shape),
-            wrong=why,
-            fix="finalize the sparsifier first, or name the pattern that the weight has",
-        )
+    check_pattern(weight, form.pattern, name)
     n, m = form.pattern.n, form.pattern.m
     w_gok = weight.detach().reshape(form.groups, form.rows, form.channels, form.taps).movedim(2, -1).flatten(2)
     w_gm = w_gok.unflatten(-1, (-1, m))

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nmlearn.packed.kernels import layouts
+from nmlearn.packed.kernels.checks import Operands, Settings
 
 _ACTIVATION = {"none": lambda y: y, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
@@ -16,26 +17,12 @@ def dense(values: Tensor, index: Tensor, scale: Tensor | None, form: layouts.For
     return weight if scale is None else weight * scale.view(-1, *[1] * (weight.dim() - 1))
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str) -> Tensor:
-    y = F.linear(x, weight.to(x.dtype), bias)
-    return finish(y, residual, activation)
-
-
-def conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    activation: str,
-) -> Tensor:
-    y = F.conv2d(x, weight.to(x.dtype), bias, stride, padding, dilation, groups)
-    return finish(y, residual, activation)
-
-
-def finish(y: Tensor, residual: Tensor | None, activation: str) -> Tensor:
-    y = y if residual is None else y + residual
-    return _ACTIVATION[activation](y)  # type: ignore[no-any-return]
+def call(given: Operands, s: Settings, form: layouts.Form) -> Tensor:
+    """What the packed operator computes."""
+    weight = dense(given.values, given.index, given.scale, form, s.layout).to(given.x.dtype)
+    if s.images:
+        y = F.conv2d(given.x, weight, given.bias, s[7:9], s[9:11], s[11:13], s.groups)
+    else:
+        y = F.linear(given.x, weight.flatten(1), given.bias)
+    y = y if given.residual is None else y + given.residual
+    return _ACTIVATION[s.activation](y)  # type: ignore[no-any-return]

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nmlearn.errors import KernelError, ViolationError
-from nmlearn.maths.groups import Grouping, misfit
+from nmlearn.errors import KernelError
+from nmlearn.maths.groups import misfit
 from nmlearn.maths.pattern import Pattern
+from nmlearn.packed.kernels.layouts import check_pattern
 
 Backend = Literal["cusparselt", "cutlass"]
 DTYPES = (torch.bfloat16, torch.float16)
@@ -26,7 +27,7 @@ MULTIPLES: dict[Backend, tuple[int, int]] = {"cusparselt": (16, 16), "cutlass": 
 _HARDWARE = Pattern(2, 4)
 
 
-def supports(x: Tensor, pattern: Pattern, outputs: int, inputs: int, backend: Backend = "cusparselt") -> str:
+def obstacle(x: Tensor, pattern: Pattern, outputs: int, inputs: int, backend: Backend = "cusparselt") -> str:
     """Why the backend cannot multiply inputs ``[..., K]`` by a weight ``[O, K]`` of that pattern; empty if it can.
 
     An empty answer does not promise that the device has a kernel: whoever chooses by measurement has to take an error
@@ -81,7 +82,7 @@ def pack(weight: Tensor, backend: Backend = "cusparselt", algorithm: int = 0) ->
     """
     weight = weight.detach()
     _check_packable(weight, backend)
-    _check_pattern(weight)
+    check_pattern(weight, _HARDWARE, "semi_structured.pack")
     chosen = {"alg_id": algorithm} if algorithm else {}  # older versions of torch know no such argument
     with warnings.catch_warnings(), torch.cuda.device_of(weight):
         warnings.filterwarnings("ignore", "The PyTorch API of SparseSemiStructuredTensor", UserWarning)
@@ -118,18 +119,7 @@ def _check_packable(weight: Tensor, backend: Backend) -> None:
 
 
 def _misfit(weight: Tensor, backend: Backend) -> str:
-    return supports(weight, _HARDWARE, weight.shape[0], weight.shape[1], backend)
-
-
-def _check_pattern(weight: Tensor) -> None:
-    why = Grouping(_HARDWARE, 1).violation(weight != 0)
-    if why:
-        raise ViolationError(
-            where="semi_structured.pack",
-            given=tuple(weight.shape),
-            wrong=why,
-            fix="finalize the sparsifier before packing, or leave this weight dense",
-        )
+    return obstacle(weight, _HARDWARE, weight.shape[0], weight.shape[1], backend)
 
 
 def linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
@@ -164,31 +154,6 @@ def _check_input(x: Tensor, packed: Tensor) -> None:
             wrong=f"the weight is {packed.dtype} {tuple(packed.shape)} on {packed.device}",
             fix="cast, move or reshape the input",
         )
-
-
-def conv1x1(x: Tensor, packed: Tensor, bias: Tensor | None, stride: int | tuple[int, int] = 1) -> Tensor:
-    """A 1x1 convolution without padding or groups, as a linear layer over the channels of every pixel.
-
-    Args:
-        x: ``[B, C, H, W]`` of the weight's dtype and device; without a copy where it is channels_last and stride 1.
-        packed: ``[O, C]``, what :func:`pack` returned for ``weight[:, :, 0, 0]``.
-        bias: ``[O]``, or None.
-        stride: down and across; every pixel that a stride skips is left out before the product.
-
-    Returns:
-        A new tensor ``[B, O, H', W']``, channels_last.
-
-    Raises:
-        KernelError: x is not 4-D, or its dtype, device or channels are not the weight's.
-    """
-    if x.dim() != 4:
-        raise KernelError(
-            where="semi_structured.conv1x1",
-            given=f"input {tuple(x.shape)}",
-            wrong="a convolution takes [B, C, H, W]",
-            fix="add the dimension that is missing",
-        )
-    return linear(pixels(x, stride), packed, bias).permute(0, 3, 1, 2)
 
 
 def pixels(x: Tensor, stride: int | tuple[int, int] = 1) -> Tensor:

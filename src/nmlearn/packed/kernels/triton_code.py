@@ -4,7 +4,7 @@ A packed weight is N planes, plane n holding the n-th kept weight of every group
 are a chunk: 8 values beside each other, and one 32-bit word of 4-bit places. The rows of a chunk follow each other in
 memory, so the lanes of a warp, one row each, read 16 bytes of bf16 each from one contiguous piece.
 
-Every offset is a 32-bit number; `supports` refuses a weight that would need more. Groups of padding read no input, so
+Every offset is a 32-bit number; `obstacle` refuses a weight that would need more. Groups of padding read no input, so
 that an infinite one does not meet their zeros.
 """
 

@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nmlearn.errors import KernelError, ViolationError
+from nmlearn.errors import KernelError
 from nmlearn.maths.groups import Grouping, misfit
 from nmlearn.maths.pattern import Pattern
+from nmlearn.packed.kernels.layouts import check_pattern
 
 GROUP_SIZES = (4, 8, 16)  # a place has to fit 4 bits, a tile's sides are powers of two
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -54,7 +55,7 @@ class Launch:
     stages: int = 3
 
 
-def supports(x: Tensor, pattern: Pattern, outputs: int, inputs: int) -> str:
+def obstacle(x: Tensor, pattern: Pattern, outputs: int, inputs: int) -> str:
     """Why the kernels cannot multiply inputs ``[..., K]`` by a weight ``[O, K]`` of that pattern; empty if they can."""
     tokens = x.numel() // max(1, x.shape[-1]) if x.dim() else 0
     columns = -(-inputs // (CHUNK * pattern.m)) * CHUNK * pattern.n
@@ -101,7 +102,7 @@ def pack(weight: Tensor, pattern: Pattern | str) -> tuple[Tensor, Tensor]:
     """
     pattern = Pattern(pattern)
     _check_packable(weight, pattern)
-    _check_pattern(weight.detach(), pattern)
+    check_pattern(weight, pattern, "triton_decode.pack")
     weight_gm = Grouping(pattern, 1).view(weight.detach())
     # Kept weights first, each side in its own order. A group that keeps fewer is filled with zeros of its own.
     place_gn = (weight_gm == 0).to(torch.uint8).sort(dim=-1, stable=True).indices[..., : pattern.n]
@@ -159,17 +160,6 @@ def _check_packable(weight: Tensor, pattern: Pattern) -> None:
         )
 
 
-def _check_pattern(weight: Tensor, pattern: Pattern) -> None:
-    why = Grouping(pattern, 1).violation(weight != 0)
-    if why:
-        raise ViolationError(
-            where="triton_decode.pack",
-            given=tuple(weight.shape),
-            wrong=why,
-            fix="finalize the sparsifier before packing, or name the pattern that the weight has",
-        )
-
-
 def linear(
     x: Tensor,
     values: Tensor,
@@ -194,7 +184,7 @@ def linear(
         A new tensor ``[..., O]`` of x's dtype.
 
     Raises:
-        KernelError: operands that do not belong together, or that :func:`supports` refuses.
+        KernelError: operands that do not belong together, or that :func:`obstacle` refuses.
     """
     inputs = x.shape[-1] if x.dim() else 0
     _check_operands(x, values, index, bias, Pattern(n, m), out_features)
@@ -221,7 +211,7 @@ def _check_operands(
     packed = _is_packed(values, index, pattern, outputs, inputs)
     others = [values, index] if bias is None else [values, index, bias]
     reasons = {
-        supports(x, pattern, outputs, inputs): True,
+        obstacle(x, pattern, outputs, inputs): True,
         "values and index are not a weight of this shape and pattern packed by triton_decode.pack": not packed,
         "values and index are not contiguous": not (values.is_contiguous() and index.is_contiguous()),
         "the input's dtype is not the weight's": x.dtype != values.dtype,

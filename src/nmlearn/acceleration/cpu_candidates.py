@@ -1,4 +1,4 @@
-"""The ways of a layer on a CPU: the two dense ones, and the packed kernels in their layouts."""
+"""The candidates of a layer on a CPU: the two dense ones, and the packed kernels in their layouts."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def refusal(layer: Dense, pattern: Pattern) -> str:
     return layouts.refusal("tokens", form)
 
 
-def choice(layer: Dense, pattern: Pattern, way: str, name: str, int8: bool) -> Choice:
-    """The layer packed as a way says."""
-    return Choice(layer, pattern, "rows" if way == "rows" else "tokens", name, int8)
+def choice(layer: Dense, pattern: Pattern, candidate: str, name: str, int8: bool) -> Choice:
+    """The layer packed as a candidate says."""
+    return Choice(layer, pattern, "rows" if candidate == "rows" else "tokens", name, int8)
 
 
 def calls(
     layer: Dense, pattern: Pattern, name: str, int8: bool, shape: tuple[int, ...], dtype: torch.dtype
 ) -> dict[str, Callable[[], object]]:
-    """The layer's call on such an input, by way."""
+    """The layer's call on such an input, by candidate."""
     x = torch.randn(shape).to(dtype)
     found: dict[str, Callable[[], object]] = {}
 
-    def add(way: str, function: Any, given: torch.Tensor) -> None:
+    def add(candidate: str, function: Any, given: torch.Tensor) -> None:
         if function is not None:
-            found[way] = lambda: function(given)
+            found[candidate] = lambda: function(given)
 
     last = x.contiguous(memory_format=torch.channels_last) if isinstance(layer, nn.Conv2d) else x
     add("eager", baselines.eager(layer), x)

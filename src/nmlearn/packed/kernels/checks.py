@@ -1,0 +1,146 @@
+"""What the packed operator asks of its arguments; every refusal names the argument."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+from nmlearn.errors import KernelError
+from nmlearn.maths.pattern import Pattern
+from nmlearn.native import library as native
+from nmlearn.packed.kernels import layouts
+from nmlearn.packed.kernels.layouts import Form, Layout
+
+ACTIVATIONS = ("none", "relu", "gelu", "silu")
+LINEAR = (1, 1, 1, 1, 0, 0, 1, 1)  # kernel, stride, padding and dilation of a linear layer
+_LARGEST = 2**31 - 1  # of a kernel, stride, padding, dilation; sums of their products fit into 64 bits
+
+
+class Operands(NamedTuple):
+    """The tensors of a call, in the schema's order."""
+
+    x: Tensor
+    values: Tensor
+    index: Tensor  # type: ignore[assignment]  # (of tuple.index there is no need)
+    scale: Tensor | None
+    bias: Tensor | None
+    residual: Tensor | None
+
+
+class Settings(NamedTuple):
+    """The other arguments of a call, in the schema's order."""
+
+    n: int
+    m: int
+    rows: int
+    groups: int
+    images: bool
+    kernel_h: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    padding_h: int
+    padding_w: int
+    dilation_h: int
+    dilation_w: int
+    layout: Layout
+    activation: str
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Kernel, stride, padding and dilation."""
+        return self[5:13]
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        return self[5:7]
+
+
+def check(given: Operands, s: Settings) -> tuple[tuple[int, ...], Form]:
+    """The shape of the output, and what the packed weight says about its dense one; operands may be fakes.
+
+    Raises:
+        KernelError: an argument is wrong by its type, device, shape or value; PatternError: n and m are no pattern.
+    """
+    x = given.x
+    for name, word, known in (("activation", s.activation, ACTIVATIONS), ("layout", s.layout, tuple(native.KERNELS))):
+        if word not in known:
+            _refuse(name, word, f"there is no such {name}; choose from {', '.join(known)}")
+    _check_types(given, s.layout)
+    size = _output_size(x, s)
+    channels = x.shape[1] // s.groups if s.images else x.shape[-1]
+    form = Form(Pattern(s.n, s.m), s.groups, s.rows // s.groups, channels, s.kernel)
+    why = layouts.refusal(s.layout, form)
+    if why:
+        _refuse("x", f"{form.channels} channels", why)
+    values, index = layouts.sizes(form, s.layout)
+    whole = f"a weight {form.pattern} of shape {form.shape} has contiguous"
+    each = f"it has to be contiguous with one number for each of {s.rows} rows"
+    for name, expected, wrong in (
+        ("values", values, f"{whole} values of shape {values}"),
+        ("index", index, f"{whole} index of shape {index}"),
+        ("bias", (s.rows,), each),
+        ("scale", (s.rows,), each),
+        ("residual", size, f"the output has the shape {size}"),
+    ):
+        t = getattr(given, name)
+        if t is not None and (tuple(t.shape) != expected or not (t.is_contiguous() or name == "residual")):
+            _refuse(name, f"shape {tuple(t.shape)}", wrong)
+    return size, form
+
+
+def _check_types(given: Operands, layout: Layout) -> None:
+    x = given.x
+    if not x.is_floating_point():
+        _refuse("x", x.dtype, "activations are a floating-point tensor")
+    values, index = torch.int8 if given.scale is not None else x.dtype, torch.int32 if layout == "rows" else torch.uint8
+    for name, t, dtype in zip(
+        given._fields, given, (x.dtype, values, index, torch.float32, x.dtype, x.dtype), strict=True
+    ):
+        if t is not None and (t.dtype != dtype or t.device != x.device or t.layout != torch.strided):
+            wrong = f"with x of {x.dtype} on {x.device} and the layout {layout} it has to be {dtype}, dense and there"
+            _refuse(name, f"{t.dtype}, {t.layout}, on {t.device}", wrong)
+
+
+def _output_size(x: Tensor, s: Settings) -> tuple[int, ...]:
+    for name, given in zip(s._fields[5:13], s.places, strict=True):
+        least = 0 if name.startswith("padding") else 1
+        if not least <= given <= _LARGEST:
+            _refuse(name, given, f"it is from {least} to {_LARGEST}")
+    if s.groups < 1 or s.rows < 0 or s.rows % s.groups:
+        _refuse("groups", f"{s.groups} groups of {s.rows} rows", "rows come in equal convolution groups, at least one")
+    if not s.images:
+        if x.dim() < 1 or (s.groups, *s.places) != (1, *LINEAR):
+            _refuse("x", f"{tuple(x.shape)}, not images", "a linear layer is a 1x1 convolution of [..., channels]")
+        return (*x.shape[:-1], s.rows)
+    if x.dim() != 4 or x.shape[1] % s.groups:
+        _refuse("x", tuple(x.shape), f"not [batch, channels, height, width] in {s.groups} groups")
+    sides = [
+        (length + 2 * pad - dilation * (taps - 1) - 1) // step + 1
+        for length, taps, step, pad, dilation in zip(x.shape[2:], s[5:7], s[7:9], s[9:11], s[11:13], strict=True)
+    ]
+    if min(sides) < 1:
+        _refuse("x", tuple(x.shape), f"images smaller than the kernel {s.kernel}")
+    return (x.shape[0], s.rows, *sides)
+
+
+def check_memory(given: Operands) -> None:
+    """Refuse a tensor whose storage has become smaller than the tensor, which torch itself does not look at.
+
+    Raises:
+        KernelError: by the tensor's name.
+    """
+    for name, t in given._asdict().items():
+        if t is None or not t.is_cpu or not t.numel():
+            continue
+        last = t.storage_offset() + sum((length - 1) * step for length, step in zip(t.shape, t.stride(), strict=True))
+        held, needed = t.untyped_storage().nbytes(), (last + 1) * t.element_size()
+        if held < needed:
+            _refuse(name, f"a tensor of {needed} bytes", f"its storage was resized to {held}")
+
+
+def _refuse(name: str, given: object, wrong: str) -> NoReturn:
+    fix = "make the call through PackedLinear or PackedConv2d, which keep these in step"
+    raise KernelError(where=f"torch.ops.nmlearn.packed, {name}", given=given, wrong=wrong, fix=fix)
