@@ -1,4 +1,4 @@
-"""Stepping weights in the pass over memory that steps their scores, ahead of torch.optim.SGD.
+"""Stepping weights ahead of torch.optim.SGD, in the pass that steps their scores or clears what is pruned.
 
 Scores read every weight and gradient just before the optimizer does, and memory is what both cost: SGD's own passes
 cost more than the scores. Where the optimizer is torch's SGD with momentum, the kernels do its arithmetic too, with the
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn, optim
 
 from nmlearn.learn.hidden import HiddenGradients
+from nmlearn.learn.weight import SparseWeight
+from nmlearn.maths import masks
 from nmlearn.methods.method import Weight
-from nmlearn.native.training import ScorePass, WeightStep, score_and_weight_step_, score_step_
+from nmlearn.native.training import ScorePass, WeightStep, score_and_weight_step_, score_step_, weight_step_
 
 
 class FusedSGD:
@@ -29,27 +31,45 @@ class FusedSGD:
     def __init__(self, optimizer: optim.Optimizer, before: Any, after: Any) -> None:
         self.optimizer, self._before, self._after = optimizer, before, after
         self._hidden = HiddenGradients()
-        self._stepped: list[nn.Parameter] = []
+        self.stepped: list[SparseWeight] = []
 
-    def score_pass(self, group: dict[str, Any], parameters: list[nn.Parameter], weights: list[Weight]) -> ScorePass:
+    def score_pass(self, group: dict[str, Any], some: list[SparseWeight], seen: list[Weight]) -> ScorePass:
         """The pass over scores for weights of one parameter group: it steps the weights too, where it may."""
-        if type(self.optimizer) is not optim.SGD or not _is_plain(group) or not self._alone():
+        if not self._applies(group):
             return score_step_
-        known = {id(w.tensor): p for w, p in zip(weights, parameters, strict=True)}
+        known = {id(each.tensor): w for each, w in zip(seen, some, strict=True)}
 
         def both(s: Any, v: Any, g: Any, tensors: list[Tensor], **settings: float) -> list[int]:
             own = [known[id(tensor)] for tensor in tensors]
-            moments = [self._moment(p) for p in own]
-            step = WeightStep(moments, float(group["momentum"]), float(group["weight_decay"]))
-            left, stepped = score_and_weight_step_(s, v, g, tensors, step, **settings)
-            self._stepped += [own[i] for i in stepped]
+            left, stepped = score_and_weight_step_(s, v, g, tensors, self._step(group, own), **settings)
+            self.stepped += [own[i] for i in stepped]
             return left
 
         return both
 
+    def step_rest(self, weights: list[SparseWeight]) -> None:
+        """Step the weights that have no scores: it saves the pass that clears what is pruned, and some of SGD's."""
+        done = {id(w) for w in self.stepped}
+        for index, group in enumerate(self.optimizer.param_groups):
+            some = [w for w in weights if w.lr_group == index and w.density < 1.0 and id(w) not in done]
+            seen = [(w, each) for w in some if (each := w.seen()).grad is not None]
+            if seen and self._applies(group):
+                own, grads = [w for w, _ in seen], [each.grad for _, each in seen if each.grad is not None]
+                tensors = [each.tensor for _, each in seen]
+                stepped = weight_step_(grads, tensors, self._step(group, own), lr=float(group["lr"]))
+                self.stepped += [own[i] for i in stepped]
+
+    def _step(self, group: dict[str, Any], own: list[SparseWeight]) -> WeightStep:
+        moments = [self._moment(w.parameter) for w in own]
+        keeps = [w.state[masks.KEEP] if w.density < 1.0 else None for w in own]
+        return WeightStep(moments, keeps, float(group["momentum"]), float(group["weight_decay"]))
+
     def _moment(self, parameter: nn.Parameter) -> Tensor | None:
         known = parameter in self.optimizer.state and type(parameter) is nn.Parameter
         return self.optimizer.state[parameter].get("momentum_buffer") if known else None
+
+    def _applies(self, group: dict[str, Any]) -> bool:
+        return type(self.optimizer) is optim.SGD and _is_plain(group) and self._alone()
 
     def _alone(self) -> bool:
         """Whether no other hook comes between learning and the optimizer, or between the optimizer and ``show``."""
@@ -59,8 +79,7 @@ class FusedSGD:
 
     def hide(self) -> None:
         """Hide the gradients of the weights that have been stepped."""
-        self._hidden.hide(self._stepped)
-        self._stepped = []
+        self._hidden.hide([w.parameter for w in self.stepped])
 
     def show(self) -> None:
         """Put the gradients back."""

@@ -36,27 +36,31 @@ class InPlace:
     def before(self, learn: Callable[[], None]) -> None:
         for w in self.weights:
             clearing.gradient(w)  # others may have put a gradient there since the hook
+        self._fused.stepped = []
         learn()
+        self._fused.step_rest(self.weights)
         self._fused.hide()
 
     def score_pass(self, group: dict[str, Any], some: list[SparseWeight], seen: list[Weight]) -> ScorePass:
-        return self._fused.score_pass(group, [w.parameter for w in some], seen)
+        return self._fused.score_pass(group, some, seen)
 
     def after(self) -> None:
         self._fused.show()
 
     def skip(self) -> None:
-        """A step is left out."""
+        self._fused.stepped = []
 
     def moved(self, some: Sequence[SparseWeight]) -> None:
+        self._fused.stepped = [w for w in self._fused.stepped if all(w is not other for other in some)]
         for w in some:
             w.cleared = None
             if w.density < 1.0:
                 clearing.moments(w, self.optimizer)
 
     def write(self, at: At) -> None:
+        cleared = {id(w) for w in self._fused.stepped}  # in the pass that stepped them
         for w in self.weights:
-            if w.density < 1.0:  # nothing to clear under a mask that keeps everything
+            if w.density < 1.0 and id(w) not in cleared:  # nothing to clear under a mask that keeps everything
                 masks.clear_(local(w.parameter), w.state[masks.KEEP])
 
 

@@ -8,6 +8,7 @@ would keep NaN and make negative zeros, and masked_fill is ten times slower on a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import torch
@@ -21,6 +22,8 @@ KEEP = "keep"
 SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Types without a negative zero: a sign alone is their NaN.
 _ONE_ZERO = {torch.float8_e4m3fnuz, torch.float8_e5m2fnuz}
+# Up to this many places are compared with one another, more are sorted.
+_COMPARED = 16
 # Sorting needs about 20 bytes a value; this bounds the extra memory of one call to about 80 MB.
 _VALUES_AT_ONCE = 1 << 22
 
@@ -37,6 +40,8 @@ def top(scores: Tensor, count: int) -> Tensor:
     Returns:
         bool ``[..., K]``.
     """
+    if 1 < scores.shape[-1] <= _COMPARED:
+        return _top_of_few(scores, count)
     rows = scores.reshape(-1, scores.shape[-1])
     chosen = torch.zeros(rows.shape, dtype=torch.bool, device=scores.device)
     step = max(1, _VALUES_AT_ONCE // max(1, rows.shape[-1]))
@@ -44,6 +49,17 @@ def top(scores: Tensor, count: int) -> Tensor:
         order = some.argsort(dim=-1, descending=True, stable=True)
         out.scatter_(-1, order[:, :count], True)
     return chosen.view(scores.shape)
+
+
+def _top_of_few(scores: Tensor, count: int) -> Tensor:
+    """The same by comparing every two places: no sort, and three times as fast on a CPU."""
+    places = scores.movedim(-1, 0).contiguous()  # [K, ...]: what is compared lies together
+    lost, better = places.isnan(), torch.zeros(places.shape, dtype=torch.uint8, device=scores.device)
+    for i, j in itertools.combinations(range(len(places)), 2):
+        beats = (places[i] >= places[j]).logical_or_(lost[i])
+        better[j] += beats
+        better[i] += beats.logical_not_()
+    return (better < count).movedim(0, -1)
 
 
 def finite_first(magnitudes: Tensor) -> Tensor:

@@ -27,10 +27,12 @@ class WeightStep:
 
     Attributes:
         moments: SGD's momentum buffers, None for a weight that is not to be stepped.
+        keeps: the bits of the masks by which weights are cleared in the same go; None where nothing is pruned.
         momentum, weight_decay: SGD's; the learning rate is that of the scores.
     """
 
     moments: list[Tensor | None]
+    keeps: list[Tensor | None]
     momentum: float
     weight_decay: float
 
@@ -59,7 +61,7 @@ class _ScoreTensor(ctypes.Structure):
     """csrc/job.h, ScoreTensor."""
 
     _fields_: ClassVar = [("size", ctypes.c_int64)] + [
-        (name, ctypes.c_void_p) for name in ("score", "momentum", "grad", "weight", "weight_moment")
+        (name, ctypes.c_void_p) for name in ("score", "momentum", "grad", "weight", "weight_moment", "keep")
     ]
 
 
@@ -87,7 +89,8 @@ def score_step_(
     Returns:
         The indices of the weights whose scores were left as they are, for the PyTorch path.
     """
-    own = WeightStep([None] * len(scores), 0.0, 0.0)
+    nothing: list[Tensor | None] = [None] * len(scores)
+    own = WeightStep(nothing, nothing, 0.0, 0.0)
     lists = (scores, momenta, grads, weights)
     return score_and_weight_step_(*lists, own, lr=lr, momentum=momentum, weight_decay=weight_decay)[0]
 
@@ -111,19 +114,34 @@ def score_and_weight_step_(
     lib = _library()
     if lib is None:
         return list(range(len(scores))), []
-    rows = list(zip(scores, momenta, grads, weights, own.moments, strict=True))
+    rows = list(zip(scores, momenta, grads, weights, own.moments, own.keeps, strict=True))
     done = [i for i, row in enumerate(rows) if _fits(*row[:4])]
-    stepped = [i for i in done if _steps_too(*rows[i][3:])]
+    stepped = [i for i in done if _steps_too(*rows[i][2:])]
     for dtype, code in _DTYPES.items():
-        some = [
-            _score_tensor(*rows[i][:4], rows[i][4] if i in stepped else None) for i in done if weights[i].dtype == dtype
-        ]
+        some = [_score_tensor(*(rows[i] if i in stepped else rows[i][:4])) for i in done if weights[i].dtype == dtype]
         if some:
             step = _ScoreStep(momentum, weight_decay, -lr, own.momentum, own.weight_decay, code)
             lib.nm_score_step(ctypes.byref(step), (_ScoreTensor * len(some))(*some), len(some))
     increment_version([x[i] for x in (scores, momenta) for i in done])
-    increment_version([x for i in stepped for x in rows[i][3:] if x is not None])
+    increment_version([x for i in stepped for x in rows[i][3:5] if x is not None])
     return [i for i in range(len(rows)) if i not in done], stepped
+
+
+def weight_step_(grads: list[Tensor], weights: list[Tensor], own: WeightStep, *, lr: float) -> list[int]:
+    """The optimizer's step on weights without scores, and clearing what is pruned, in one pass; as bits equal to torch.
+
+    Returns:
+        The indices of the weights that were stepped.
+    """
+    lib = _library()
+    rows = list(zip(grads, weights, own.moments, own.keeps, strict=True))
+    stepped = [i for i, row in enumerate(rows) if _steps_too(*row)] if lib is not None else []
+    if lib is not None and stepped:
+        some = [_score_tensor(None, None, *rows[i]) for i in stepped]
+        step = _ScoreStep(0.0, 0.0, -lr, own.momentum, own.weight_decay, _DTYPES[torch.float32])
+        lib.nm_score_step(ctypes.byref(step), (_ScoreTensor * len(some))(*some), len(some))
+    increment_version([x for i in stepped for x in rows[i][1:3] if x is not None])
+    return stepped
 
 
 def _fits(score: Tensor, momentum: Tensor, grad: Tensor, weight: Tensor) -> bool:
@@ -131,13 +149,22 @@ def _fits(score: Tensor, momentum: Tensor, grad: Tensor, weight: Tensor) -> bool
     return known and _alike(score, momentum, grad, weight)
 
 
-def _steps_too(weight: Tensor, moment: Tensor | None) -> bool:
-    return moment is not None and weight.dtype == moment.dtype == torch.float32 and _alike(weight, moment)
+def _steps_too(grad: Tensor, weight: Tensor, moment: Tensor | None, keep: Tensor | None) -> bool:
+    if moment is None or not grad.dtype == weight.dtype == moment.dtype == torch.float32:
+        return False
+    return _alike(weight, grad, moment, *([] if keep is None else [keep]))
 
 
-def _score_tensor(score: Tensor, momentum: Tensor, grad: Tensor, weight: Tensor, moment: Tensor | None) -> _ScoreTensor:
-    places = [x.data_ptr() if x is not None else None for x in (score, momentum, grad, weight, moment)]
-    return _ScoreTensor(score.numel(), *places)
+def _score_tensor(
+    score: Tensor | None,
+    momentum: Tensor | None,
+    grad: Tensor,
+    weight: Tensor,
+    moment: Tensor | None = None,
+    keep: Tensor | None = None,
+) -> _ScoreTensor:
+    places = [x.data_ptr() if x is not None else None for x in (score, momentum, grad, weight, moment, keep)]
+    return _ScoreTensor(weight.numel(), *places)
 
 
 def clear_(x_w: Tensor, keep_w: Tensor) -> bool:

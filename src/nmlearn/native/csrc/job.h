@@ -49,10 +49,11 @@ struct ScoreStep {
 
 struct ScoreTensor {
   int64_t size;
-  float *score, *momentum;
+  float *score, *momentum;               // null: there are no scores, only the weights are stepped
   const void* grad;
   void* weight;
   float* weight_moment;                  // null: the weights are not stepped
+  const int8_t* keep;                    // bits of the mask, for weights that are stepped; null: nothing is pruned
 };
 
 // The kernels of one instruction set. Ranges are half-open; nothing here starts threads.

@@ -40,37 +40,61 @@ static inline void score_block(const ScoreStep& step, float* __restrict s, float
   }
 }
 
-// The same, and torch.optim.SGD with momentum on the weights. An fma with zero is a product that the compiler does not
-// round together with the sum after it, as torch does not.
-template <bool DECAY>
+// +0.0 where the bits of the mask are 0, the value itself where they are all set.
+static inline float masked(float x, int8_t keep) {
+  return __builtin_bit_cast(float, __builtin_bit_cast(int32_t, x) & static_cast<int32_t>(keep));
+}
+
+// torch.optim.SGD with momentum on the weights, after the same on their scores where there are any; pruned weights are
+// cleared where there is a mask. An fma with zero is a product that the compiler does not round together with the sum
+// after it, as torch does not.
+template <bool SCORE, bool DECAY, bool KEEP>
 static inline void sgd_block(const ScoreStep& step, float* __restrict s, float* __restrict v, const float* __restrict g,
-                             float* __restrict w, float* __restrict m, int64_t n) {
+                             float* __restrict w, float* __restrict m, const int8_t* __restrict keep, int64_t n) {
   const float momentum = step.momentum, weight_decay = step.weight_decay, minus_lr = step.minus_lr;
   const float w_momentum = step.weight_momentum, w_decay = step.weight_weight_decay;
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) {
-    float change = multiply_add(g[i], w[i], v[i] * momentum);
-    if (DECAY) change = multiply_add(s[i], weight_decay, change);
-    change = finite_or_zero(change);
-    v[i] = change;
-    s[i] = multiply_add(change, minus_lr, s[i]);
+    if (SCORE) {
+      float change = multiply_add(g[i], w[i], v[i] * momentum);
+      if (DECAY) change = multiply_add(s[i], weight_decay, change);
+      change = finite_or_zero(change);
+      v[i] = change;
+      s[i] = multiply_add(change, minus_lr, s[i]);
+    }
     const float d = w_decay != 0 ? multiply_add(w[i], w_decay, g[i]) : g[i];
     const float moment = multiply_add(m[i], w_momentum, -0.0f) + d;
     m[i] = moment;
-    w[i] = multiply_add(moment, minus_lr, w[i]);
+    const float next = multiply_add(moment, minus_lr, w[i]);
+    w[i] = KEEP ? masked(next, keep[i]) : next;
   }
 }
 
-template <bool DECAY>
+template <bool SCORE, bool DECAY, bool KEEP>
 static void sgd_range(const ScoreStep& step, const ScoreTensor& t, int64_t from, int64_t to) {
   const float* g = static_cast<const float*>(t.grad);
   float* w = static_cast<float*>(t.weight);
   for (int64_t i = from; i < to; i += BLOCK) {
     const int64_t n = smaller(BLOCK, to - i);
-    const void* streams[] = {t.score + i, t.momentum + i, g + i, w + i, t.weight_moment + i};
-    for (const void* p : streams) prefetch_block(static_cast<const float*>(p) + AHEAD, BLOCK * 4);
-    sgd_block<DECAY>(step, t.score + i, t.momentum + i, g + i, w + i, t.weight_moment + i, n);
+    float *s = SCORE ? t.score + i : nullptr, *v = SCORE ? t.momentum + i : nullptr;
+    const int8_t* keep = KEEP ? t.keep + i : nullptr;
+    if (SCORE) {
+      prefetch_block(s + AHEAD, BLOCK * 4);
+      prefetch_block(v + AHEAD, BLOCK * 4);
+    }
+    if (KEEP) prefetch_block(keep + AHEAD, BLOCK);
+    prefetch_block(g + i + AHEAD, BLOCK * 4);
+    prefetch_block(w + i + AHEAD, BLOCK * 4);
+    prefetch_block(t.weight_moment + i + AHEAD, BLOCK * 4);
+    sgd_block<SCORE, DECAY, KEEP>(step, s, v, g + i, w + i, t.weight_moment + i, keep, n);
   }
+}
+
+template <bool KEEP>
+static void sgd(const ScoreStep& step, const ScoreTensor& t, int64_t from, int64_t to) {
+  if (!t.score) return sgd_range<false, false, KEEP>(step, t, from, to);
+  if (step.weight_decay != 0) return sgd_range<true, true, KEEP>(step, t, from, to);
+  sgd_range<true, false, KEEP>(step, t, from, to);
 }
 
 template <typename T, bool DECAY>
@@ -90,7 +114,7 @@ static void score_range(const ScoreStep& step, const ScoreTensor& t, int64_t fro
 // Without weight decay the PyTorch path leaves its term out, which matters to infinities and to the sign of zero.
 static void score_step(const ScoreStep& step, const ScoreTensor& t, int64_t from, int64_t to) {
   const bool decay = step.weight_decay != 0, half = step.dtype == BF16;
-  if (t.weight_moment) return decay ? sgd_range<true>(step, t, from, to) : sgd_range<false>(step, t, from, to);
+  if (t.weight_moment) return t.keep ? sgd<true>(step, t, from, to) : sgd<false>(step, t, from, to);
   if (half && decay) return score_range<uint16_t, true>(step, t, from, to);
   if (half) return score_range<uint16_t, false>(step, t, from, to);
   if (decay) return score_range<float, true>(step, t, from, to);

@@ -62,7 +62,7 @@ const Kernels* chosen_kernels() { return chosen(); }
 #pragma GCC visibility push(default)
 extern "C" {
 
-int nm_abi() { return 2; }
+int nm_abi() { return 3; }
 
 // The chosen instruction set, or an empty text where NMLEARN_ISA asks for one that this machine has not.
 const char* nm_isa() { return chosen() ? chosen()->name : ""; }
