@@ -18,6 +18,17 @@ MAX_LINES = 400
 
 # Words that say nothing, or that the field uses for several things.
 FORBIDDEN = {"pruner", "modifier", "updater", "compressor", "handler", "manager", "util", "helper", "core", "common"}
+# English that reads translated, and what to say instead. Records of decisions keep their words.
+TRANSLATED = {
+    r"beside(?!s)": "next to, alongside, in addition to",
+    r"anew": "again",
+    r"pictures?": "image",
+    r"a training(?! \w)": "training, a training run",
+    r"(?:is|are) owed": "needs",
+    r"to be had": "available",
+    r"from here on": "from now on",
+    r"has not(?=[.,;:])": "does not have",
+}
 # Folders that exist on one machine only. A test that needs a folder uses tmp_path.
 MACHINE_PATH = re.compile(r"(?<![\w.~}-])/(?:home|root|Users|tmp|mnt|work|workspace|scratch)/\w[\w./-]*")
 
@@ -78,6 +89,17 @@ def test_no_forbidden_words(path: Path) -> None:
     definitions = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     names = [path.stem, path.parent.name] + [node.name for node in ast.walk(tree) if isinstance(node, definitions)]
     assert [name for name in names if words(name) & FORBIDDEN] == []
+
+
+@pytest.mark.parametrize("phrase", TRANSLATED)
+def test_no_translated_english(phrase: str) -> None:
+    form = re.compile(rf"\b{phrase}\b", re.IGNORECASE)
+    prose = ("src/", "docs/", "examples/", "experiments/", "recipes/", "README.md", "CONTRIBUTING.md")
+    texts = {name: text for name, text in text_files() if name.startswith(prose) and "docs/decisions/" not in name}
+    found = [
+        f"{name}:{text[: m.start()].count(chr(10)) + 1}" for name, text in texts.items() for m in form.finditer(text)
+    ]
+    assert found == [], f"say: {TRANSLATED[phrase]}"
 
 
 @pytest.mark.parametrize("name", sorted(nmlearn.__all__))

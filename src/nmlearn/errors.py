@@ -3,7 +3,7 @@
     NMLearnError
     ├── PatternError      a pattern, or a weight that a pattern does not fit
     ├── ScheduleError     a start, end or exponent that makes no schedule
-    ├── PlanError         rules that match nothing, weights that cannot be taken
+    ├── PlanError         rules that match nothing, weights that cannot be sparse
     ├── AttachError       an optimizer or a model that a sparsifier cannot work with
     ├── StateError        a state that belongs to another model, pattern or method; scores that are not finite
     ├── ViolationError    a weight that breaks its pattern
@@ -62,7 +62,7 @@ class ScheduleError(NMLearnError):
 
 
 class PlanError(NMLearnError):
-    """Rules that match nothing, or weights that cannot be taken."""
+    """Rules that match nothing, or weights that cannot be sparse."""
 
 
 class AttachError(NMLearnError):

@@ -193,7 +193,7 @@ def test_attach_refuses():
         (lambda: nm.Sparsifier(model, nm.LBC("2:4")).attach(sgd(model), 0), "total_steps=0"),
         (lambda: attached()[2].attach(sgd(model), 9), "attached already"),
         (twice, "another sparsifier is attached"),
-        (lambda: nm.Sparsifier(model, nm.LBC("2:4"), {"": None}).attach(sgd(model), 9), "takes no weight"),
+        (lambda: nm.Sparsifier(model, nm.LBC("2:4"), {"": None}).attach(sgd(model), 9), "no sparse weight"),
         (lambda: attached(optimizer=lambda m: torch.optim.LBFGS(m.parameters())), "closure several times"),
     ]
     for case, text in cases:

@@ -1,1 +1,1 @@
-"""Learning beside an optimizer."""
+"""Learning around the steps of an optimizer."""

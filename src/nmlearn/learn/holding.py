@@ -91,7 +91,7 @@ class Shadow:
         self._adopt()
 
     def moved(self, some: Sequence[SparseWeight]) -> None:
-        """A mask is taken from the dense weight each time; nothing is remembered of the old one."""
+        """A mask follows from the dense weight each time; nothing is kept of the old one."""
 
     def write(self, at: At) -> None:
         for w in self.weights:

@@ -22,7 +22,7 @@ def innermost(optimizer: Optimizer) -> Optimizer:
 
 
 def check(optimizer: Optimizer, total_steps: int, method: Method) -> None:
-    """Refuse what cannot be learned beside.
+    """Refuse an optimizer that no method can learn with.
 
     Args:
         optimizer: as the user gave it, in its wrappers.
@@ -30,7 +30,7 @@ def check(optimizer: Optimizer, total_steps: int, method: Method) -> None:
 
     Raises:
         AttachError: an optimizer that steps in backward or evaluates its closure several times a step, one that
-            averages weights beside dense ones, or a training without steps.
+            averages weights that dense ones stand behind, or a training run without steps.
     """
     if method.holds in ("shadow", "frozen") and hasattr(optimizer, "_base_optimizer"):
         raise AttachError(

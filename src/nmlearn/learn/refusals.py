@@ -56,7 +56,7 @@ def _reasons(plan: Plan, model: nn.Module, method: Method, optimizer: Optimizer,
     """Every reason as (what is wrong, what to do, the weights that it is about)."""
     sparse = plan.sparse
     if not sparse:
-        yield "the plan takes no weight", "print(sparsifier.plan) for the reasons, and change the rules", []
+        yield "the plan has no sparse weight", "print(sparsifier.plan) for the reasons, and change the rules", []
     stale = [name for name in replaced(plan, model) if not is_sharded(_row(plan, name).parameter)]
     yield (
         "the model has another parameter there now: it was sharded, wrapped or loaded after the sparsifier was made",

@@ -121,14 +121,14 @@ class Sparsifier:
         """From here on ``optimizer.step()`` learns.
 
         Args:
-            optimizer: any torch optimizer that holds every taken weight.
+            optimizer: any torch optimizer that holds every sparse weight.
             total_steps: how often it will step in the whole training; progress is steps done over this.
 
         Returns:
             The sparsifier itself.
 
         Raises:
-            AttachError: attached already, total_steps below 1, an optimizer that misses a taken weight, steps in
+            AttachError: attached already, total_steps below 1, an optimizer that misses a sparse weight, steps in
                 backward or evaluates its closure several times a step, or weights whose shards cut groups.
         """
         optimizers.check(optimizer, total_steps, self.method)
@@ -231,7 +231,7 @@ class Sparsifier:
 
     @torch.no_grad()
     def skip_step(self) -> None:
-        """In place of ``optimizer.step()``, when a loop leaves a step out: nothing is learned, the schedule goes on."""
+        """In place of ``optimizer.step()`` where a loop leaves a step out: nothing is learned, the schedule moves."""
         if self._attached is not None:
             self._attached.holding.skip()
             self._count()
@@ -265,7 +265,7 @@ class Sparsifier:
 
     @torch.no_grad()
     def finalize(self, model: nn.Module | None = None) -> None:
-        """Verify every group of every taken weight, then detach and free the state.
+        """Verify every group of every sparse weight, then detach and free the state.
 
         Args:
             model: an averaged copy (EMA, SWA) instead: its weights are given the final masks and verified; a moving
@@ -273,7 +273,7 @@ class Sparsifier:
 
         Raises:
             ViolationError: a table of the weights that break their pattern; nothing is detached then.
-            PlanError: the given model lacks a taken weight.
+            PlanError: the given model lacks a sparse weight.
         """
         own = {row.name: row.parameter for row in self.plan.sparse if self.method.holds != "nothing"}
         if model is None:

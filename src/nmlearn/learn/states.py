@@ -42,7 +42,7 @@ def check_same(
     theirs, ours = saved["weights"], now["weights"]
     for name in [*theirs, *ours]:
         if name not in theirs or name not in ours:
-            here = "this sparsifier does not take it" if name in theirs else "the saved state does not have it"
+            here = "it is dense under this sparsifier" if name in theirs else "the saved state does not have it"
             _refuse(name, "a weight of one side only", here)
     for name, mine in ours.items():
         _check_keys(name, theirs[name], mine)
@@ -85,7 +85,7 @@ def _refuse(where: str, given: object, wrong: str) -> NoReturn:
 
 
 def copied(saved: Mapping[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
-    """Own copies of saved tensors, beside the weight: per-weight ones in its memory layout, the others contiguous."""
+    """Copies of saved tensors, on the weight's device: per-weight ones in its memory layout, the others contiguous."""
     return {
         key: torch.empty_like(weight, dtype=tensor.dtype).copy_(tensor)
         if tensor.shape == weight.shape

@@ -1,7 +1,7 @@
 """Masks: which weights are kept.
 
-A mask is bool, of the weight's shape. Beside the model it is stored as *bits*: int8, 0 for a removed weight and -1 (all
-bits set) for a kept one. An integer AND with the sign-extended bits clears a removed weight whatever stands there (NaN,
+A mask is bool, of the weight's shape. In a state it is stored as *bits*: int8, 0 for a pruned weight and -1 (all
+bits set) for a kept one. An integer AND with the sign-extended bits clears a pruned weight whatever it contains (NaN,
 infinity, a negative zero) to exactly +0.0 and leaves a kept one as it is, at the speed of a copy; multiplying by a mask
 would keep NaN and make negative zeros, and masked_fill is ten times slower on a CPU.
 """

@@ -1,4 +1,4 @@
-"""The last check: does every group of every taken weight fit its pattern?"""
+"""The last check: does every group of every sparse weight fit its pattern?"""
 
 from __future__ import annotations
 

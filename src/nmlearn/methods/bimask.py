@@ -4,7 +4,7 @@ Zhang et al., *Bi-directional Masks for Efficient N:M Sparse Training*, ICML 202
 largest magnitudes of every group along the inputs are kept. For the input gradient the rows (outputs) of the masked
 weight are permuted, the N largest of every M consecutive rows are kept in each column, and the rows are put back, so
 that the transposed product is N:M sparse too. Now and then random permutations are drawn, and the one under which most
-entries survive both masks is taken. The weight gradient is dense, and pruned weights decay as in SR-STE.
+entries survive both masks is kept. The weight gradient is dense, and pruned weights decay as in SR-STE.
 """
 
 from __future__ import annotations

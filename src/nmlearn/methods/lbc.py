@@ -109,7 +109,7 @@ class LBC(Method):
         """The scores of the weights at the start, in the weight's shape and memory layout."""
         name, weight = w.name, w.tensor
         dtype = scoring.dtype_for(weight)
-        if self.prior == "equal":  # 0 for the paper's 1 / C(M-1, N-1), beside which float32 would lose small steps
+        if self.prior == "equal":  # 0 for the paper's 1 / C(M-1, N-1), next to which float32 would lose small steps
             return torch.zeros_like(weight, dtype=dtype)
         if self.prior == "magnitude":
             return weight.to(dtype).square().div_(2)
@@ -119,7 +119,7 @@ class LBC(Method):
                 "prior",
                 "no entry" if given is None else f"shape {tuple(given.shape)}",
                 f"{name} needs a saliency of shape {tuple(weight.shape)}",
-                "give one for every weight that is taken",
+                "give one for every sparse weight",
             )
         start = torch.empty_like(weight, dtype=dtype).copy_(given)
         if not bool(start.isfinite().all()):

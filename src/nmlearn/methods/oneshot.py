@@ -1,7 +1,7 @@
 """One-shot magnitude, then fine-tuning under the fixed mask: ASP's recipe.
 
 Mishra et al., *Accelerating Sparse Deep Neural Networks*, arXiv 2104.08378, section 4: the N largest magnitudes of each
-group are kept, the mask is fixed, training goes on.
+group are kept, the mask is fixed, and training continues.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class OneShot(Method):
     """One-shot magnitude pruning and fine-tuning (ASP).
 
     Attributes:
-        at: progress at which the mask is taken. 0, the default, takes it at attach: for a pretrained model. From
+        at: progress at which the mask is computed. 0, the default, computes it at attach: for a pretrained model. From
             scratch 0.5 trains dense for the first half.
 
     Raises:

@@ -1,4 +1,4 @@
-"""SR-STE: the magnitude mask is taken again at every step, pruned weights are pulled towards zero.
+"""SR-STE: the magnitude mask is computed again at every step, pruned weights are pulled towards zero.
 
 Zhou et al., *Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch*, ICLR 2021, arXiv 2102.04010,
 equation 9: W <- W - lr (g + decay (1 - m) W), where g is the gradient at the masked weight and reaches all weights.

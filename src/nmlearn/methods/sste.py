@@ -1,8 +1,8 @@
 """S-STE: a continuous projection in place of a mask, scaled once so that it is closest to the dense weight.
 
 Hu et al., *S-STE: Continuous Pruning Function for Efficient 2:4 Sparse Pre-training*, NeurIPS 2024, arXiv 2409.09099:
-the (M-N)-th smallest magnitude of the group is taken off every magnitude of the group, and what falls below zero is
-zero. The result is multiplied by one number a weight, beta = <W, S(W)> / <S(W), S(W)>, found at the start and kept.
+the (M-N)-th smallest magnitude of a group is subtracted from all its magnitudes, and what falls below zero is zero. The
+result is multiplied by one number a weight, beta = <W, S(W)> / <S(W), S(W)>, found at the start and kept.
 """
 
 from __future__ import annotations

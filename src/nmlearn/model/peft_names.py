@@ -1,6 +1,6 @@
 """What PEFT puts around the layers of a model: recognised by the names of its classes, never imported.
 
-PEFT replaces a layer by one that holds it as ``base_layer`` beside the adapter's own weights, and a module that is
+PEFT replaces a layer by one that holds it as ``base_layer`` next to the adapter's own weights, and a module that is
 trained whole by one that holds ``original_module`` and a copy in ``modules_to_save``; :func:`original_name` undoes it.
 """
 

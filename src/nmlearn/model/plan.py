@@ -109,7 +109,7 @@ def plan(model: nn.Module, method: Method, rules: Mapping[str, Rule] | None = No
             from before PEFT match as well; an adapter's own weights stay dense unless a rule names them (``*lora_A*``).
 
     Raises:
-        PlanError: a rule matches nothing, or gives a pattern to nothing that can take one.
+        PlanError: a rule matches nothing, or gives a pattern to no weight that it fits.
     """
     found = list(_find(model))
     read = {glob: _read(glob, rule) for glob, rule in (rules or {}).items()}
@@ -275,7 +275,7 @@ def _names(glob: str, item: _Found) -> bool:
 def _check_rule(
     glob: str, rule: Pattern | Grouping | None, hits: list[PlanRow], decided: list[PlanRow], rows: list[PlanRow]
 ) -> None:
-    """A rule must match something, and one with a pattern must take something of what it decides."""
+    """A rule must match something, and one with a pattern must make something sparse."""
     if not hits:
         known = ", ".join(row.name for row in rows[:6])
         raise PlanError(
