@@ -105,8 +105,12 @@ def test_is_the_papers_method(pattern, end):
         for name in LAYERS:
             layer = getattr(theirs, name)
             layer.moment = (step, step / steps / end)
-            torch.testing.assert_close(weights(sparsifier)[name].state["logits"], layer.logits.detach(), rtol=0, atol=1e-10)
-            torch.testing.assert_close(getattr(ours, name).weight, layer.in_use(), rtol=0, atol=1e-10, check_layout=False)
+            torch.testing.assert_close(
+                weights(sparsifier)[name].state["logits"], layer.logits.detach(), rtol=0, atol=1e-10
+            )
+            torch.testing.assert_close(
+                getattr(ours, name).weight, layer.in_use(), rtol=0, atol=1e-10, check_layout=False
+            )
     sparsifier.finalize()
 
 

@@ -45,10 +45,17 @@ def resumed(old: nm.Sparsifier, run: torch.nn.Module, optimizer: torch.optim.Opt
     return new
 
 
-def rank(number: int, world: int, kind: str, method: nm.Method, folder: Path) -> None:
-    """One rank's share of every batch, under DDP or FSDP2; writes its weights and masks."""
+def rank(number: int, world: int, kind: str, methods: dict[str, nm.Method], folder: Path) -> None:
+    """One rank: trains with one method after the other, and writes the weights that each came to."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/store", rank=number, world_size=world)
+    found = {name: trained(number, world, kind, method) for name, method in methods.items()}
+    torch.save(found, folder / f"{number}.pt")
+    leave()
+
+
+def trained(number: int, world: int, kind: str, method: nm.Method) -> dict[str, torch.Tensor]:
+    """One rank's share of every batch, under DDP or FSDP2; the whole weights."""
     model = convnet().eval()
     if kind == "fsdp":
         for part in (model.conv, model.grouped, model.hidden):
@@ -70,5 +77,4 @@ def rank(number: int, world: int, kind: str, method: nm.Method, folder: Path) ->
     weights = {name: p.detach() for name, p in model.named_parameters()}
     whole = {name: w.full_tensor() if hasattr(w, "full_tensor") else w for name, w in weights.items()}
     sparsifier.finalize()
-    torch.save(whole, folder / f"{number}.pt")
-    leave()
+    return whole

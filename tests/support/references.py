@@ -101,8 +101,9 @@ def beside(
             chosen.zero_grad()
             loss = F.cross_entropy(model(x), y)
             loss.backward()
-            chosen.step()
             losses.append(loss.item())
+        ours_optimizer.step()
+        theirs_optimizer.step()
         assert abs(losses[0] - losses[1]) < 1e-10, step
         yield step, sparsifier, ours, theirs
 

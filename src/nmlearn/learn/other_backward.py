@@ -66,7 +66,9 @@ class OtherBackward:
         """Before a step: every weight with a gradient was followed."""
         for w in self.weights:
             if w.parameter.grad is not None and w.name not in self._followed:
-                wrong = "its layer was never called, or computed with a copy, and its input gradient was the ordinary one"
+                wrong = (
+                    "its layer was never called, or computed with a copy, and its input gradient was the ordinary one"
+                )
                 fix = f"leave it dense with a rule, or use a method other than {self.method.name}"
                 _refuse(w.name, "a weight with a gradient", wrong, fix)
         self._followed.clear()
@@ -76,8 +78,8 @@ class OtherBackward:
         """The saved tensor, with the other weights in place of those in use."""
         tensor, storage = saved.tensor, saved.tensor.untyped_storage().clone()
 
-        def view(like: Tensor, offset: int) -> Tensor:
-            return tensor.new_empty(0).set_(storage, offset, like.shape, like.stride())  # type: ignore[arg-type]
+        def view(like: Tensor, offset: Any) -> Tensor:
+            return tensor.new_empty(0).set_(storage, offset, like.shape, like.stride())
 
         for w in saved.weights:
             weight = local(w.parameter)

@@ -25,8 +25,8 @@ from nmlearn.methods.method import At, Method, Setting, State, Weight, grads, re
 class BiMask(Method):
     """Bi-directional masks: forward as SR-STE, the input gradient by a weight that is N:M along the outputs too.
 
-    It hangs hooks on the layers while it learns, and is refused under activation checkpointing and torch.compile, where
-    the backward pass would read the wrong weight.
+    It hangs hooks on the layers while it learns, and is refused under torch.compile, whose backward pass is compiled
+    with the weight in use.
 
     Attributes:
         decay: the pull on pruned weights, 2e-4.
