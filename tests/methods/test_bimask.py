@@ -1,4 +1,4 @@
-"""Bi-Mask: as explicit backward passes in float64, and everything that happens around another weight in the backward."""
+"""Bi-Mask: as explicit backward passes in float64, and all that happens around another weight in the backward."""
 
 import copy
 import itertools
@@ -99,7 +99,8 @@ def test_is_the_papers_method(pattern):
     def build(layer, name, sparsifier):
         return Reference(layer, next(w for w in sparsifier._weights if w.name == f"{name}.weight"), p.n, p.m)
 
-    for _, sparsifier, ours, theirs in beside(bimask(pattern, decay=DECAY), build, steps=12):
+    for step, sparsifier, ours, theirs in beside(bimask(pattern, decay=DECAY), build, steps=12):
+        assert sparsifier.step == step
         for name in ("conv", "grouped", "hidden"):
             layer = getattr(theirs, name)
             torch.testing.assert_close(layer.w.state["dense"], layer.layer.weight.detach(), rtol=0, atol=1e-10)
@@ -244,37 +245,47 @@ def test_a_weight_shared_by_two_layers():
     torch.testing.assert_close(x.grad, grad @ shared, rtol=0, atol=1e-12)
 
 
-def test_attention_and_recurrence():
-    """The output projection of attention is never called itself; queries and keys of their own; LSTM's two weights."""
+def two(x, used, back, bias):
+    """The value of one weight, the input gradient of another."""
+    return x @ back.t() + (x @ (used - back).t()).detach() + bias
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_attention(alike):
+    """Its output projection is never called itself; keys of their own take parts of the weight of the inputs."""
     attention = nn.MultiheadAttention(16, 2, batch_first=True).double()
     optimizer, sparsifier = attached(attention, rules={"*": "2:4"})
-    x, others = (torch.randn(2, 3, 16, dtype=torch.float64, requires_grad=True) for _ in range(2))
     found = []
-    for query, key in ((x, x), (x, others)):
-        held = F.scaled_dot_product_attention
-        projected = []
-        patch = pytest.MonkeyPatch()
-        patch.setattr(
-            F, "scaled_dot_product_attention", lambda *a, **k: projected.append(held(*a, **k)) or projected[0]
-        )
-        out = attention(query, key, key, need_weights=False)[0]
-        patch.undo()
-        found.append(torch.autograd.grad(out.sum(), projected[0], retain_graph=True)[0])
-        out.sum().backward()
-    ones = torch.ones(2, 3, 16, dtype=torch.float64)
-    expected = (ones @ back(sparsifier, "out_proj.weight")).view(2, 3, 2, 8).transpose(1, 2)
-    assert all(torch.allclose(grad, expected, rtol=0, atol=1e-12) for grad in found)
+    for by_hand in (False, True):
+        torch.manual_seed(0)
+        query, other = (torch.randn(2, 3, 16, dtype=torch.float64, requires_grad=True) for _ in range(2))
+        key = query if alike else other
+        if by_hand:
+            used, back_ = attention.in_proj_weight.detach(), back(sparsifier, "in_proj_weight")
+            parts = zip((query, key, key), used.chunk(3), back_.chunk(3), attention.in_proj_bias.chunk(3), strict=True)
+            heads = [two(*part).view(2, 3, 2, 8).transpose(1, 2) for part in parts]
+            mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+            projection = attention.out_proj
+            out = two(mixed, projection.weight.detach(), back(sparsifier, "out_proj.weight"), projection.bias)
+        else:
+            out = attention(query, key, key, need_weights=False)[0]
+        out.square().sum().backward()
+        found.append([out.detach(), query.grad] + ([] if alike else [key.grad]))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-12)
     optimizer.step()
     assert sparsifier.step == 1
 
+
+def test_recurrence():
+    """An LSTM's weights, by the hidden state alone, which is not the first of its outputs."""
     rnn = nn.LSTM(16, 8).double()
     _, sparsifier = attached(rnn, rules={"*": "2:4"})
-    x = torch.randn(1, 2, 16, dtype=torch.float64, requires_grad=True)  # one moment
-    gates = (x @ rnn.weight_ih_l0.t() + rnn.bias_ih_l0 + rnn.bias_hh_l0).detach().requires_grad_()
-    i, f, g, o = gates.chunk(4, -1)
+    x, y = (torch.ones(1, 2, 16, dtype=torch.float64, requires_grad=True) for _ in range(2))  # one moment
+    rnn(x)[1][0].sum().backward()
+    gates = two(y, rnn.weight_ih_l0.detach(), back(sparsifier, "weight_ih_l0"), rnn.bias_ih_l0 + rnn.bias_hh_l0)
+    i, _, g, o = gates.chunk(4, -1)
     (o.sigmoid() * (i.sigmoid() * g.tanh()).tanh()).sum().backward()
-    rnn(x)[1][0].sum().backward()  # the hidden state alone
-    torch.testing.assert_close(x.grad, gates.grad @ back(sparsifier, "weight_ih_l0"), rtol=0, atol=1e-12)
+    torch.testing.assert_close(x.grad, y.grad, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -338,6 +349,23 @@ def test_copies_of_the_model_are_free_of_the_sparsifier(copied):
     assert sparsifier.step == 2 and all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
+@pytest.mark.parametrize("export", [torch.export.export, lambda model, x: torch.jit.trace(model, x)])
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+def test_an_attached_model_is_exported_as_a_plain_one(export):
+    layer, _, _ = one_linear()
+    x = torch.randn(4, 16)
+    made = export(layer, (x,))
+    run = made.module() if hasattr(made, "module") else made
+    assert torch.equal(run(x), layer(x)) and torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+
+
+def test_without_draws_rows_stay_in_their_order():
+    model = convnet()
+    optimizer, sparsifier = attached(model, bimask(draws=0), steps=4)
+    train(model, optimizer, batches(4))
+    assert all(w.state["rows"].tolist() == list(range(32)) for w in sparsifier._weights)
+
+
 def test_weights_that_are_used_past_their_layer_are_refused():
     layer, optimizer, _ = one_linear()
     x = torch.randn(4, 16, requires_grad=True)
@@ -376,5 +404,5 @@ def test_detached_layers_are_ordinary_ones():
 
 def test_settings_that_make_no_sense_are_refused():
     for options in ({"candidates": 0}, {"draws": -1}):
-        with pytest.raises(ConfigError, match=next(iter(options))):
+        with pytest.raises(ConfigError, match=f"method.options.{next(iter(options))}: "):
             bimask(**options)

@@ -217,6 +217,18 @@ def test_a_step_within_autocast_is_the_same_step():
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+def test_noise_depends_on_no_default_of_torch():
+    expected = noise.gumbel((4, 6), 1, 2, "weight")
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        found = noise.gumbel((4, 6), 1, 2, "weight")
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
 def test_settings_that_make_no_sense_are_refused():
     for end in (0.0, 1.5, math.nan):
         with pytest.raises(ScheduleError, match="maskllm"):

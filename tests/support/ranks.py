@@ -37,8 +37,9 @@ def resumed(old: nm.Sparsifier, run: torch.nn.Module, optimizer: torch.optim.Opt
     for name, entry in saved["weights"].items():
         weight = dict(targets.unwrap(run).named_parameters())[name]
         for tensor in entry["state"].values():
-            assert hasattr(tensor, "placements") == (sharded and tensor.dim() > 0)
-            assert not sharded or (tensor.placements == weight.placements and tensor.shape[0] == weight.shape[0])
+            cut = sharded and tensor.dim() > 0
+            assert hasattr(tensor, "placements") == cut
+            assert not cut or (tensor.placements == weight.placements and tensor.shape[0] == weight.shape[0])
     new = nm.Sparsifier(run, old.method).attach(optimizer, STEPS)
     new.load_state_dict(saved)
     assert new.step == STEPS // 2

@@ -146,13 +146,15 @@ class _Layer:
 
 
 class _Hook:
-    """A hook on a module, which the module's copies and pickles do not take along: theirs do nothing."""
+    """A hook on a module, which its copies and pickles do not take along, nor graphs that are exported: there is no
+    backward pass in them.
+    """
 
     def __init__(self, call: Callable[..., None] | None = None) -> None:
         self._call = call and torch.compiler.disable(call)
 
     def __call__(self, *args: Any) -> None:
-        if self._call:
+        if self._call and not torch.compiler.is_exporting() and not torch.jit.is_tracing():
             self._call(*args)
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
