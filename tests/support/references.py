@@ -114,3 +114,28 @@ def check_shadow(sparsifier: nm.Sparsifier, model: nn.Module, reference: nn.Modu
         layer = getattr(reference, name)
         torch.testing.assert_close(w.state["dense"], layer.layer.weight.detach(), rtol=0, atol=1e-10)
         torch.testing.assert_close(getattr(model, name).weight.detach(), layer.in_use(), rtol=0, atol=1e-10)
+
+
+def bimask(pattern: str = "2:4", **options: float) -> nm.BiMask:
+    """With few permutations."""
+    return nm.BiMask(pattern, **{"candidates": 5, "draws": 4} | options)
+
+
+def attached(
+    model: nn.Module, method: nm.Method | None = None, rules: dict | None = None, steps: int = 16
+) -> tuple[torch.optim.Optimizer, nm.Sparsifier]:
+    """A model under a method, Bi-Mask if none is given."""
+    optimizer = sgd(model)
+    return optimizer, nm.Sparsifier(model, method or bimask(), rules).attach(optimizer, steps)
+
+
+def one_linear(dtype: torch.dtype = torch.float32) -> tuple[nn.Linear, torch.optim.Optimizer, nm.Sparsifier]:
+    """A linear layer of 16 inputs and 8 outputs under Bi-Mask."""
+    layer = nn.Linear(16, 8, bias=False, dtype=dtype)
+    return layer, *attached(layer, rules={"*": "2:4"})
+
+
+def back(sparsifier: nm.Sparsifier, name: str = "weight") -> Tensor:
+    """What the input gradient is computed with."""
+    w = next(w for w in sparsifier._weights if w.name == name)
+    return sparsifier.method.used_back(w.seen(), sparsifier._at())

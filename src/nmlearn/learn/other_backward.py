@@ -41,7 +41,7 @@ class OtherBackward:
         at: the moment that the weights in use were written for.
 
     Raises:
-        AttachError: while training: a compiled layer, or a weight whose gradient came although its layer was never
+        AttachError: while training: a compiled layer, or a weight that has a gradient although its layer was never
             called or computed with a copy that cannot be followed.
     """
 
@@ -65,7 +65,8 @@ class OtherBackward:
     def settle(self) -> None:
         """Before a step: every weight with a gradient was followed."""
         for w in self.weights:
-            if w.parameter.grad is not None and w.name not in self._followed:
+            grad = w.parameter.grad
+            if grad is not None and w.name not in self._followed and bool(grad.any()):
                 wrong = (
                     "its layer was never called, or computed with a copy, and its input gradient was the ordinary one"
                 )
