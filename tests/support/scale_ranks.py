@@ -188,11 +188,15 @@ def result(run: Run, sparsifier: nm.Sparsifier) -> dict[str, dict[str, Tensor]]:
     }
 
 
+def thin(model: nn.Module, method: nm.Method) -> None:
+    """Make the model sparse where the method takes a sparse one."""
+    for module in model.modules() if isinstance(method, nm.methods.Keep) else ():
+        if isinstance(module, nn.Linear):
+            local(module.weight).unflatten(1, (-1, 4))[..., 1:3] = 0.0
+
+
 def attached(run: Run, method: nm.Method) -> nm.Sparsifier:
-    if isinstance(method, nm.methods.Keep):
-        for module in run.model.modules():
-            if isinstance(module, nn.Linear):
-                local(module.weight).unflatten(1, (-1, 4))[..., 1:3] = 0.0
+    thin(run.model, method)
     return nm.Sparsifier(run.forward, method, RULES).attach(run.optimizer, STEPS)
 
 
@@ -237,6 +241,7 @@ def pipeline(method: str) -> dict[str, Any]:
     stage = Stage(model, first=not last, last=last)
     rules = {row.name: row.pattern for row in plan.rows if row.name in dict(stage.named_parameters())}
     optimizer = sgd(stage)
+    thin(stage, METHODS[method])
     sparsifier = nm.Sparsifier(stage, METHODS[method], rules).attach(optimizer, STEPS)
     schedule = ScheduleGPipe(PipelineStage(stage, int(last), 2, torch.device("cpu")), 2, loss_fn=F.cross_entropy)
     for x, y in data():

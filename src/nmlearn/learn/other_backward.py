@@ -155,7 +155,8 @@ class _Hook:
         self._call = call and torch.compiler.disable(call)
 
     def __call__(self, *args: Any) -> None:
-        if self._call and not torch.compiler.is_exporting() and not torch.jit.is_tracing():
+        exported = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        if self._call and not exported:
             self._call(*args)
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
