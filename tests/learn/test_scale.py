@@ -18,7 +18,7 @@ import nmlearn as nm
 from nmlearn.errors import StateError
 from nmlearn.model.shards import chunks
 from places import ROOT
-from scale_checkpoints import SAVED, overflow, refusals, resumed, saved_on_the_way
+from scale_checkpoints import SAVED, declined, overflow, refusals, resumed, saved_on_the_way
 from scale_ranks import (
     METHODS,
     STEPS,
@@ -36,7 +36,8 @@ from scale_ranks import (
 
 ONE_PROCESS = "ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning"  # which is meant here
 pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings(ONE_PROCESS)]
-WAYS = ("ddp", "zero", "fsdp", "fsdp-float64", "hsdp", "tensor")
+SPLIT = ("fsdp", "fsdp-float64", "hsdp", "tensor")
+WAYS = ("ddp", "zero", "fsdp-of-one", *SPLIT)
 QUICK = ("ddp", "zero", "fsdp", "tensor")
 FOUR = ("fsdp", "hsdp", "tensor", "tensor-fsdp")
 
@@ -68,7 +69,11 @@ def same(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> bool:
     return alike and [x["bytes"] for x in a] == [y["bytes"] for y in b]
 
 
-TRAINED = [*((learned, way, "lbc") for way in QUICK), (learned, "fsdp", "srste")]
+TRAINED = [
+    *((learned, way, "lbc") for way in QUICK),
+    *((learned, "fsdp", name) for name in ("srste", "maskllm")),
+    *((learned, "ddp", name) for name in ("maskllm", "sste", "maxq", "bimask")),
+]
 COUNTED = [(plain, way) for way in ("ddp", "fsdp", "tensor")]
 OTHERS = [(watched,), (pipeline, "lbc"), (replicated, "lbc"), (overflow,), (refusals,)]
 
@@ -82,7 +87,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[Any, ...], list[
 
 def test_two_ranks(two: dict[tuple[Any, ...], list[Any]]) -> None:
     """DDP, ZeRO, FSDP2, tensor parallel, pipeline stages, replicated DTensors; uneven rows."""
-    expected = {name: alone(name) for name in ("lbc", "srste")}
+    expected = {name: alone(name) for name in {job[-1] for job in TRAINED}}
     for job in (*TRAINED, (pipeline, "lbc"), (replicated, "lbc")):
         check(two[job], expected[job[-1]])
     stages = two[pipeline, "lbc"]
@@ -108,6 +113,8 @@ def test_what_cannot_work_is_refused_on_every_rank(two: dict[tuple[Any, ...], li
         "cut groups": "blocks.0.down.weight: given SGD: its shards cut groups apart",
         "FSDP1": "flat parameters",
         "ZeRO in backward": "overlap_with_ddp=False",
+        "whole weights": "stem.weight: given SGD: sste has to see whole weights, and this one is sharded; use DDP, or",
+        "another backward": "stem.weight: given SGD: bimask changes the backward pass of a layer, which a DT",
         "nothing": "not refused",
     }.items():
         assert text in first[case], case
@@ -127,11 +134,26 @@ def test_a_checkpoint_of_two_ranks(method: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_on_two_ranks(method: str, tmp_path: Path) -> None:
-    jobs = [*((learned, way, method) for way in WAYS), (pipeline, method), (replicated, method)]
-    *found, communicated = run_jobs(2, [*jobs, (plain, "fsdp")], tmp_path)
-    for of_ranks in found:
+    """As one process, or refused by name."""
+    kind, no = type(METHODS[method]), ()
+    no += SPLIT if kind.whole else ()
+    no += ("fsdp-of-one",) if kind.other_backward else ()
+    ways = [way for way in WAYS if way not in no]
+    jobs = [*((learned, way, method) for way in ways), (pipeline, method)]
+    jobs += [] if kind.other_backward else [(replicated, method)]
+    counted = [(plain, way) for way in ("ddp", "fsdp") if way in ways]
+    found = run_jobs(2, [*jobs, *counted, *((declined, way, method) for way in no)], tmp_path)
+    results = dict(zip(jobs, found, strict=False))
+    for of_ranks in results.values():
         check(of_ranks, alone(method))
-    assert [run["collectives"] for run in found[WAYS.index("fsdp")]] == communicated
+    for (_, way), communicated in zip(counted, found[len(jobs) :], strict=False):
+        assert [run["collectives"] for run in results[learned, way, method]] == communicated
+    for said in found[len(jobs) + len(counted) :]:
+        assert said[0] == said[1] and f".weight: given SGD: {method} " in said[0]
+
+
+def test_every_registered_method_is_in_the_sweep() -> None:
+    assert {type(method) for method in METHODS.values()} == set(nm.METHODS.values())
 
 
 @pytest.mark.slow
@@ -144,11 +166,14 @@ def test_four_ranks(method: str, tmp_path: Path) -> None:
     [uninterrupted] = run_jobs(2, [(saved_on_the_way, "fsdp", method, two)], two)
     reads = [(resumed, way, method, two, at) for way in ("fsdp", "tensor-fsdp") for at in SAVED]
     saves = [(saved_on_the_way, "fsdp", method, four)]
-    *found, communicated = run_jobs(
-        4, [*((learned, way, method) for way in FOUR), *saves, *reads, (plain, "tensor-fsdp")], four
-    )
+    more = [(learned, way, "maskllm") for way in FOUR if method == "lbc"]  # its noise is cut as its state is
+    jobs = [*((learned, way, method) for way in FOUR), *saves, *reads, (plain, "tensor-fsdp"), *more]
+    results = run_jobs(4, jobs, four)
+    (*found, communicated), others = results[: len(jobs) - len(more)], results[len(jobs) - len(more) :]
     for of_ranks in found:
         check(of_ranks, expected)
+    for of_ranks in others:
+        check(of_ranks, alone("maskllm"))
     assert [run["collectives"] for run in found[FOUR.index("tensor-fsdp")]] == communicated
     for at in SAVED:  # a rank without rows of a weight leaves the same state behind as the others
         check([resumed("one", method, four, at)], uninterrupted[0])

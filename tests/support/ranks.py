@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import nmlearn as nm
 from nets import batches, convnet, sgd
-from nmlearn.model import plan as targets
+from nmlearn.model.names import unwrap
 
 STEPS, SIZE = 16, 12
 
@@ -32,10 +32,11 @@ def resumed(old: nm.Sparsifier, run: torch.nn.Module, optimizer: torch.optim.Opt
     saved = old.state_dict()
     old.detach()
     for name, entry in saved["weights"].items():
-        weight = dict(targets.unwrap(run).named_parameters())[name]
+        weight = dict(unwrap(run).named_parameters())[name]
         for tensor in entry["state"].values():
-            assert hasattr(tensor, "placements") == (sharded and tensor.dim() > 0)
-            assert not sharded or (tensor.placements == weight.placements and tensor.shape[0] == weight.shape[0])
+            cut = sharded and tensor.dim() > 0
+            assert hasattr(tensor, "placements") == cut
+            assert not cut or (tensor.placements == weight.placements and tensor.shape[0] == weight.shape[0])
     new = nm.Sparsifier(run, old.method).attach(optimizer, STEPS)
     new.load_state_dict(saved)
     assert new.step == STEPS // 2

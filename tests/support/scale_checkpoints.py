@@ -134,6 +134,11 @@ def zero_in_backward() -> None:
     nm.Sparsifier(model, nm.LBC("2:4")).attach(optimizer, STEPS)
 
 
+def declined(way: str, method: str) -> str:
+    """What is said when a method meets a way of sharding that it cannot work with."""
+    return refused(lambda: attached(WAYS[way](), METHODS[method]))
+
+
 def refusals() -> dict[str, str]:
     return {
         "sharded after attach": refused(shard_after_attach),
@@ -142,5 +147,7 @@ def refusals() -> dict[str, str]:
         "cut groups": refused(cut_groups),
         "FSDP1": refused(first_fsdp),
         "ZeRO in backward": refused(zero_in_backward),
+        "whole weights": declined("fsdp", "sste"),
+        "another backward": declined("fsdp-of-one", "bimask"),
         "nothing": refused(lambda: attached(fsdp(), nm.LBC("2:4"))),
     }

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 import nmlearn as nm
 from nets import batches, sgd
 from nmlearn.lab.train.ranks import leave
-from nmlearn.model.shards import placed
+from nmlearn.model.shards import local, placed
 from processes import start
 
 STEPS, SIZE, INPUTS = 16, 12, 16
@@ -32,9 +32,16 @@ METHODS = {
     "lbc": nm.LBC("2:4"),
     "srste": nm.SRSTE("2:4"),
     "lbc-weight": nm.LBC("8:16"),
-    "lbc-explicit": nm.LBC("1:4", scores="explicit", score_optimizer="adamw"),
+    # AdamW's first step moves all scores by the same lr: at once they would be removed by the rounding of gradients.
+    "lbc-explicit": nm.LBC("1:4", start=0.2, scores="explicit", score_optimizer="adamw"),
     "gradual": nm.Gradual("1:4"),
     "oneshot": nm.OneShot("1:4", at=0.5),
+    "maskllm": nm.MaskLLM("2:4", lr=0.02, end=0.75),
+    "sste": nm.SSTE("2:4"),
+    "maxq": nm.MaxQ("2:4", end=0.5, decay=1e-2),
+    "bimask": nm.BiMask("2:4", candidates=5, draws=4, decay=1e-2),
+    "dense": nm.methods.Dense("2:4"),
+    "keep": nm.methods.Keep("2:4"),
 }
 
 
@@ -126,6 +133,13 @@ def fsdp_mixed(dtype: torch.dtype) -> Run:
     return sharded(blocks(), mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float64))
 
 
+def fsdp_of_one() -> Run:
+    """FSDP2 over a mesh of one rank: weights are DTensors, and whole."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(), 1), mesh_dim_names=("copies", "one"))
+    run = sharded(blocks(), mesh["one"])
+    return Run(run.model, run.model, run.optimizer)
+
+
 def hsdp() -> Run:
     """Replicas of shards; on two ranks one replica."""
     mesh = init_device_mesh("cpu", (dist.get_world_size() // 2, 2), mesh_dim_names=("copies", "shards"))
@@ -151,6 +165,7 @@ WAYS: dict[str, Callable[[], Run]] = {
     "fsdp": fsdp,
     "fsdp-float64": lambda: fsdp_mixed(torch.float64),
     "fsdp-bfloat16": lambda: fsdp_mixed(torch.bfloat16),
+    "fsdp-of-one": fsdp_of_one,
     "hsdp": hsdp,
     "tensor": tensor_parallel,
     "tensor-fsdp": tensor_parallel_fsdp,
@@ -173,7 +188,15 @@ def result(run: Run, sparsifier: nm.Sparsifier) -> dict[str, dict[str, Tensor]]:
     }
 
 
+def thin(model: nn.Module, method: nm.Method) -> None:
+    """Make the model sparse where the method takes a sparse one."""
+    for module in model.modules() if isinstance(method, nm.methods.Keep) else ():
+        if isinstance(module, nn.Linear):
+            local(module.weight).unflatten(1, (-1, 4))[..., 1:3] = 0.0
+
+
 def attached(run: Run, method: nm.Method) -> nm.Sparsifier:
+    thin(run.model, method)
     return nm.Sparsifier(run.forward, method, RULES).attach(run.optimizer, STEPS)
 
 
@@ -218,6 +241,7 @@ def pipeline(method: str) -> dict[str, Any]:
     stage = Stage(model, first=not last, last=last)
     rules = {row.name: row.pattern for row in plan.rows if row.name in dict(stage.named_parameters())}
     optimizer = sgd(stage)
+    thin(stage, METHODS[method])
     sparsifier = nm.Sparsifier(stage, METHODS[method], rules).attach(optimizer, STEPS)
     schedule = ScheduleGPipe(PipelineStage(stage, int(last), 2, torch.device("cpu")), 2, loss_fn=F.cross_entropy)
     for x, y in data():

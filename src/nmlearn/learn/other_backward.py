@@ -1,95 +1,166 @@
 """Input gradients that are computed with another weight than the one in use.
 
-While a layer's own backward pass runs, its weight holds what ``Method.used_back`` gives; the change goes past autograd,
-which saved the weight by reference. A hook on the layer's output puts it there just before, a hook on the weight's
-gradient takes it away just after: a layer computes both gradients in one go, and its weight's comes last.
+Autograd saves the weight of a layer for its backward pass, where nothing but the input gradient needs it. While the
+layer runs forward, hooks on saved tensors take note of it; the backward pass is then given what ``Method.used_back``
+gives in its place. The weight itself never changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from nmlearn.errors import AttachError
 from nmlearn.learn.weight import SparseWeight
 from nmlearn.methods.method import At, Method
 from nmlearn.model.names import unwrap
-from nmlearn.model.shards import local
+from nmlearn.model.shards import is_sharded, local
+
+# What may stand between a weight and the copy that autocast makes of it: what moves no number to another place.
+_SAME_STORAGE = {"ToCopyBackward0", "TBackward0", "TransposeBackward0", "ViewBackward0", "PermuteBackward0"}
+
+
+@dataclass
+class _Saved:
+    """A saved tensor, and the weights that lie in its storage: one, but for the flat buffers of cuDNN."""
+
+    tensor: Tensor
+    version: int
+    weights: list[SparseWeight]
 
 
 class OtherBackward:
-    """Exchanges the weights of a model around their layers' backward passes.
+    """Gives other weights to the backward passes of a model's layers.
 
     Args:
         at: the moment that the weights in use were written for.
 
     Raises:
-        AttachError: while training: a layer that runs forward within the backward pass (activation checkpointing), a
-            compiled layer, or one whose weight has a gradient although it was never called.
+        AttachError: while training: a compiled layer, or a weight that has a gradient although its layer was never
+            called or computed with a copy that cannot be followed.
     """
 
     def __init__(self, model: nn.Module, method: Method, weights: Sequence[SparseWeight], at: Callable[[], At]) -> None:
         self.method, self.weights, self._at = method, list(weights), at
-        self._in_use: dict[str, Tensor] = {}
-        self._exchanged: set[str] = set()
-        self._owners = {w.name: list(_owners(unwrap(model), w.parameter)) for w in weights}
+        self._followed: set[str] = set()
+        self._owners: dict[nn.Module, list[SparseWeight]] = {}
+        for w in self.weights:
+            for owner in _owners(unwrap(model), w.parameter):
+                self._owners.setdefault(owner, []).append(w)
 
     def hooks(self) -> list[Any]:
         """Hang the hooks."""
         hung: list[Any] = []
-        for w in self.weights:
-            for owner in self._owners[w.name]:
-                hung.append(owner.register_forward_pre_hook(self._before_forward(w)))
-                hung.append(owner.register_forward_hook(self._after_forward(w)))
-            hung.append(w.parameter.register_post_accumulate_grad_hook(lambda _, w=w: self._restore(w)))
+        for owner, some in self._owners.items():
+            layer = _Layer(some, self._followed, self._other)
+            hung.append(owner.register_forward_pre_hook(_Hook(layer.enter)))
+            hung.append(owner.register_forward_hook(_Hook(layer.leave), with_kwargs=True, always_call=True))
         return hung
 
     def settle(self) -> None:
-        """Before a step: every weight holds what is in use again, and was exchanged if it has a gradient."""
+        """Before a step: every weight with a gradient was followed."""
         for w in self.weights:
-            self._restore(w)
-            if w.parameter.grad is not None and w.name not in self._exchanged:
+            grad = w.parameter.grad
+            if grad is not None and w.name not in self._followed and bool(grad.any()):
+                wrong = (
+                    "its layer was never called, or computed with a copy, and its input gradient was the ordinary one"
+                )
                 fix = f"leave it dense with a rule, or use a method other than {self.method.name}"
-                _refuse(w.name, "a weight with a gradient", "its layer was never called, so nothing was exchanged", fix)
-        self._exchanged.clear()
-
-    def _before_forward(self, w: SparseWeight) -> Any:
-        def check(*_: Any) -> None:
-            if torch._C._current_graph_task_id() != -1:
-                wrong = "the layer runs forward within the backward pass, which would read the weight of the other"
-                _refuse(w.name, "activation checkpointing", wrong, "train without it, or with another method")
-            self._restore(w)
-
-        return torch.compiler.disable(check)
-
-    def _after_forward(self, w: SparseWeight) -> Any:
-        def watch(module: nn.Module, args: Any, output: Any) -> None:
-            first = next((t for t in _tensors(output) if t.grad_fn is not None), None)
-            if first is None or first.grad_fn is None:
-                return
-            if "CompiledFunction" in type(first.grad_fn).__name__:
-                fix = "train without torch.compile, or with another method"
-                _refuse(w.name, "a compiled layer", "its backward pass is compiled with the weight in use", fix)
-            first.grad_fn.register_prehook(lambda *_: self._exchange(w))
-
-        return torch.compiler.disable(watch)
+                _refuse(w.name, "a weight with a gradient", wrong, fix)
+        self._followed.clear()
 
     @torch.no_grad()
-    def _exchange(self, w: SparseWeight) -> None:
-        if w.name not in self._in_use:
+    def _other(self, saved: _Saved) -> Tensor:
+        """The saved tensor, with the other weights in place of those in use."""
+        tensor, storage = saved.tensor, saved.tensor.untyped_storage().clone()
+
+        def view(like: Tensor, offset: Any) -> Tensor:
+            return tensor.new_empty(0).set_(storage, offset, like.shape, like.stride())
+
+        for w in saved.weights:
             weight = local(w.parameter)
-            back = self.method.used_back(w.seen(), self._at())
-            self._in_use[w.name] = weight.clone()
-            weight.data.copy_(back)
-        self._exchanged.add(w.name)
+            copied = _storage(weight) != _storage(tensor)
+            view(weight, 0 if copied else weight.storage_offset()).copy_(self.method.used_back(w.seen(), self._at()))
+        return view(tensor, tensor.storage_offset())
 
-    @torch.no_grad()
-    def _restore(self, w: SparseWeight) -> None:
-        if (in_use := self._in_use.pop(w.name, None)) is not None:
-            local(w.parameter).data.copy_(in_use)
+
+class _Layer:
+    """What the hooks on one layer do, around its forward pass."""
+
+    def __init__(self, weights: list[SparseWeight], followed: set[str], other: Callable[[_Saved], Tensor]) -> None:
+        self._weights, self._followed, self._other = weights, followed, other
+        self._open: list[saved_tensors_hooks] = []
+
+    def enter(self, *_: Any) -> None:
+        outer = torch._C._autograd._top_saved_tensors_default_hooks(False) or (None, None)
+        self._open.append(saved_tensors_hooks(*self._around(*outer)))
+        self._open[-1].__enter__()
+
+    def _around(self, outer_pack: Any, outer_unpack: Any) -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]:
+        """Hooks that leave all other tensors to the hooks around them: those of activation checkpointing."""
+
+        def pack(tensor: Tensor) -> Any:
+            within = self._within(tensor)
+            self._followed.update(w.name for w in within)
+            if within or not outer_pack:
+                return _Saved(tensor.detach(), tensor._version, within)
+            return outer_pack(tensor)
+
+        def unpack(saved: Any) -> Tensor:
+            if not isinstance(saved, _Saved):
+                found: Tensor = outer_unpack(saved)
+                return found
+            if saved.tensor._version != saved.version:  # autograd checks this only where there are no hooks
+                raise RuntimeError(
+                    "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                    f"{tuple(saved.tensor.shape)} is at version {saved.tensor._version}; expected {saved.version}"
+                )
+            return self._other(saved) if saved.weights else saved.tensor
+
+        return pack, unpack
+
+    def _within(self, tensor: Tensor) -> list[SparseWeight]:
+        """The weights that a saved tensor holds, as a view or as the copy that autocast made."""
+        if is_sharded(tensor) or tensor.layout != torch.strided:
+            return []
+        storage = _storage(tensor)
+        within = [w for w in self._weights if _storage(local(w.parameter)) == storage]
+        whole = tensor.untyped_storage().nbytes() // tensor.element_size()
+        origin = None if within else _origin(tensor)
+        return within or [w for w in self._weights if w.parameter is origin and whole == w.parameter.numel()]
+
+    def leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if self._open:
+            self._open.pop().__exit__()
+        made = next((t.grad_fn for t in _tensors(output) if t.grad_fn is not None), None)
+        if "CompiledFunction" in type(made).__name__:
+            fix = "train without torch.compile, or with another method"
+            wrong = "its backward pass is compiled with the weight in use"
+            _refuse(self._weights[0].name, "a compiled layer", wrong, fix)
+        if made is not None and not any(t.requires_grad for t in _tensors([args, kwargs])):
+            self._followed.update(w.name for w in self._weights)  # no input gradient: the weight may not be saved
+
+
+class _Hook:
+    """A hook on a module, which its copies and pickles do not take along, nor graphs that are exported: there is no
+    backward pass in them.
+    """
+
+    def __init__(self, call: Callable[..., None] | None = None) -> None:
+        self._call = call and torch.compiler.disable(call)
+
+    def __call__(self, *args: Any) -> None:
+        exported = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        if self._call and not exported:
+            self._call(*args)
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
 
 
 def _owners(model: nn.Module, parameter: nn.Parameter) -> Iterable[nn.Module]:
@@ -102,15 +173,28 @@ def _owners(model: nn.Module, parameter: nn.Parameter) -> Iterable[nn.Module]:
             yield parents[id(module)] if within else module
 
 
-def _tensors(output: Any) -> Iterable[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, (tuple, list)):
-        for part in output:
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _origin(tensor: Tensor) -> Tensor | None:
+    """The leaf that a tensor is a view or a cast of."""
+    node: Any = tensor.grad_fn
+    while type(node).__name__ in _SAME_STORAGE:
+        node = node.next_functions[0][0]
+    leaf: Tensor | None = getattr(node, "variable", None)
+    return leaf
+
+
+def _tensors(values: Any) -> Iterable[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (tuple, list)):
+        for part in values:
             yield from _tensors(part)
-    elif isinstance(output, dict):
-        yield from _tensors(list(output.values()))
+    elif isinstance(values, dict):
+        yield from _tensors(list(values.values()))
 
 
-def _refuse(where: str, given: str, wrong: str, fix: str) -> None:
+def _refuse(where: str, given: str, wrong: str, fix: str) -> NoReturn:
     raise AttachError(where=where, given=given, wrong=wrong, fix=fix)

@@ -87,6 +87,11 @@ def _reasons(plan: Plan, model: nn.Module, method: Method, optimizer: Optimizer,
         [row for row in sparse if method.whole and _is_split(row.parameter)],
     )
     yield (
+        f"{method.name} changes the backward pass of a layer, which a DTensor hides",
+        "use DDP, or a method whose input gradient is the ordinary one",
+        [row for row in sparse if method.other_backward and is_sharded(row.parameter)],
+    )
+    yield (
         "its shards cut groups apart",
         "shard another dimension than the inputs, or into multiples of M inputs, or leave the weight dense",
         [row for row in sparse if _is_cut(row)],

@@ -11,8 +11,9 @@ from torch import Tensor
 def uniform(shape: tuple[int, ...], seed: int, step: int, name: str) -> Tensor:
     """Uniform numbers in (0, 1) for a whole tensor: float32 on the CPU; ranks cut their shards out of it."""
     word = hashlib.sha256(f"{seed} {step} {name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(word[:8], "little", signed=True))
-    return torch.rand(shape, generator=generator).clamp_(1e-7, 1 - 1e-7)
+    generator = torch.Generator("cpu").manual_seed(int.from_bytes(word[:8], "little", signed=True))
+    uniform = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
+    return uniform.clamp_(1e-7, 1 - 1e-7)
 
 
 def gumbel(shape: tuple[int, ...], seed: int, step: int, name: str) -> Tensor:

@@ -37,6 +37,24 @@ def of_combinations(s_gm: Tensor, pattern: Pattern) -> Tensor:
     return scores
 
 
+def of_weights(a_gc: Tensor, pattern: Pattern) -> Tensor:
+    """For every weight the sum over the combinations that hold it, the transpose of :func:`of_combinations`.
+
+    In float64 for the same reasons; a gradient that is not finite counts as zero.
+
+    Args:
+        a_gc: float ``[..., C]``.
+
+    Returns:
+        ``[..., M]``, in the dtype of ``a_gc``.
+    """
+    wide = torch.float32 if a_gc.device.type == "mps" else torch.float64
+    a_gm: Tensor = (a_gc.to(wide) @ table(pattern, a_gc.device, wide)).to(a_gc.dtype)
+    if a_gm.requires_grad:
+        a_gm.register_hook(lambda grad: grad.nan_to_num(0.0, 0.0, 0.0))
+    return a_gm
+
+
 def sgd_(
     scores: list[Tensor],
     momenta: list[Tensor],
@@ -79,9 +97,6 @@ def relaxed(w_gm: Tensor, a_gc: Tensor, alive_gc: Tensor, pattern: Pattern) -> T
     """The weight in use, straight through its mask: ``w_j sum_{k holds j, alive} a_k``, for its gradient alone.
 
     The gradient with respect to ``a_k`` is the sum of ``g_j w_j`` over the members of k, zero where k is removed.
-    It is summed in float64, for the reason that :func:`of_combinations` gives; a product that is not finite counts as
-    zero.
-
     Args:
         w_gm: ``[..., M]``, without gradient.
         a_gc: ``[..., C]`` scores.
@@ -90,8 +105,4 @@ def relaxed(w_gm: Tensor, a_gc: Tensor, alive_gc: Tensor, pattern: Pattern) -> T
     Returns:
         ``[..., M]``, in the dtype of the scores.
     """
-    wide = torch.float32 if a_gc.device.type == "mps" else torch.float64
-    a_gm: Tensor = ((a_gc * alive_gc).to(wide) @ table(pattern, a_gc.device, wide)).to(a_gc.dtype)
-    if a_gm.requires_grad:
-        a_gm.register_hook(lambda grad: grad.nan_to_num(0.0, 0.0, 0.0))
-    return w_gm.to(a_gc.dtype) * a_gm
+    return w_gm.to(a_gc.dtype) * of_weights(a_gc * alive_gc, pattern)

@@ -25,13 +25,13 @@ from nmlearn.methods.method import At, Method, Setting, State, Weight, grads, re
 class BiMask(Method):
     """Bi-directional masks: forward as SR-STE, the input gradient by a weight that is N:M along the outputs too.
 
-    It hangs hooks on the layers while it learns, and is refused under activation checkpointing and torch.compile, where
-    the backward pass would read the wrong weight.
+    It hangs hooks on the layers while it learns, and is refused under torch.compile, whose backward pass is compiled
+    with the weight in use.
 
     Attributes:
         decay: the pull on pruned weights, 2e-4.
         candidates: how many permutations are drawn each time, 100.
-        draws: how often in a training run; the paper draws every 100 steps.
+        draws: how often in a training run, and once behind the first step; the paper draws every 100 steps.
         seed: of the permutations.
 
     Raises:
@@ -51,8 +51,10 @@ class BiMask(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.candidates < 1 or self.draws < 0:
-            refuse("candidates", self.candidates, "a permutation is chosen of at least one", "write 100, and draws=100")
+        if self.candidates < 1:
+            refuse("candidates", self.candidates, "a permutation is chosen of at least one", "write 100")
+        if self.draws < 0:
+            refuse("draws", self.draws, "permutations cannot be drawn less than never", "write 100, or 0 for none")
 
     def init(self, w: Weight) -> State:
         return {"rows": torch.arange(w.tensor.shape[w.grouping.output_axes()[-1]])}
@@ -64,7 +66,7 @@ class BiMask(Method):
         """Draw permutations again and keep the best; ranks that hold other rows choose for their own."""
         forward = self._by_rows(self._forward(w), w)
         rows = len(forward)
-        if rows % w.pattern.m or not forward.numel():
+        if not self.draws or rows % w.pattern.m or not forward.numel():
             return False
         assert isinstance(setting, int)
         uniform = noise.uniform((self.candidates, rows), self.seed, setting, w.name)

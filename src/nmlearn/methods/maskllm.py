@@ -17,6 +17,7 @@ from torch import Tensor, nn, optim
 
 from nmlearn.errors import ScheduleError
 from nmlearn.maths import masks, noise
+from nmlearn.maths import scores as scoring
 from nmlearn.maths.combinations import table
 from nmlearn.maths.pattern import Pattern
 from nmlearn.methods.method import At, Method, State, Weight, grads, refuse, top_magnitudes
@@ -77,10 +78,10 @@ class MaskLLM(Method):
             wrong = f"{w.pattern} has {w.pattern.combinations:,} combinations a group, each with a logit"
             refuse("pattern", f"{w.pattern} for {w.name}", wrong, f"use one of at most {MOST_COMBINATIONS}, or nm.LBC")
         whole = (*w.grouping.groups_shape(w.shape), w.pattern.combinations)
-        start = noise.normal(whole, self.seed, 0, w.name).mul_(0.01)
-        logits = w.shard(start.to(w.tensor.device)).clone()
+        start = noise.normal(whole, self.seed, 0, w.name).to(w.tensor.device, scoring.dtype_for(w.tensor))
+        logits = w.shard(start) * 0.01
         if self.prior == "magnitude":
-            held = w.grouping.view(top_magnitudes(w)).float() @ _table(w).t()
+            held = scoring.of_combinations(w.grouping.view(top_magnitudes(w)), w.pattern)
             logits += 0.01 * self.prior_strength * (held - w.pattern.n / 2)
         return {"logits": logits}
 
@@ -113,13 +114,9 @@ class MaskLLM(Method):
         kappa, tau = (a + (b - a) * along for a, b in (self.scale, self.temperature))
         whole = (*w.grouping.groups_shape(w.shape), w.pattern.combinations)
         gumbel = w.shard(noise.gumbel(whole, self.seed, at.step, w.name).to(w.tensor.device))
-        soft = torch.softmax((kappa * w.state["logits"] + gumbel) / tau, -1) @ _table(w)
-        return w.tensor * w.grouping.unview(soft).to(w.tensor.dtype)
+        soft = scoring.of_weights(torch.softmax((kappa * w.state["logits"] + gumbel) / tau, -1), w.pattern)
+        return (w.tensor * w.grouping.unview(soft)).to(w.tensor.dtype)
 
     def mask(self, w: Weight) -> Tensor:
         best = w.state["logits"].argmax(-1)
         return w.grouping.unview(table(w.pattern, best.device)[best])
-
-
-def _table(w: Weight) -> Tensor:
-    return table(w.pattern, w.tensor.device, torch.float32)

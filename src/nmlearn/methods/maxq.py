@@ -9,6 +9,7 @@ through, pruned weights decay as in SR-STE, and the factors are in the weight in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -62,7 +63,9 @@ class MaxQ(Method):
         """The share of groups that is dense at this progress."""
         if progress >= self.end:
             return 0.0
-        return min(1.0, 1.0 - (progress - self.start) / (self.end - self.start))
+        if progress <= self.start:
+            return 1.0
+        return 1.0 - (progress - self.start) / (self.end - self.start)
 
     def learn(self, weights: Sequence[Weight], at: At) -> None:
         for grad, w in zip(grads(weights), weights, strict=True):
@@ -82,7 +85,7 @@ class MaxQ(Method):
         magnitudes, outputs = masks.finite_first(w.tensor.abs()), w.grouping.output_axes()
         spatial = [axis for axis in range(w.tensor.dim()) if axis not in (*outputs, w.grouping.axis)]
         queries = self._query(magnitudes, outputs, w.pattern)
-        if spatial:  # per kernel position, over inputs and outputs
+        if math.prod(w.tensor.shape[axis] for axis in spatial) > 1:  # per kernel position, over inputs and outputs
             queries = queries + self._query(magnitudes, spatial, w.pattern)
         return torch.where(hard, queries + 1.0, 0.0)
 

@@ -33,11 +33,10 @@ class SSTE(Method):
         soft = soft_threshold(w.tensor, w.grouping).double()
         beta = (w.tensor.double() * soft).sum() / soft.square().sum()
         # A weight of zeros, or M:M, has nothing to scale.
-        return {"scale": torch.nan_to_num(beta, nan=1.0, posinf=1.0, neginf=1.0).float().cpu()}
+        return {"scale": torch.nan_to_num(beta, nan=1.0, posinf=1.0, neginf=1.0).cpu()}
 
     def used(self, w: Weight, at: At) -> Tensor:
-        scale = w.state["scale"].to(w.tensor.device, w.tensor.dtype)
-        return soft_threshold(w.tensor, w.grouping).mul_(scale)
+        return soft_threshold(w.tensor, w.grouping).mul_(w.state["scale"])  # a number, in no low precision
 
     def mask(self, w: Weight) -> Tensor:
         return soft_threshold(w.tensor, w.grouping) != 0
@@ -50,12 +49,12 @@ def soft_threshold(weight: Tensor, grouping: Grouping) -> Tensor:
         weight: float, any layout.
 
     Returns:
-        of its shape and dtype; at most N non-zeros a group, and +0.0 for the others.
+        of its shape and dtype; at most N non-zeros a group, and +0.0 for the others. What is not finite counts as 0.
     """
     pruned = grouping.pattern.m - grouping.pattern.n
     if not pruned:
         return weight.clone()
-    magnitude_gm = grouping.view(weight.abs())
+    magnitude_gm = grouping.view(weight.abs().nan_to_num(0.0, posinf=0.0))
     threshold = magnitude_gm.kthvalue(pruned, dim=-1, keepdim=True).values
     left = grouping.unview((magnitude_gm - threshold).clamp_min_(0))
     return torch.where(left > 0, left * weight.sign(), 0.0)
