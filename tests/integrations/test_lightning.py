@@ -261,7 +261,7 @@ def test_sharding_strategies_are_refused():
 
 
 def test_the_other_package(tmp_path):
-    """pytorch_lightning has classes of its own, which do not mix with those of lightning.pytorch."""
+    """pytorch_lightning has its own classes, which do not mix with those of lightning.pytorch."""
     other = pytest.importorskip("pytorch_lightning")
     from nmlearn.integrations.pytorch_lightning import NMCallback as Other
 

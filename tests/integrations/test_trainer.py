@@ -22,7 +22,7 @@ from trainer_run import Sentences, bert, trainer  # noqa: E402
 
 
 class Stop(transformers.TrainerCallback):
-    """Ends a training at a step: in good order, or by an exception."""
+    """Ends training at a step: regularly, or by an exception."""
 
     def __init__(self, step: int, error: type[Exception] | None = None) -> None:
         self.step, self.error = step, error

@@ -53,7 +53,7 @@ class NMCallback(TrainerCallback):
     """Learns N:M sparsity in a Trainer; one callback for one Trainer.
 
     It attaches when training begins, writes its state into every checkpoint and reads it back on
-    ``resume_from_checkpoint``, adds ``nm_density``, ``nm_progress`` and ``nm_mask_change`` to what the Trainer logs,
+    ``resume_from_checkpoint``. It adds ``nm_density``, ``nm_progress`` and ``nm_mask_change`` to the Trainer's logs,
     and verifies every group when training ends. If the Trainer looks for a best model, only checkpoints whose weights
     already fit their patterns count.
 

@@ -1,7 +1,7 @@
 """The safetensors container, read and written by the safetensors library.
 
-In addition to the library's checks, this refuses duplicate names in a header (the library uses the last, other readers
-the first), types that nmlearn does not know, shapes that no tensor can have, and BOOLs other than 0 and 1.
+In addition to the library's checks, this refuses duplicate names in a header: the library uses the last, other readers
+the first. It refuses types that nmlearn does not know, shapes that no tensor can have, and BOOLs other than 0 and 1.
 """
 
 from __future__ import annotations

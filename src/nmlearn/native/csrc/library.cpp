@@ -1,5 +1,5 @@
-// The C interface: chooses the instruction set, splits a job into ranges, and runs them on torch's OpenMP threads (the
-// library links no OpenMP of its own and uses the one that torch has loaded).
+// The C interface: chooses the instruction set, splits a job into ranges, and runs them on torch's OpenMP threads. (The
+// library links no OpenMP of its own and uses the one that torch has loaded.)
 #include <cstdlib>
 #include <cstring>
 #include <omp.h>
