@@ -2,8 +2,8 @@
 
 The exporter renames weights, and transposes them (Linear on three dimensions becomes MatMul with ``[in, out]``). It
 scales their rows (batch norm folded into a convolution), reorders them (an LSTM's gates) or cuts them (attention with
-separate keys). All of that preserves the set of rows along the inputs, or at least the set of their zeros. Weights are found by
-these sets, not by names.
+separate keys). All of that preserves the set of rows along the inputs, or at least the set of their zeros. Weights are
+found by these sets, not by names.
 """
 
 from __future__ import annotations
