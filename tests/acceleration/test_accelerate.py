@@ -1,4 +1,4 @@
-"""nm.accelerate on real forms of models: what is exchanged, folded and left, and that nothing else changes."""
+"""nm.accelerate on realistic models: what is replaced, folded and left dense, and that nothing else changes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not native.isa(), reason="the CPU kernels are no
 
 @pytest.fixture(autouse=True)
 def sparse_is_fast(monkeypatch):
-    """Small layers are not faster: let the measurement say what the test is about."""
+    """Small layers are not faster: fake the times that a test needs."""
 
     def told(calls, **_):
         for call in calls.values():
@@ -142,10 +142,10 @@ def test_reasons_for_every_layer_left_dense():
     why = {row.name: row.why for row in report.rows}
     assert why["dense"] == "dense: its zeros have no pattern"
     assert why["unused"] == "the example did not call it"
-    assert why["attention.linear1"] == "its parent reads the weight itself"
+    assert why["attention.linear1"] == "its parent reads the weight directly"
     assert packed(model) == {"used"}
     text = str(report)
-    assert "1 of 5 layers packed" in text and "its parent reads the weight itself" in text
+    assert "1 of 5 layers packed" in text and "its parent reads the weight directly" in text
 
 
 def test_a_model_that_would_compute_something_else_is_put_back():
@@ -163,13 +163,13 @@ def test_a_model_that_would_compute_something_else_is_put_back():
     state = copy.deepcopy(model.state_dict())
     model[0].register_forward_hook(lambda m, _, y: y * (2 if isinstance(m.layer, nn.Linear) else 1))
     reads = model[0]
-    with pytest.raises(KernelError, match="put back"):
+    with pytest.raises(KernelError, match="was restored"):
         nm.accelerate(model, torch.randn(2, 16), cache=None)
     assert model[0] is reads and type(model[0].layer) is nn.Linear
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
-def test_nothing_is_exchanged_where_dense_is_as_fast(monkeypatch):
+def test_nothing_is_replaced_where_dense_is_as_fast(monkeypatch):
     monkeypatch.setattr(candidates, "interleaved", lambda calls, **_: dict.fromkeys(calls, 1.0))
     model = network()
     report = nm.accelerate(model, torch.randn(1, 3, 32, 32), cache=None)
@@ -212,7 +212,7 @@ def test_times_are_kept_for_this_machine_alone(tmp_path, monkeypatch):
         nm.accelerate(network(), x, cache=cache)
 
 
-def test_a_broken_cache_is_begun_anew(tmp_path):
+def test_a_broken_cache_is_started_again(tmp_path):
     cache = tmp_path / "times.json"
     x = torch.randn(1, 3, 32, 32)
     nm.accelerate(network(), x, cache=cache)

@@ -1,6 +1,6 @@
-"""nm.accelerate for GPUs: what is measured and exchanged, on a device that is pretended, and few tests on a real one.
+"""nm.accelerate for GPUs: what is measured and replaced, on a simulated device, with a few tests on a real one.
 
-The pretended one computes on the CPU: decode by unpacking, CUTLASS's product by the dense weight. cuSPARSELt, which is
+The simulated one computes on the CPU: decode by unpacking, CUTLASS's product by the dense weight. cuSPARSELt, which is
 really called, fails there.
 """
 
@@ -25,7 +25,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is n
 
 
 class Pretended(Gpu):
-    """Notes what it is asked."""
+    """Records its calls."""
 
     cache, capturable = 0, True
 
@@ -49,7 +49,7 @@ class Pretended(Gpu):
 
 @pytest.fixture
 def times():
-    """Seconds by the beginning of a way's name; ways that are not named take 1."""
+    """Seconds by the prefix of a candidate's name; 1 for candidates not listed."""
     return {"decode": 0.5, "cutlass": 0.5, "cusparselt": 0.5, "after": 0.5}
 
 
@@ -62,7 +62,7 @@ def gpu(monkeypatch, times):
 
     def obstacle(*args):
         with monkeypatch.context() as patched:
-            patched.setattr(triton_decode, "_lacking", lambda device: "")
+            patched.setattr(triton_decode, "_unavailable", lambda device: "")
             return triton_decode.obstacle(*args)
 
     gpu = Pretended()
@@ -82,7 +82,7 @@ def layers(*patterns, dtype=torch.float32, size=64):
     return model.to(dtype)
 
 
-def test_decode_is_exchanged_where_it_was_faster(gpu):
+def test_decode_is_used_where_it_was_faster(gpu):
     model, x = layers("1:4", None, "2:8"), torch.randn(3, 64)
     reference = copy.deepcopy(model)
     report = nm.accelerate(model, x, cache=None)
@@ -116,7 +116,7 @@ def test_dense_stays_where_it_is_as_fast(gpu, times):
     times["decode"] = 0.98
     model = layers("1:4")
     report = nm.accelerate(model, torch.randn(3, 64), cache=None)
-    assert type(model[0]) is nn.Linear and report.rows[0].why == "the best dense is as fast"
+    assert type(model[0]) is nn.Linear and report.rows[0].why == "dense is as fast"
 
 
 def test_a_way_that_fails_at_its_first_call_is_a_no_with_its_reason(gpu, cutlass):
@@ -137,12 +137,12 @@ def test_a_layer_whose_ways_all_fail_stays_dense(gpu, monkeypatch):
     report = nm.accelerate(model, torch.randn(3, 64), cache=None)
     row = report.rows[0]
     assert type(model[0]) is nn.Linear and not row.chosen and row.sparse_ms is None and row.dense_ms == 1000
-    assert row.why == "no kernel took all its inputs; decode: NotImplementedError"
+    assert row.why == "no kernel supports all its inputs; decode: NotImplementedError"
     assert row.why in str(report)
 
 
 def test_triton_that_cannot_launch_is_a_no(gpu, monkeypatch):
-    monkeypatch.setattr(triton_decode, "_lacking", lambda device: "")  # so that the kernel itself is called
+    monkeypatch.setattr(triton_decode, "_unavailable", lambda device: "")  # so that the kernel itself is called
     row = nm.accelerate(layers("1:4"), torch.randn(3, 64), cache=None).rows[0]
     assert not row.chosen and "decode: " in row.why
 
@@ -176,7 +176,7 @@ def test_a_1x1_convolution(gpu, cutlass):
             torch.bfloat16,
             1,
             False,
-            "decode: no group size of 4, 8 or 16; cusparselt, cutlass: not on an",
+            "decode: group size 32, not 4, 8 or 16; cusparselt, cutlass: not on an",
         ),
         ("1:4", torch.float32, 1, True, "there are no int8 kernels for GPUs"),
     ],
@@ -192,7 +192,7 @@ def test_inputs_of_another_dtype_than_the_weight(gpu):
     assert set(reasons.values()) == {"its inputs are bfloat16, its weight float32"}
 
 
-def test_a_way_has_to_take_every_shape_that_the_layer_saw(gpu, cutlass):
+def test_a_candidate_must_support_every_shape_that_the_layer_saw(gpu, cutlass):
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
@@ -271,7 +271,7 @@ def on_gpu(model, x):
 @needs_gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize(("pattern", "tokens"), [("1:8", 4), ("2:4", 512)])
-def test_on_a_gpu_the_report_says_what_was_exchanged(pattern, tokens):
+def test_on_a_gpu_the_report_says_what_was_replaced(pattern, tokens):
     model = layers(pattern, None, dtype=torch.bfloat16, size=2048).cuda()
     report, got, expected = on_gpu(model, torch.randn(tokens, 2048, device="cuda", dtype=torch.bfloat16))
     assert report.graph and report.kernels == torch.cuda.get_device_name()

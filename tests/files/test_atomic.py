@@ -68,7 +68,7 @@ def test_the_place_of_writing_is_new_private_and_not_to_be_guessed(tmp_path: Pat
 
 
 def test_a_planted_link_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even when the random name is guessed: what is there is not opened, another name is taken."""
+    """Even if the random name is guessed, an existing file is not opened: another name is used."""
     victim, path = tmp_path / "victim", tmp_path / "file"
     victim.mkdir()
     guesses = iter(["guessed", "other"])

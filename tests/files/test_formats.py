@@ -104,7 +104,7 @@ def test_what_does_not_fit_is_refused():
 @pytest.mark.parametrize(
     ("text", "code", "numbers", "width", "match"),
     [
-        ("2:4", "offsets", [1, 0, 0, 1], 2, r"offsets \[1, 0\]: the offsets of a group must rise"),
+        ("2:4", "offsets", [1, 0, 0, 1], 2, r"offsets \[1, 0\]: the offsets of a group must ascend"),
         ("2:4", "offsets", [0, 1, 3, 3], 2, r"offsets \[3, 3\]"),
         ("2:6", "offsets", [0, 6, 0, 1], 3, "offset 6.*places 0 to 5"),
         ("2:4", "bitmask", [0b0011, 0b0111], 4, "bitmask of 3 kept values: a group of 2:4 keeps 2"),

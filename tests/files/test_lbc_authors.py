@@ -31,7 +31,7 @@ def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def their_layer(weight: Tensor, n: int, m: int, alive: int = 1) -> dict[str, Tensor]:
-    """What a layer of theirs stores when so many combinations have survived in each group."""
+    """What a layer of theirs stores when this many combinations have survived in each group."""
     table = torch.zeros(math.comb(m, n), m)
     for row, places in zip(table, itertools.combinations(range(m), n), strict=True):
         row[list(places)] = 1
@@ -42,7 +42,7 @@ def their_layer(weight: Tensor, n: int, m: int, alive: int = 1) -> dict[str, Ten
 
 
 def their_mask(layer: dict[str, Tensor]) -> np.ndarray:
-    """The mask of their forward pass: held by a combination whose score is not zero, moved to the weight's axes."""
+    """The mask of their forward pass: in a combination whose score is not zero, moved to the weight's axes."""
     scores, table, shape = layer["alpha"].numpy(), layer["index_list"].numpy(), layer["weight"].shape
     mask = ((scores != 0).astype(int) @ table.astype(int) > 0).reshape(-1)
     if len(shape) == 2:
@@ -173,10 +173,10 @@ def cut(state: dict[str, Tensor], part: str, tensor: Tensor | None) -> None:
         ("alpha", lambda t: t[:, :5], "need [288, 6]"),
         ("weight", lambda t: t[:4], "need [144, 6]"),
         ("alpha", lambda t: t.fill_(math.nan), "not finite"),
-        ("index_list", lambda t: torch.cat([t[:5], torch.ones(1, 4)]), "its rows hold 2 or 4 ones"),
-        ("index_list", lambda t: t * 2, "no table of zeros and ones"),
-        ("index_list", lambda t: t[0], "no table of zeros and ones"),
-        ("index_list", lambda t: torch.zeros(6, 4), "its rows hold 0 ones"),
+        ("index_list", lambda t: torch.cat([t[:5], torch.ones(1, 4)]), "its rows contain 2 or 4 ones"),
+        ("index_list", lambda t: t * 2, "not a table of zeros and ones"),
+        ("index_list", lambda t: t[0], "not a table of zeros and ones"),
+        ("index_list", lambda t: torch.zeros(6, 4), "its rows contain 0 ones"),
         ("weight", lambda t: t.reshape(64, 2, 3, 3), "2 input channels, not a multiple of 4"),
         ("weight", lambda t: t.flatten(), "no axis 1"),
     ],
@@ -205,7 +205,7 @@ def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     torch.save({"state_dict": {"fc.weight": torch.randn(4, 4)}}, tmp_path / "plain.pt")
     whole = resnet_file(tmp_path / "whole.pt", their_state(2, 4)).read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
-    wrong = {"nothing": "no tensors by name", "list": "no tensors by name", "plain": "no layer has scores"}
+    wrong = {"nothing": "no named tensors", "list": "no named tensors", "plain": "no layer has scores"}
     for name in ("evil", "text", "empty", "nothing", "list", "plain", "cut", "missing"):
         assert imported(tmp_path / f"{name}.pt", tmp_path / "out") == 2, name
         shown = " ".join(capsys.readouterr().err.split())

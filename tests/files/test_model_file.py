@@ -1,4 +1,4 @@
-"""nm.save and nm.load: what comes back is what was there, for us and for a reader that knows only docs/format.md."""
+"""nm.save and nm.load restore a model exactly, here and in a reader that knows only docs/format.md."""
 
 from __future__ import annotations
 
@@ -231,16 +231,16 @@ def test_given_patterns(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "match"),
     [
-        ("extra", 3, "no tensor"),
+        ("extra", 3, "not a tensor"),
         ("extra", torch.zeros(2, 2).to_sparse(), "plain memory"),
         ("extra", torch.zeros(2, device="meta"), "plain memory"),
         ("extra", torch.zeros(2, dtype=torch.complex128), "no such type"),
-        ("a.nm_index", torch.zeros(2), "names are text"),
-        ("__metadata__", torch.zeros(2), "names are text"),
-        ("half a pair: \ud800", torch.zeros(2), "names are text"),
+        ("a.nm_index", torch.zeros(2), "a name must be text"),
+        ("__metadata__", torch.zeros(2), "a name must be text"),
+        ("half a pair: \ud800", torch.zeros(2), "a name must be text"),
     ],
 )
-def test_what_no_file_can_hold(tmp_path, name, value, match):
+def test_what_no_file_can_store(tmp_path, name, value, match):
     with pytest.raises(StateError, match=match) as caught:
         nm.save({"fine": torch.zeros(2), name: value}, tmp_path / "m.safetensors")
     assert caught.value.where == name

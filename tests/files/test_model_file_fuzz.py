@@ -35,7 +35,7 @@ def write(path: Path, packed: bool = True) -> bytes:
 
 def outcome(path: Path, raw: bytes) -> dict[str, torch.Tensor] | None:
     """What loading gives, None for a FormatError; any other exception is the test's failure."""
-    with open(path, "r+b" if path.exists() else "wb") as file:  # making a file anew takes longer than all the rest
+    with open(path, "r+b" if path.exists() else "wb") as file:  # creating a new file takes longer than all the rest
         file.write(raw)
         file.truncate()
     try:

@@ -214,11 +214,11 @@ def test_several_optimizers(tmp_path):
     net = fit(tmp_path, *both, net=Gan())
     assert obeys(net.model) and obeys(net.other, "1:4") and not obeys(net.model, "1:4")
     assert both[0].finalized and both[1].finalized and float((net.model.head.weight != 0).float().mean()) == 0.25
-    with pytest.raises(AttachError, match="configure_optimizers returned 2; say which one"):
+    with pytest.raises(AttachError, match="configure_optimizers returned 2; give the index of the one"):
         fit(tmp_path, NMCallback(lbc, module="model", total_steps=steps), net=Gan())
     with pytest.raises(AttachError, match="given 2: configure_optimizers returned 2"):
         fit(tmp_path, NMCallback(lbc, module="model", optimizer=2, total_steps=steps), net=Gan())
-    with pytest.raises(AttachError, match="manual optimization: how often training_step steps cannot be known"):
+    with pytest.raises(AttachError, match="manual optimization: the number of steps in training_step is unknown"):
         fit(tmp_path, NMCallback(lbc, module="model", optimizer=1), net=Gan())
     with pytest.raises(AttachError, match="does not hold 3 sparse weights"):
         fit(tmp_path, NMCallback(lbc, optimizer=1, total_steps=steps), net=Gan())
@@ -226,7 +226,7 @@ def test_several_optimizers(tmp_path):
 
 def test_the_number_of_steps(tmp_path):
     lbc = METHODS["lbc"]
-    with pytest.raises(AttachError, match="a training of inf steps: a schedule needs an end"):
+    with pytest.raises(AttachError, match="a training run of inf steps: a schedule needs an end"):
         fit(tmp_path, NMCallback(lbc), max_epochs=-1)
     accumulation = pl.callbacks.GradientAccumulationScheduler({0: 2, 1: 4})
     with pytest.raises(AttachError, match="differ from epoch to epoch"):
@@ -261,7 +261,7 @@ def test_sharding_strategies_are_refused():
 
 
 def test_the_other_package(tmp_path):
-    """pytorch_lightning has classes of its own, which do not mix with those of lightning.pytorch."""
+    """pytorch_lightning has its own classes, which do not mix with those of lightning.pytorch."""
     other = pytest.importorskip("pytorch_lightning")
     from nmlearn.integrations.pytorch_lightning import NMCallback as Other
 

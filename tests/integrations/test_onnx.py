@@ -31,7 +31,7 @@ LAYOUTS = {
 
 
 def stored(path: Path, name: str) -> Tensor:
-    """An initializer of a file, read anew."""
+    """An initializer of a file, read again."""
     (found,) = [i for i in onnx.load(path).graph.initializer if i.name == name]
     return torch.from_numpy(onnx.numpy_helper.to_array(found).copy())
 
@@ -217,7 +217,7 @@ class Counting(nn.Module):
 
 
 class Branching(nn.Module):
-    """Takes a way that depends on values, which no graph holds."""
+    """Branches on values, which no graph can contain."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + 1 if x.sum() > 0 else x

@@ -22,7 +22,7 @@ from trainer_run import Sentences, bert, trainer  # noqa: E402
 
 
 class Stop(transformers.TrainerCallback):
-    """Ends a training at a step: in good order, or by an exception."""
+    """Ends training at a step: regularly, or by an exception."""
 
     def __init__(self, step: int, error: type[Exception] | None = None) -> None:
         self.step, self.error = step, error
@@ -218,7 +218,7 @@ def test_what_is_refused_when_the_trainer_is_made(tmp_path):
         trainer(tmp_path, bert(), NMCallback(nm.LBC("2:4"), rules={"nothing": "1:4"}))
     with pytest.raises(AttachError, match="steps inside backward"):
         trainer(tmp_path, bert(), NMCallback(nm.LBC("2:4")), optim="galore_adafactor_layerwise")
-    with pytest.raises(AttachError, match="callbacks are not told"):
+    with pytest.raises(AttachError, match="callbacks are not called"):
         trainer(tmp_path, bert(), NMCallback(nm.LBC("2:4")), enable_jit_checkpoint=True)
     args = transformers.TrainingArguments(str(tmp_path), use_cpu=True)
     args.deepspeed = {"zero_optimization": {"stage": 1}}
@@ -259,7 +259,7 @@ def test_checkpoints_that_are_refused(tmp_path):
     with pytest.raises(StateError, match="cannot be read"):
         resume(nm.LBC("2:4"))
     file.write_bytes((tmp_path / "checkpoint-8" / FILE).read_bytes())
-    with pytest.raises(StateError, match="saved at step 8, and the training resumes at 4"):
+    with pytest.raises(StateError, match="saved at step 8, and training resumes at 4"):
         resume(nm.LBC("2:4"))
     file.unlink()
     callback = NMCallback(nm.LBC("2:4"))

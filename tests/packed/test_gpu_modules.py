@@ -21,7 +21,7 @@ def layer_of(case):
 
 
 def computed_by_layer(case):
-    """What the layer makes of a case, and how often it ran the kernel; runs in the interpreter's process."""
+    """What the layer computes for a case, and how often it ran the kernel; runs in the interpreter's process."""
     x, _, layer = layer_of(case)
     calls, run = [], triton_decode.linear
     triton_decode.linear = lambda *args: calls.append(1) or run(*args)

@@ -1,4 +1,4 @@
-"""PackedLinear and PackedConv2d as modules: copied, saved, converted, loaded; refusals of what they cannot take."""
+"""PackedLinear and PackedConv2d as modules: copied, saved, converted, loaded; and what they refuse."""
 
 import copy
 import pickle
@@ -178,15 +178,15 @@ def refused(call: Callable[[], object], where: str, text: str) -> None:
 def test_wrong_inputs(call: operands.Call) -> None:
     name = type(call.layer).__name__
     layer: Any = call.layer
-    refused(lambda: layer(call.x[..., :-1] if name == "PackedLinear" else call.x[:, :-1]), name, "the layer takes")
-    refused(lambda: layer(call.x[0, 0, 0] if call.x.dim() == 4 else call.x[0, 0]), name, "the layer takes")
+    refused(lambda: layer(call.x[..., :-1] if name == "PackedLinear" else call.x[:, :-1]), name, "the layer expects")
+    refused(lambda: layer(call.x[0, 0, 0] if call.x.dim() == 4 else call.x[0, 0]), name, "the layer expects")
     for wrong in (call.x.to(torch.bfloat16), call.x.double(), call.x.half()):
-        refused(lambda x=wrong: layer(x), "nmlearn.packed", "it has to be")
+        refused(lambda x=wrong: layer(x), "nmlearn.packed", "it must be")
     refused(lambda: layer(call.x.int()), "nmlearn.packed", "activations are a floating-point tensor")
     y = call.packed()
     refused(lambda: layer(call.x, y[..., :-1]), "residual", "the output has the shape")
-    refused(lambda: layer(call.x, y.double()), "residual", "it has to be")
-    refused(lambda: layer(call.x, y.to("meta")), "residual", "it has to be")
+    refused(lambda: layer(call.x, y.double()), "residual", "it must be")
+    refused(lambda: layer(call.x, y.to("meta")), "residual", "it must be")
     layer.bias = torch.zeros(3)
     refused(lambda: layer(call.x), "bias", "one number for each of")
 
@@ -197,9 +197,9 @@ def test_wrong_buffers(call: operands.Call) -> None:
     layer.index = index.repeat(2)[::2]
     refused(lambda: layer(call.x), "index", "contiguous index of shape")
     layer.index = index.long()
-    refused(lambda: layer(call.x), "index", "it has to be torch")
+    refused(lambda: layer(call.x), "index", "it must be torch")
     layer.index = index.to("meta")
-    refused(lambda: layer(call.x), "index", "it has to be torch")
+    refused(lambda: layer(call.x), "index", "it must be torch")
     layer.index, layer.values = index, values.flatten()[1:]
     refused(lambda: layer(call.x), "values", "contiguous values of shape")
     layer.values, layer.layout = values, "columns"
@@ -232,7 +232,7 @@ def test_index_of_lies_reads_nothing_outside() -> None:
 
 
 def test_uses_the_threads_of_torch() -> None:
-    """In a thread of the user's as well, which torch sets up when it first computes there."""
+    """Also in a user's thread, which torch sets up when it first computes there."""
     lib = native.library()
     if lib is None:
         pytest.skip("the library is not built (make kernels)")

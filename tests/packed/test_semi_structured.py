@@ -1,4 +1,4 @@
-"""What 2:4 on sparse tensor cores takes and refuses, and its arithmetic of shapes, which needs no GPU to be checked."""
+"""What 2:4 on sparse tensor cores supports and refuses, and its arithmetic of shapes, checked without a GPU."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_pack_refuses():
 
 
 def test_weight_that_breaks_the_pattern(monkeypatch):
-    monkeypatch.setattr(semi_structured, "_lacking", lambda device, backend: "")
+    monkeypatch.setattr(semi_structured, "_unavailable", lambda device, backend: "")
     with pytest.raises(ViolationError, match=r"\[1, 12:16\]"):
         semi_structured.pack((torch.arange(16) > 12).half() * (torch.arange(16) == 1).half()[:, None])
 

@@ -126,7 +126,7 @@ def test_reasons(x, pattern, outputs, inputs, reason):
 
 
 def mismatches() -> list[str]:
-    """The errors of operands that do not belong together; runs in the interpreter's process."""
+    """The errors of operands that do not match; runs in the interpreter's process."""
     x, bias, found = torch.zeros(1, 16), torch.zeros(8), []
     values, index = triton_decode.pack(torch.zeros(8, 16), "2:4")
     for wrong in (
@@ -148,5 +148,5 @@ def test_operands_that_do_not_belong_together(interpreter):
     packed = "values and index are not a weight of this shape and pattern packed by triton_decode.pack"
     assert interpreter(mismatches) == [
         packed, packed, packed, "the input's dtype is not the weight's", "the bias is not a contiguous [O]",
-        "the operands lie on several devices",
+        "the operands are on several devices",
     ]  # fmt: skip

@@ -65,7 +65,7 @@ def test_data_of_another_size(call: operands.Call, name: str) -> None:
 def test_data_of_another_type(call: operands.Call, name: str) -> None:
     tensor = named(call, name)
     tensor.data = tensor.data.double()
-    with pytest.raises(KernelError, match="it has to be torch"):
+    with pytest.raises(KernelError, match="it must be torch"):
         call.packed()
 
 
@@ -84,7 +84,7 @@ def test_data_of_the_same_kind(call: operands.Call) -> None:
 
 def test_sparse_tensors(call: operands.Call) -> None:
     call.x = call.x.to_sparse()
-    with pytest.raises(KernelError, match="dense and there"):
+    with pytest.raises(KernelError, match="dense, on the same device"):
         call.packed()
 
 

@@ -1,4 +1,4 @@
-"""Small models as a training leaves them, dense with their zeros, which the tests of exports share."""
+"""Small finalized models, dense with their zeros, which the tests of exports share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def sparsify(model: nn.Module, pattern: str, rules: dict[str, str | None] | None
 
 
 def trained_norms(model: nn.Module) -> None:
-    """Batch norms as after a training: means, deviations and shifts, and scales of which some are negative."""
+    """Batch norms as after training: means, deviations and shifts, and scales of which some are negative."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.normal_(module.weight)

@@ -1,4 +1,4 @@
-"""A reader of packed files written from docs/format.md alone, with numpy and struct: what another language would do.
+"""A reader of packed files based only on docs/format.md, with numpy and struct: what another language would do.
 
 It trusts the file apart from the checksums; it is slow and plain on purpose.
 """

@@ -1,4 +1,4 @@
-"""Every instruction set of the kernels in one process: copies of the library, each told by NMLEARN_ISA which to use."""
+"""Every instruction set of the kernels in one process: copies of the library, each with its own NMLEARN_ISA."""
 
 import functools
 import os

@@ -1,4 +1,4 @@
-"""One process of a training with Lightning's DDP; a program for torch.distributed.run.
+"""One process of training with Lightning's DDP; a program for torch.distributed.run.
 
 python tests/support/lightning_ranks.py FOLDER     writes FOLDER/RANK.pt: weights and masks
 """

@@ -1,4 +1,4 @@
-"""Operands of the packed operators, and what the operators shall compute: the dense weight in float64, by torch."""
+"""Operands of the packed operators, and what these should compute: the dense weight in float64, by torch."""
 
 from __future__ import annotations
 

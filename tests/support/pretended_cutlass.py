@@ -22,6 +22,6 @@ def cutlass(monkeypatch: pytest.MonkeyPatch) -> None:
             warnings.simplefilter("ignore", UserWarning)
             return SparseSemiStructuredTensorCUTLASS(weight.shape, packed, meta, None, None, None)
 
-    monkeypatch.setattr(semi_structured, "_lacking", lambda device, backend: "")
+    monkeypatch.setattr(semi_structured, "_unavailable", lambda device, backend: "")
     monkeypatch.setattr(SparseSemiStructuredTensorCUTLASS, "from_dense", from_dense)
     monkeypatch.setattr(semi_structured, "linear", lambda x, packed, bias: F.linear(x, packed.to_dense(), bias))

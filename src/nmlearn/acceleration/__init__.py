@@ -1,1 +1,1 @@
-"""From a finalized model to a faster one: measure each layer's candidates, exchange what is faster, check the whole."""
+"""From a finalized model to a faster one: time each layer's candidates, replace layers that gain, check the whole."""

@@ -1,4 +1,4 @@
-"""``accelerate``: exchange the layers that a packed kernel was measured to be faster for, and say which."""
+"""``accelerate``: replace the layers for which a packed kernel was measured to be faster, and report them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nmlearn.acceleration import exchange, gpu_timing, measured
+from nmlearn.acceleration import gpu_timing, measured, replacement
 from nmlearn.acceleration.candidates import Found, find
 from nmlearn.acceleration.gpu import Gpu, gpu_of
 from nmlearn.acceleration.observing import Seen, observe
@@ -26,7 +26,7 @@ _TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.01}  # of the largest outpu
 class Row:
     """What was found for one layer; times in milliseconds, None where nothing was measured.
 
-    `why` is the reason of a layer left dense; errors of kernels that were tried are told for exchanged layers too.
+    `why` says why a layer stays dense; for replaced layers too, it lists the errors of kernels that were tried.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Acceleration:
 
     Attributes:
         rows: one for each Linear and Conv2d of the model.
-        before_ms, after_ms: the whole model on the example, dense (the faster memory format) and as it is now.
-        kernels: the instruction set of the kernels, or the GPU; threads: how many computed.
-        images: the memory format that the model's convolutions run in, "" without convolutions.
-        graph: whether before_ms and after_ms are of CUDA graphs that hold the whole model.
+        before_ms, after_ms: the whole model on the example, dense (in the faster memory format) and as it is now.
+        kernels, threads: the kernels' instruction set, or the GPU; and the number of CPU threads.
+        images: the memory format of the model's convolutions, "" if it has none.
+        graph: whether before_ms and after_ms time CUDA graphs of the whole model.
         gpu: whether the model is on a GPU.
     """
 
@@ -76,10 +76,10 @@ class Acceleration:
         count = sum(row.chosen for row in self.rows)
         model = f"model {self.before_ms:.3g} ms dense, {self.after_ms:.3g} ms now"
         how = f"{self.kernels} kernels, {self.threads} threads"
-        note = "times in ms; eager is torch as it is, dense the best of it and oneDNN with a pre-packed weight"
+        note = "times in ms; eager is plain torch, dense the faster of eager and oneDNN with a pre-packed weight"
         if self.gpu:
             how = f"{self.kernels}, {'in a CUDA graph' if self.graph else 'called from Python'}"
-            note = "times in ms; layers in CUDA graphs where they can be captured; eager is torch as it is"
+            note = "times in ms; layers in CUDA graphs where they can be captured; eager is plain torch"
         where = f"{how}{', ' + self.images if self.images else ''}"
         return "\n".join(
             [*(line.rstrip() for line in table), f"{count} of {len(self.rows)} layers packed; {model} ({where})", note]
@@ -89,33 +89,33 @@ class Acceleration:
 def accelerate(
     model: nn.Module, example_inputs: Any, *, int8: bool = False, cache: Path | None = measured.DEFAULT
 ) -> Acceleration:
-    """Exchange layers of a finalized model in place, each only where it was measured faster than the best dense one.
+    """Replace layers of a finalized model in place, each only where it was measured faster than the best dense one.
 
-    Every Linear and Conv2d whose zeros have a pattern is timed on the shapes that the example gives it: eager, oneDNN
-    with a pre-packed weight, and each kernel that takes it, taking turns. Batch norm after a packed convolution is
-    folded into it; additions and activations that follow in a block's own code are done by the kernel. The model is
-    then compared with what it computed before, and put back if that is not the same or not faster.
+    Every Linear and Conv2d whose zeros form a pattern is timed on the shapes it sees in the example: eager, oneDNN with
+    a pre-packed weight, and each kernel that supports it, interleaved. Batch norm after a packed convolution is folded
+    into it, and the kernel also computes additions and activations that follow in a block's own code. The model is
+    restored if its outputs then differ from those before, or if it is not faster.
 
     On an NVIDIA GPU the candidates are eager, Triton's decode and 2:4 by cuSPARSELt and CUTLASS; nothing is folded.
     Times are those of CUDA graphs where the layer, and the whole model, can be captured: run the model in one.
 
     Args:
         model: in evaluation mode, on the CPU (float32 or bfloat16) or an NVIDIA GPU; changed in place.
-        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments, of the shapes to be fast for.
-        int8: keep packed weights as int8 with one float32 scale a row: smaller, for few tokens faster, not exact; on
-            CPUs alone.
-        cache: a JSON file that keeps times per machine, so that a second call measures nothing; None measures anew.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments, of the shapes to optimize for.
+        int8: store packed weights as int8 with one float32 scale per row: smaller, faster for few tokens, not exact;
+            CPU only.
+        cache: a JSON file of times per machine, so that a second call measures nothing; None always measures.
 
     Returns:
-        the table: a row a layer with shapes, times, and the kernel, or the reason why it is left dense.
+        a table with one row per layer: shapes, times, and the kernel or the reason why it stays dense.
 
     Raises:
-        KernelError: the model is in training mode, or computes something else with packed layers (it is put back).
+        KernelError: the model is in training mode, or its outputs differ with packed layers (it is restored).
     """
     if model.training:
         fix = "call model.eval() first"
         raise KernelError(
-            where="accelerate", given="a model in training mode", wrong="packed layers do not train", fix=fix
+            where="accelerate", given="a model in training mode", wrong="packed layers cannot be trained", fix=fix
         )
     call = _caller(model, example_inputs)
     with torch.inference_mode():
@@ -130,7 +130,7 @@ def accelerate(
         choices = {row.name: found[row.name].choice(row.kernel) for row in rows if row.chosen}
         if not choices:
             return _report(rows, before, before, images, gpu)
-        change = exchange.exchange(model, choices, seen, images)
+        change = replacement.replace_layers(model, choices, seen, images)
         try:
             _compare(seen.output, call(), int8)
             after = _time("after", call, gpu)
@@ -154,18 +154,18 @@ def _report(
 
 
 def _gpu(seen: Seen) -> Gpu | None:
-    """The GPU of the model's last layer, which is the last to be done."""
+    """The GPU of the model's last layer, which finishes last."""
     gpus = [gpu for layer in seen.layers.values() if (gpu := gpu_of(layer.weight.device))]
     return gpus[-1] if gpus else None
 
 
 def _time(name: str, call: Callable[[], Any], gpu: Gpu | None) -> dict[str, float]:
-    """The seconds of the whole model, "called" and, on a GPU, in a "graph" if it can be captured."""
+    """Seconds of the whole model, "called" and, on a GPU, as a "graph" if it can be captured."""
     return {"called": interleaved({name: call})[name]} if gpu is None else gpu_timing.of_model(name, call, gpu)
 
 
 def _like(times: dict[str, float], others: dict[str, float]) -> float:
-    """Of these times the one that can be compared with the others'; in a graph rather than called."""
+    """The one of these times that is comparable with the others: the graph's if both have one."""
     return times["graph" if "graph" in times and "graph" in others else "called"]
 
 
@@ -178,7 +178,7 @@ def _caller(model: nn.Module, inputs: Any) -> Callable[[], Any]:
 
 
 def _faster_format(found: dict[str, Found]) -> str:
-    """The memory format in which the convolutions take the least time together, each by its fastest candidate in it."""
+    """The memory format with the least total time of the convolutions, each with its fastest candidate in it."""
     images = [f for f in found.values() if f.images]
     if not images:
         return ""
@@ -194,7 +194,7 @@ def _row(name: str, found: Found, seen: Seen, images: str) -> Row:
     kernel, seconds = found.best_sparse(images)
     dense, eager, sparse = found.dense(), found.eager(images), seconds * 1e3 if kernel else None
     chosen = seconds <= FASTER * dense
-    why = "" if chosen else "the best dense is as fast" if kernel else "no kernel took all its inputs"
+    why = "" if chosen else "dense is as fast" if kernel else "no kernel supports all its inputs"
     errors = "; ".join(f"{kernel}: {reason}" for kernel, reason in found.failed.items())
     why = "; ".join(reason for reason in (why, errors) if reason)
     return Row(name, shape, str(found.pattern), given, eager * 1e3, dense * 1e3, sparse, kernel, chosen, why)
@@ -207,21 +207,21 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _dense_time(model: nn.Module, call: Callable[[], Any], gpu: Gpu | None) -> dict[str, float]:
-    """The faster of the two memory formats; the model is left in the one it had."""
+    """The times in the faster of the two memory formats; the model keeps the one it had."""
     now = _time("now", call, gpu)
-    with exchange.formatted(model, torch.channels_last) as changed:
+    with replacement.formatted(model, torch.channels_last) as changed:
         last = _time("last", call, gpu) if changed else now
     return {how: min(now[how], last[how]) for how in now if how in last}
 
 
 def _compare(expected: Any, got: Any, int8: bool) -> None:
-    """Nothing is promised bit for bit: sums are taken in another order."""
-    for a, b in zip(exchange.tensors(expected), exchange.tensors(got), strict=True):
+    """Up to a tolerance: packed kernels sum in another order."""
+    for a, b in zip(replacement.tensors(expected), replacement.tensors(got), strict=True):
         if not a.is_floating_point():
             continue
         tolerance = 0.1 if int8 else _TOLERANCE.get(a.dtype, 2e-3)
         worst = (a.double() - b.double()).abs().max() if a.numel() else torch.zeros(())
         if not worst <= tolerance * a.double().abs().max().clamp_min(1e-6):
-            wrong = f"an output differs by up to {float(worst):.3g} with the packed layers; the model was put back"
-            fix = "leave it dense, and report the model: a layer of it is used in a way that was not seen"
+            wrong = f"an output differs by up to {float(worst):.3g} with the packed layers; the model was restored"
+            fix = "leave it dense and report the model: a layer is used in a way that the example run did not show"
             raise KernelError(where="accelerate", given=f"output of shape {tuple(a.shape)}", wrong=wrong, fix=fix)

@@ -1,6 +1,6 @@
 """The two dense baselines of every comparison: eager, and oneDNN with a pre-packed weight.
 
-The second is what torch.compile with freezing gives; where oneDNN is missing only the first exists.
+The second is what torch.compile with freezing produces; without oneDNN only the first exists.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Call = Callable[[Tensor], Tensor]
 def eager(
     layer: nn.Linear | nn.Conv2d, images: torch.memory_format = torch.contiguous_format, weight: Tensor | None = None
 ) -> Call:
-    """The layer as it is or with another weight, a convolution's in a memory format."""
+    """The layer with its own or another weight; a convolution's weight is in the given memory format."""
     given = (layer.weight if weight is None else weight).detach()
     bias = None if layer.bias is None else layer.bias.detach()
     if isinstance(layer, nn.Linear):
@@ -28,7 +28,7 @@ def eager(
 
 
 def prepacked(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Call | None:
-    """The layer with its weight in oneDNN's own order for inputs like x; None where there is no such thing."""
+    """The layer with its weight in oneDNN's own order for inputs like x; None if it has none."""
     if not torch.backends.mkldnn.is_available() or x.device.type != "cpu":
         return None
     if x.dtype not in (torch.float32, torch.bfloat16) or (

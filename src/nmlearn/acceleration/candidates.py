@@ -1,4 +1,4 @@
-"""What one layer could run by, and how long each candidate takes on the shapes it saw."""
+"""The candidate kernels of one layer, and the time each takes on the shapes that the layer saw."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _EAGER = {"channels_last": "eager channels_last", "contiguous": "eager", "": "ea
 
 @dataclass
 class Found:
-    """The times of one layer, in seconds for all its calls together, why candidates failed, or why there are none."""
+    """One layer's times (seconds over all its calls), why candidates failed, or why there are none."""
 
     name: str
     layer: Dense
@@ -45,7 +45,7 @@ class Found:
         return isinstance(self.layer, nn.Conv2d) and not self.why
 
     def add(self, seconds: Mapping[str, float], count: int) -> None:
-        """Count the times of another shape; a candidate that does not take it is no candidate of the layer."""
+        """Add the times of another shape; a candidate that does not support it is dropped."""
         candidates = [candidate for candidate in seconds if candidate in self.times or not self.times]
         self.times = {
             candidate: self.times.get(candidate, 0.0) + count * seconds[candidate] for candidate in candidates
@@ -64,7 +64,7 @@ class Found:
         return min(((candidate, self.times[candidate]) for candidate in candidates), key=lambda pair: pair[1])
 
     def best(self, images: str) -> tuple[str, float]:
-        """The fastest candidate that a layer can be left in: packed, or eager."""
+        """The fastest candidate that the model can use: packed, or eager."""
         return min(self.best_sparse(images), (_EAGER[images], self.eager(images)), key=lambda pair: pair[1])
 
     def choice(self, kernel: str) -> Choice | GpuChoice:
@@ -88,7 +88,7 @@ def find(name: str, layer: Dense, seen: Seen, times: Times, int8: bool) -> Found
 
 def _refusal(name: str, layer: Dense, pattern: Pattern, seen: Seen, int8: bool) -> str:
     if name in seen.readers:
-        return "its parent reads the weight itself"
+        return "its parent reads the weight directly"
     if not seen.inputs[name]:
         return "the example did not call it"
     if gpu_of(layer.weight.device):

@@ -19,7 +19,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def refusal(layer: Dense, pattern: Pattern) -> str:
-    """Why no kernel takes the layer; empty if there is something to measure."""
+    """Why no kernel supports the layer; empty if there is something to measure."""
     weight = layer.weight
     if weight.device.type != "cpu" or weight.dtype not in DTYPES:
         return f"no kernel for {str(weight.dtype)[6:]} on {weight.device.type}"
@@ -32,14 +32,14 @@ def refusal(layer: Dense, pattern: Pattern) -> str:
 
 
 def choice(layer: Dense, pattern: Pattern, candidate: str, name: str, int8: bool) -> Choice:
-    """The layer packed as a candidate says."""
+    """The layer, to be packed in a candidate's layout."""
     return Choice(layer, pattern, "rows" if candidate == "rows" else "tokens", name, int8)
 
 
 def calls(
     layer: Dense, pattern: Pattern, name: str, int8: bool, shape: tuple[int, ...], dtype: torch.dtype
 ) -> dict[str, Callable[[], object]]:
-    """The layer's call on such an input, by candidate."""
+    """The layer's call on an input of this shape and dtype, by candidate."""
     x = torch.randn(shape).to(dtype)
     found: dict[str, Callable[[], object]] = {}
 

@@ -1,7 +1,7 @@
-"""Batch norm, residual addition and activation around a packed layer, found in a block's own code and folded into it.
+"""Batch norm, residual addition and activation after a packed layer, found in a block's own code and folded into it.
 
 A block is the module whose forward calls the layer. Its forward is traced (torch.fx) with all its children as leaves;
-where that is not possible the block stays as it is and only the layer itself is exchanged.
+if that fails, the block does not change and only the layer itself is replaced.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 @dataclass(frozen=True)
 class Choice:
-    """A dense layer that is to be packed."""
+    """A dense layer to pack."""
 
     layer: Dense
     pattern: Pattern
@@ -51,7 +51,7 @@ def pack(choice: Choice, norm: nn.BatchNorm2d | None = None, activation: str = "
 
 
 def folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution that includes the batch norm after it (in its inference form)."""
+    """Weight and bias of a convolution with the following batch norm folded in (inference form)."""
     assert norm.running_mean is not None and norm.running_var is not None
     scale = torch.rsqrt(norm.running_var.double() + norm.eps)
     if norm.weight is not None:
@@ -66,9 +66,9 @@ def rewritten(block: nn.Module, choices: Mapping[str, Choice], inputs: tuple[Any
     """The block with these children packed and what follows them folded in; None where its code cannot be traced.
 
     Args:
-        block: left as it is.
+        block: is not changed.
         choices: by the child's name in the block.
-        inputs: what the block was called with; shapes of additions are taken from a run on it.
+        inputs: what the block was called with; a run on them gives the shapes of additions.
     """
     graph = _trace(block)
     if graph is None:
@@ -90,7 +90,7 @@ def rewritten(block: nn.Module, choices: Mapping[str, Choice], inputs: tuple[Any
 
 
 def _fold(graph: fx.Graph, node: fx.Node, choice: Choice, modules: Mapping[str, nn.Module], shapes: Any) -> Packed:
-    """Packs the layer of a node, and gives the node's place at the end of what it takes in."""
+    """Pack the layer of a node, and move the node to the end of what is folded into it."""
     chain, norm, residual, activation = [node], None, None, "none"
     after = _only_user(chain[-1])
     if after is not None and isinstance(choice.layer, nn.Conv2d) and _is_norm(after, modules):
@@ -124,15 +124,15 @@ def _trace(block: nn.Module) -> fx.Graph | None:
 
     try:
         graph = Leaves().trace(block)
-    except Exception:  # whatever a forward does that a trace cannot follow: it is then left as it is
+    except Exception:  # forward does something that torch.fx cannot trace: the block does not change
         return None
     for node in graph.nodes:
-        node.type = None  # annotations that are strings could not be pickled
+        node.type = None  # string annotations cannot be pickled
     return graph
 
 
 def _shapes(block: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:
-    """What each node gives for the inputs: tensors' shapes, None for anything else."""
+    """The shape of each node's output on these inputs; None if it is not a tensor."""
     shapes: dict[fx.Node, Any] = {}
 
     class Shapes(fx.Interpreter):
@@ -144,7 +144,7 @@ def _shapes(block: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) -> dict[
     try:
         with torch.inference_mode():
             Shapes(fx.GraphModule(block, graph)).run(*inputs)
-    except Exception:  # called with keywords or the like: additions are then left alone
+    except Exception:  # called with keywords, for example: then no addition is folded
         return {}
     return shapes
 
@@ -159,7 +159,7 @@ def _is_norm(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def _addend(node: fx.Node | None, own: fx.Node, shapes: Mapping[fx.Node, Any]) -> fx.Node | None:
-    """The other side of an addition of two tensors of one shape."""
+    """The other operand of an addition of two tensors of equal shape."""
     if (
         node is None
         or node.op != "call_function"

@@ -1,6 +1,6 @@
 """The candidates of a layer on a GPU: dense, decode (Triton), and 2:4 by either of torch's backends.
 
-Layers are exchanged as they are: nothing around them is folded in, and there is no int8.
+Layers are replaced alone: nothing around them is folded in, and there is no int8.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KERNELS = ("decode", *semi_structured.MULTIPLES)
 
 @dataclass(frozen=True)
 class GpuChoice:
-    """A dense layer that is to be packed for a GPU by one of :data:`KERNELS`."""
+    """A dense layer to pack for one of :data:`KERNELS`."""
 
     layer: Dense
     pattern: Pattern
@@ -46,7 +46,7 @@ def pack(choice: GpuChoice) -> DecodeLinear | SemiStructuredLinear | SemiStructu
 
 
 def refusal(layer: Dense, pattern: Pattern, inputs: Iterable[tuple[tuple[int, ...], torch.dtype]], int8: bool) -> str:
-    """Why no candidate takes all inputs that the layer saw, one by one; empty if there is something to measure."""
+    """Why each candidate lacks support for an input that the layer saw; empty if there is something to measure."""
     if int8:
         return "there are no int8 kernels for GPUs"
     reasons: dict[str, str] = dict.fromkeys(KERNELS, "")
@@ -62,7 +62,7 @@ def refusal(layer: Dense, pattern: Pattern, inputs: Iterable[tuple[tuple[int, ..
 
 
 def refusals(layer: Dense, pattern: Pattern, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, str]:
-    """For each candidate why it does not take such inputs, or "" where it does as far as can be told without a call."""
+    """For each candidate, why it does not support such inputs; "" if it does, as far as is known without a call."""
     if dtype != layer.weight.dtype:
         return dict.fromkeys(KERNELS, f"its inputs are {str(dtype)[6:]}, its weight {str(layer.weight.dtype)[6:]}")
     x, (outputs, inputs) = torch.empty(shape, dtype=dtype, device=layer.weight.device), layer.weight.shape[:2]
@@ -72,7 +72,7 @@ def refusals(layer: Dense, pattern: Pattern, shape: tuple[int, ...], dtype: torc
             or layer.groups != 1
             or not (layer.padding == (0, 0) or layer.padding == "valid")
         ):
-            return dict.fromkeys(KERNELS, "of convolutions only 1x1 without padding and groups")
+            return dict.fromkeys(KERNELS, "only 1x1 convolutions without padding and groups are supported")
         x = semi_structured.pixels(x)
     found = {"decode": triton_decode.obstacle(x, pattern, outputs, inputs)}
     if isinstance(layer, nn.Conv2d):
@@ -83,7 +83,7 @@ def refusals(layer: Dense, pattern: Pattern, shape: tuple[int, ...], dtype: torc
 def measure(
     layer: Dense, pattern: Pattern, shape: tuple[int, ...], dtype: torch.dtype, gpu: Gpu
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """The seconds of each candidate on such an input, and why others failed."""
+    """Seconds of each candidate on an input of this shape and dtype, and why others failed."""
     x = torch.randn(shape, dtype=dtype, device=layer.weight.device)
     candidates = _dense(layer, x)
     if isinstance(layer, nn.Conv2d):

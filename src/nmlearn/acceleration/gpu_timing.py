@@ -1,8 +1,8 @@
-"""Times on a GPU, of kernels that take microseconds.
+"""Timing kernels that take microseconds on a GPU.
 
 Launching takes longer than such a kernel, so calls are replayed from CUDA graphs where they can be captured. A weight
-that the last call left in the cache is faster than it is inside a model, so each candidate goes round copies of
-its weight that together exceed the cache.
+still cached from the last call would be faster than inside a model, so each candidate cycles through copies of its
+weight that together exceed the cache.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from nmlearn.acceleration.baselines import Call
 from nmlearn.acceleration.gpu import Gpu
 from nmlearn.acceleration.timing import interleaved
 
-FEWEST, MOST = 32, 256  # calls in a graph: enough to hide its launch, few enough to be captured soon
-CACHES = 3  # copies of a weight fill the cache so often
-_LONGEST = 160  # letters of an error that are kept
+FEWEST, MOST = 32, 256  # calls in a graph: enough to hide its launch, few enough to capture quickly
+CACHES = 3  # the copies of a weight fill the cache this many times
+_LONGEST = 160  # characters kept of an error message
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to compute a layer.
+    """One kernel for a layer.
 
     Attributes:
-        copy: gives the layer's call with a weight in memory of its own.
+        copy: returns the layer's call with its own copy of the weight.
         nbytes: of the weight.
         x: the input.
     """
@@ -40,10 +40,10 @@ class Candidate:
 def of_candidates(
     candidates: Mapping[str, Callable[[], Candidate]], gpu: Gpu
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Seconds of one call by candidate, and of candidates that cannot be made or called, why.
+    """Seconds per call by candidate, and why other candidates cannot be made or called.
 
-    A candidate that cannot be captured is timed call after call, which is never to its advantage. Errors of
-    eager candidates are raised.
+    A candidate that cannot be captured is timed call after call, which never favours it. Errors of eager candidates
+    are raised.
     """
     made: dict[str, Candidate] = {}
     failed: dict[str, str] = {}
@@ -62,11 +62,11 @@ def of_candidates(
     count = max(FEWEST, *copies.values())
     runs = {name: _run(candidate, copies[name], count, gpu) for name, candidate in made.items()}
     seconds = interleaved(runs, wait=gpu.wait)
-    return {name: taken / count for name, taken in seconds.items()}, failed
+    return {name: total / count for name, total in seconds.items()}, failed
 
 
 def of_model(name: str, call: Callable[[], object], gpu: Gpu) -> dict[str, float]:
-    """Seconds of a whole model, "called" from Python, and in a "graph" where it can be captured."""
+    """Seconds of a whole model, "called" from Python, and as a "graph" if it can be captured."""
     found = {"called": interleaved({name: call}, wait=gpu.wait)[name]}
     graph = gpu.captured(call)
     if graph is not None:

@@ -1,4 +1,4 @@
-"""Times of kernels on this machine, kept in a JSON file so that the same shape is measured once."""
+"""Times of kernels on this machine, kept in a JSON file so that each shape is measured once."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Measured = tuple[dict[str, float], dict[str, str]]  # seconds by candidate, and 
 
 
 class Times:
-    """Seconds by what was timed and the names of its calls.
+    """Seconds, by what was timed and by candidate.
 
     Args:
-        path: the file; None keeps nothing. What cannot be read in it, or is of another machine, is measured anew.
+        path: the file; None stores nothing. What is unreadable, or from another machine, is measured again.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -41,14 +41,14 @@ class Times:
                 self.failed = _tables(data.get("failed"), lambda why: isinstance(why, str))
 
     def of(self, what: str, needed: Iterable[str], measure: Callable[[], Measured]) -> Measured:
-        """The times of `what`, the needed ones among them, and why others failed; from the file if it has them."""
+        """The times of `what`, including the needed ones, and why others failed; from the file if it has them."""
         if not self.known.get(what, {}).keys() >= set(needed):
             self.known[what], self.failed[what] = measure()
             self.changed = True
         return self.known[what], self.failed.get(what, {})
 
     def save(self) -> None:
-        """Write the file, if anything is new; a folder that cannot be written to is no error."""
+        """Write the file if anything is new; an unwritable folder is not an error."""
         if self.path is None or not self.changed:
             return
         text = json.dumps({"machine": self.machine, "times": self.known, "failed": self.failed}, indent=1)
@@ -57,13 +57,13 @@ class Times:
 
 
 def _tables(data: object, valid: Callable[[object], bool]) -> dict[str, dict[str, Any]]:
-    """The tables of a table that hold valid values alone."""
+    """The tables in a table whose values are all valid."""
     tables = data.items() if isinstance(data, dict) else ()
     return {what: table for what, table in tables if isinstance(table, dict) and all(map(valid, table.values()))}
 
 
 def machine() -> dict[str, str | int]:
-    """What times depend on beside the shapes; a GPU is named with each of its times, for to ask all would start all."""
+    """What times depend on in addition to shapes. Each GPU time names its GPU: querying all would initialize all."""
     return {
         "processor": _processor(),
         "kernels": native.isa(),

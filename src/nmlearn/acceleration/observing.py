@@ -1,4 +1,4 @@
-"""One run of a model on an example, seen from its linear layers and convolutions."""
+"""One run of a model on an example, recorded at its linear layers and convolutions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _READ_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.Transform
 
 @dataclass
 class Seen:
-    """What a run showed.
+    """What a run recorded.
 
     Attributes:
-        layers: every Linear and Conv2d by name; other modules with such weights are not looked at.
+        layers: every Linear and Conv2d by name; other modules with such weights are ignored.
         inputs: layer -> (shape, dtype) of its inputs -> how often.
-        blocks: name of a module that holds layers -> the arguments of its first call.
-        readers: layers whose parent reads their weight itself.
+        blocks: name of a module that contains layers -> the arguments of its first call.
+        readers: layers whose parent reads their weight directly.
         output: what the model returned.
     """
 
@@ -34,7 +34,7 @@ class Seen:
     output: Any = None
 
     def shapes(self, name: str) -> tuple[int, ...]:
-        """The shape that a layer saw most often; empty when it was never called."""
+        """The shape that a layer saw most often; empty if it was never called."""
         most = self.inputs[name].most_common(1)
         return most[0][0][0] if most else ()
 

@@ -1,4 +1,4 @@
-"""Timing on machines that are shared: calls take turns, and medians are compared."""
+"""Timing on shared machines: calls are interleaved and medians compared."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def interleaved(
     least: int = 7,
     wait: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
-    """The median seconds of each call, all taking turns so that what disturbs one disturbs the others alike.
+    """The median seconds of each call, interleaved so that a disturbance affects all of them alike.
 
     Args:
-        calls: what to time, by name; each is called once before.
-        seconds: how long to go on, all calls together, once everything was timed `least` times.
-        least: repetitions at least.
-        wait: returns when all that was begun is done; for devices that compute while the caller goes on.
+        calls: what to time, by name; each is called once first, untimed.
+        seconds: how long to measure, all calls together; longer if some were not timed `least` times by then.
+        least: the minimum number of repetitions.
+        wait: returns when all launched work is done; for asynchronous devices.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():

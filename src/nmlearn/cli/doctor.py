@@ -99,9 +99,9 @@ def _kernels() -> Iterator[Row]:
     from nmlearn.native import library as native
     from nmlearn.packed.kernels import semi_structured, triton_decode
 
-    lacking = native.lacking()
+    problem = native.problem()
     slow = "packed layers run by the reference kernel, which is slower than dense"
-    yield not lacking, "CPU", f"{lacking}; {slow}. {BUILD_KERNELS}" if lacking else f"{native.isa()} instructions"
+    yield not problem, "CPU", f"{problem}; {slow}. {BUILD_KERNELS}" if problem else f"{native.isa()} instructions"
     example = torch.zeros(1, 64, dtype=torch.bfloat16, device="cuda" if torch.cuda.is_available() else "cpu")
     gpu = {
         "GPU, decode": triton_decode.obstacle(example, Pattern("1:4"), 64, 64),

@@ -1,1 +1,1 @@
-"""Files: packed and dense models, formats, what the authors of LBC wrote."""
+"""Files: packed and dense models, formats, checkpoints of LBC's authors."""

@@ -1,4 +1,4 @@
-"""A file that is whole or absent: written in a folder beside its place, flushed to the disk, then renamed."""
+"""Atomic writes: a file is written in a folder next to its path, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
         write: writes the bytes to the open file it is given.
 
     Raises:
-        WriteError: the system refuses. Nothing half-written is left, and what was there before is as it was.
+        WriteError: the system refuses. Nothing half-written is left, and an existing file is unchanged.
     """
     with replacing(path) as part, open(part, "wb") as file:
-        patient = _Patient(file)
-        write(patient)  # type: ignore[arg-type]
-        if patient.error is not None:
-            raise patient.error
+        lenient = _Lenient(file)
+        write(lenient)  # type: ignore[arg-type]
+        if lenient.error is not None:
+            raise lenient.error
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield the path of an empty file to write, which then takes the place of another.
+    """Yield the path of an empty file to write, which then replaces the file at `path`.
 
-    After a crash at any moment there is the old file or the new one; of several writers of one path the last one's is
-    there, never a mixture. What is written lies in a new folder of a random name that only this user may enter:
-    nothing that somebody else put there is opened. A file that is replaced keeps its mode. A symbolic link is itself
-    replaced, and what it leads to is left alone: it may be shared, as the files of Hugging Face's cache are.
+    A crash at any moment leaves the old file or the new one; if several processes write one path, the last one wins,
+    never a mixture. The new file is written in a folder with a random name that only this user may enter, so nothing
+    that somebody else put there is opened. A replaced file keeps its mode. A symbolic link is itself replaced, and its
+    target is left alone: it may be shared, like the files in Hugging Face's cache.
 
     Args:
-        path: the file; its folder is made.
+        path: the file; its folder is created.
 
     Raises:
         WriteError: the system refuses, or the path is a device, a pipe or a folder. Nothing half-written is left, and
-            what was there before is as it was.
+            an existing file is unchanged.
     """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,16 +70,18 @@ def replacing(path: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             _being_written.discard(folder)
-        if hasattr(os, "O_DIRECTORY"):  # the rename lives in the folder; Windows cannot open one, and orders it itself
+        if hasattr(
+            os, "O_DIRECTORY"
+        ):  # the folder stores the rename; Windows cannot open one, and orders renames itself
             _flush(path.parent, os.O_RDONLY | os.O_DIRECTORY)
 
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn what the system says while a file is written into an error that names the file.
+    """Turn system errors while a file is written into an error that names the file.
 
     Raises:
-        WriteError: for every OSError but a broken pipe.
+        WriteError: for every OSError except a broken pipe.
     """
     try:
         yield
@@ -91,16 +93,16 @@ def explained(path: Path) -> Iterator[None]:
             where=str(path),
             given=error.filename or errno.errorcode.get(error.errno or 0, type(error).__name__),
             wrong=f"it cannot be written: {error.strerror or error}",
-            fix="free space there, or choose another place; what was there before is as it was"
+            fix="free space there, or choose another place; what was there before is unchanged"
             if full
             else "check the path and its permissions, or choose another place",
         ) from error
 
 
 def sweep(path: Path) -> None:
-    """Remove what processes that were killed while they wrote this file have left beside it.
+    """Remove what processes killed while writing this file left next to it.
 
-    Parts of processes that are alive on this machine stay. Call it where no other machine writes this file.
+    Parts of processes that are alive on this machine stay. Call it only if no other machine writes this file.
     """
     left = re.compile(rf"\.{re.escape(path.name)}\.(\d{{1,9}})\.(\w+\.)?partial")
     for part in path.parent.iterdir() if path.parent.is_dir() else ():
@@ -129,10 +131,10 @@ def _flush(path: Path, flags: int) -> None:
         os.close(descriptor)
 
 
-class _Patient:
-    """A file whose writing never fails: the first error is kept for later, and what comes after it is dropped.
+class _Lenient:
+    """A file whose writes never fail: the first error is kept for later, and what follows it is dropped.
 
-    An error in the middle of torch.save comes out as one about positions in archives, or not at all.
+    torch.save reports an error in the middle as one about positions in archives, or not at all.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -140,7 +142,7 @@ class _Patient:
         self.error: BaseException | None = None
 
     def write(self, octets: Any) -> int:
-        """Write, or drop; either way all was taken."""
+        """Write or drop; report all bytes as written."""
         try:
             if self.error is None:
                 self._file.write(octets)
@@ -149,4 +151,4 @@ class _Patient:
         return len(octets)
 
     def flush(self) -> None:
-        """Nothing: whoever opened the file flushes it."""
+        """Do nothing: whoever opened the file flushes it."""

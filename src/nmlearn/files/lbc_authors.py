@@ -1,14 +1,14 @@
-"""Checkpoints that the code of LBC's authors wrote (github.com/zyxxmu/LBC) -> ordinary weights with their zeros.
+"""Checkpoints written by the code of LBC's authors (github.com/zyxxmu/LBC) -> ordinary weights with their zeros.
 
-That code keeps, for every sparse layer L of a state dict:
+That code stores, for every sparse layer L of a state dict:
 
     L.weight      dense: the mask is applied in the forward pass only; [out, in] or [out, in, kh, kw]
     L.alpha       [groups, C]: a score for each combination; groups in the order out, kh, kw, in/M; 0 means removed
     L.index_list  [C, M]: the combinations as rows of zeros and ones
 
-A combination whose score is not zero is alive, and a weight is in use while one of them holds it. A finished training
-leaves one in each group. Where several are alive, the training had not ended, or momentum had moved removed scores off
-zero: then the highest-scored one is taken, which is what the removal of that code would leave.
+A combination whose score is not zero is alive, and a weight is in use while one of them contains it. Finished training
+leaves one in each group. If several are alive, training had not ended, or momentum had moved removed scores off zero:
+then the highest-scored one is used, which is what the removal of that code would leave.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from nmlearn.maths.groups import Grouping, misfit
 from nmlearn.maths.pattern import Pattern
 from nmlearn.maths.verify import verify
 
-STATES = ("state_dict", "model")  # the entries of their checkpoints, of ResNets and of DeiT, that hold the weights
+STATES = ("state_dict", "model")  # the entries with the weights in their checkpoints, of ResNets and of DeiT
 AVERAGE = "model_ema"
 SCORES, TABLE = "alpha", "index_list"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A sparse layer as it was found.
+    """A sparse layer of a checkpoint.
 
     Attributes:
         name: of its weight.
@@ -66,25 +66,25 @@ class Layer:
         return int((~self.alive.any(1)).sum())
 
     def kept(self) -> Tensor:
-        """The mask of the best combination alive, the first one of equals: bool, of the weight's shape."""
+        """The mask of the best combination alive, the first of equal ones: bool, of the weight's shape."""
         best = masks.top(self.scores.masked_fill(~self.alive, -math.inf), 1) & self.alive
         return self.grouping.from_rows(held(best, self.table), self.shape)
 
 
 def held(chosen_gc: Tensor, t_cm: Tensor) -> Tensor:
-    """The weights that a chosen combination holds: bool ``[G, M]``."""
+    """The weights that a chosen combination contains: bool ``[G, M]``."""
     return chosen_gc.float() @ t_cm.float() > 0
 
 
 def state_in(checkpoint: object, entry: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a model in what a file held, without the ``module.`` that DataParallel puts before names.
+    """The tensors of a model in a loaded checkpoint, without DataParallel's ``module.`` before names.
 
     Args:
-        checkpoint: a state dict, or a dict that holds one as ``state_dict`` or ``model``.
-        entry: which one; the first of these that is there unless given.
+        checkpoint: a state dict, or a dict that contains one as ``state_dict`` or ``model``.
+        entry: which one; by default the first of these that exists.
 
     Raises:
-        FormatError: it holds none.
+        FormatError: it contains none.
     """
     found = checkpoint
     if isinstance(checkpoint, Mapping):
@@ -93,9 +93,9 @@ def state_in(checkpoint: object, entry: str | None = None) -> dict[str, Tensor]:
     tensors = {str(name): t for name, t in found.items() if isinstance(t, Tensor)} if isinstance(found, Mapping) else {}
     if not tensors:
         given = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
-        wrong = f"no tensors by name under {entry or ' or '.join(STATES)}"
+        wrong = f"no named tensors under {entry or ' or '.join(STATES)}"
         raise FormatError(
-            where="checkpoint", given=given, wrong=wrong, fix="say which entry holds the model's state dict"
+            where="checkpoint", given=given, wrong=wrong, fix="give the entry that contains the model's state dict"
         )
     return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
 
@@ -107,25 +107,26 @@ def layers(
 
     Args:
         state: tensors by name, as :func:`state_in` returns them.
-        scores, table: what the scores of a layer and its table of combinations are called.
-        pattern: the one that every table must have; read from the tables unless given.
+        scores, table: the names of a layer's scores and of its table of combinations.
+        pattern: the one that every table must have; by default read from the tables.
 
     Raises:
-        FormatError: no scores, a layer without weight or table, sizes that do not fit, a table that is none.
-        PatternError: M does not divide the inputs of a layer, so that its groups are no N:M groups.
+        FormatError: no scores, a layer without weight or table, sizes that do not fit, an invalid table.
+        PatternError: M does not divide the inputs of a layer, so that its groups are not N:M groups.
         StateError: scores that are not finite.
     """
     found = [name.removesuffix(f".{scores}") for name in state if name.endswith(f".{scores}")]
     if not found:
         given, wrong = f"names like {', '.join(list(state)[:4])}", f"none ends in .{scores}: no layer has scores"
-        raise FormatError(where="checkpoint", given=given, wrong=wrong, fix="say what the scores are called: --scores")
+        raise FormatError(where="checkpoint", given=given, wrong=wrong, fix="give the name of the scores: --scores")
     return [_layer(state, name, scores, table, Pattern(pattern) if pattern else None) for name in found]
 
 
 def _layer(state: Mapping[str, Tensor], name: str, scores: str, table: str, pattern: Pattern | None) -> Layer:
-    for part, option in (("weight", "no layer of this kind"), (table, "say what the tables are called: --table")):
+    for part, fix in (("weight", "give a complete checkpoint"), (table, "give the name of the tables: --table")):
         if f"{name}.{part}" not in state:
-            raise FormatError(where=f"{name}.{part}", given="nothing", wrong=f"{name}.{scores} is there", fix=option)
+            wrong = f"{name}.{scores} needs it"
+            raise FormatError(where=f"{name}.{part}", given="nothing", wrong=wrong, fix=fix)
     weight, a_gc = state[f"{name}.weight"], state[f"{name}.{scores}"]
     t_cm = _table(f"{name}.{table}", state[f"{name}.{table}"], pattern)
     cut = Grouping(Pattern(int(t_cm[0].sum()), t_cm.shape[1]), 1)
@@ -133,7 +134,7 @@ def _layer(state: Mapping[str, Tensor], name: str, scores: str, table: str, patt
     if tuple(a_gc.shape) != shape:
         wrong = f"{list(weight.shape)} weights and {len(t_cm)} combinations of {cut.pattern} need {list(shape)}"
         given = f"shape {list(a_gc.shape)}"
-        raise FormatError(where=f"{name}.{scores}", given=given, wrong=wrong, fix="give a checkpoint that is whole")
+        raise FormatError(where=f"{name}.{scores}", given=given, wrong=wrong, fix="give a complete checkpoint")
     why = misfit(tuple(weight.shape), 1, cut.pattern)
     if why:
         wrong = f"{why}: its groups run over kernel positions, which no N:M kernel can use"
@@ -143,16 +144,16 @@ def _layer(state: Mapping[str, Tensor], name: str, scores: str, table: str, patt
 
 
 def _table(where: str, table: Tensor, pattern: Pattern | None) -> Tensor:
-    """The table as bool, after a look at it."""
+    """The table as bool, checked."""
     wrong = ""
     if table.dim() != 2 or not table.numel() or not bool(((table == 0) | (table == 1)).all()):
-        wrong = "no table of zeros and ones, a row for each combination"
+        wrong = "not a table of zeros and ones with one row per combination"
     else:
         counts = {int(count) for count in table.sum(1)}
         if len(counts) > 1 or 0 in counts:
-            wrong = f"its rows hold {' or '.join(map(str, sorted(counts)))} ones, not all the same N"
+            wrong = f"its rows contain {' or '.join(map(str, sorted(counts)))} ones, not all the same N"
         elif pattern and (counts != {pattern.n} or table.shape[1] != pattern.m):
-            wrong = f"it is of {counts.pop()}:{table.shape[1]}, not {pattern}"
+            wrong = f"its pattern is {counts.pop()}:{table.shape[1]}, not {pattern}"
     if wrong:
         fix = "give a checkpoint of the authors' code, and the pattern that it was trained with"
         raise FormatError(where=where, given=f"{table.dtype} {list(table.shape)}", wrong=wrong, fix=fix)
@@ -173,13 +174,13 @@ def finished(
     Args:
         state: what the layers were found in.
         found: the layers.
-        averaged: an average of the model (``model_ema``) whose weights are to be taken, with the masks of ``state``.
-            The scores of an average tell nothing: zeros and others are mixed.
+        averaged: an average of the model (``model_ema``) whose weights are used, with the masks of ``state``.
+            An average's scores are useless: they mix zeros with others.
         scores, table: as for :func:`layers`.
 
     Raises:
         FormatError: the average lacks a tensor, or has it in another shape.
-        ViolationError: a group keeps more than N; it would be an error of this function.
+        ViolationError: a group keeps more than N; that would be a bug of this function.
     """
     dropped = {each.name.removesuffix("weight") + part for each in found for part in (scores, table)}
     source = state if averaged is None else averaged
@@ -194,13 +195,13 @@ def _same(source: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
     tensor = source.get(name)
     if tensor is None or tensor.shape != like.shape:
         given = "nothing" if tensor is None else f"shape {list(tensor.shape)}"
-        wrong, fix = f"the model has it, of shape {list(like.shape)}", "take the model's own weights"
+        wrong, fix = f"the model has it, of shape {list(like.shape)}", "use the model's own weights"
         raise FormatError(where=f"{AVERAGE}: {name}", given=given, wrong=wrong, fix=fix)
     return tensor
 
 
 def refuse_undecided(found: list[Layer]) -> None:
-    """Refuse layers in which a choice is open.
+    """Refuse layers with undecided groups.
 
     Raises:
         StateError: a group of one of them does not have exactly one combination alive.
@@ -211,6 +212,6 @@ def refuse_undecided(found: list[Layer]) -> None:
         raise StateError(
             where=open_[0].name,
             given=f"{groups:,} groups in {len(open_)} layers, with up to {most} combinations alive",
-            wrong="they have not come down to one combination each",
-            fix="train to the end, or have the best-scored one taken",
+            wrong="they are not reduced to one combination each",
+            fix="train to the end, or use the best-scored combinations",
         )

@@ -1,7 +1,7 @@
 """Models as safetensors files, packed or dense: ``nm.save(model, path)`` and ``nm.load(path, model)``.
 
-A dense file is an ordinary safetensors file with the zeros in place. A packed one is described in docs/format.md; it is
-sealed by checksums, so that a file that was cut or changed is an error that names the tensor, never wrong weights.
+A dense file is an ordinary safetensors file with the zeros in place. A packed one is described in docs/format.md; its
+checksums turn a file that was cut short or changed into an error that names the tensor, never into wrong weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nmlearn.model.plan import Rule, input_axes
 
 @dataclass(frozen=True)
 class Stored:
-    """How a file holds one tensor: in how many bytes, and its encoding when it is packed."""
+    """How a file stores one tensor: in how many bytes, and its encoding if it is packed."""
 
     nbytes: int
     encoding: Encoding | None
@@ -40,30 +40,30 @@ def save(
 ) -> None:
     """Write a model or a state dict as a safetensors file, whole or not at all.
 
-    Packed, every weight of two or more dimensions whose zeros show a pattern N:M along its inputs is stored as N values
-    of every group and an index, the rest as it is, and a tied tensor once. What :func:`load` returns is equal bit for
-    bit, but for the sign of zeros in packed weights, which ``weight * mask`` leaves behind: they come back as +0.0.
-    Dense, every name of the state is there in full, for any reader.
+    A packed file stores every weight of two or more dimensions whose zeros form an N:M pattern along its inputs as N
+    values per group and an index. The rest is stored as it is, and a tied tensor once. :func:`load` returns equal bits
+    except for the sign of zeros in packed weights, which ``weight * mask`` leaves behind: they come back as +0.0. A
+    dense file stores every name of the state in full, for any reader.
 
     Args:
-        model: a module (wrappers are looked through), or tensors by name; on any device, of any layout in memory.
-        path: the file; its folder is made.
+        model: a module (wrappers are looked through), or tensors by name; on any device, in any memory layout.
+        path: the file; its folder is created.
         packed: False for a dense file.
-        patterns: a glob on a weight's name or a module's to the pattern to pack with, found from the zeros unless
-            given; None stores dense, a :class:`nmlearn.Grouping` says the input axis as well; the last match wins.
-        metadata: text to keep in the file beside the tensors, by keys of your own; packing and unpacking keep it.
+        patterns: a glob on a weight's or module's name -> the pattern to pack with, by default found from the zeros;
+            None stores dense, a :class:`nmlearn.Grouping` gives the input axis as well; the last match wins.
+        metadata: text to store alongside the tensors, under your own keys; packing and unpacking keep it.
 
     Raises:
-        StateError: something that no such file can hold: no tensor, a sharded or quantized one, a name of ours.
-        ViolationError, PatternError: a pattern that does not hold, or does not fit, by the weight's name.
+        StateError: something that the file cannot store: not a tensor, a sharded or quantized one, a reserved name.
+        ViolationError, PatternError: a pattern that the weight breaks, or that does not fit it, by the weight's name.
         PlanError: a glob that matches nothing.
-        WriteError: the system refuses, for want of space or a permission; a file that was there is as it was.
-        ConfigError: patterns for a dense file, a path that is a folder, or metadata that is not text or under our keys.
+        WriteError: the system refuses, for lack of space or permission; an existing file is unchanged.
+        ConfigError: patterns for a dense file, a path that is a folder, metadata that is not text or under our keys.
     """
     other = dict(metadata or {})
     for key, text in other.items():
         if not container.is_text(key) or not container.is_text(text) or key.startswith(OURS):
-            wrong = f"keys and values are text, and keys that begin with {OURS} describe a packed file"
+            wrong = f"keys and values must be text, and keys that begin with {OURS} are reserved for packed files"
             raise ConfigError(where=f"metadata[{key!r}]", given=f"{text!r:.80}", wrong=wrong, fix="choose another key")
     axes = input_axes(model) if isinstance(model, nn.Module) else {}
     _write(Path(path), plain_state(model), packed, axes, patterns or {}, other)
@@ -74,15 +74,15 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> dict[s
 
     Args:
         path: the file.
-        model: filled in place if given; the tensors are copied into its own types and devices.
+        model: filled in place if given; the tensors are converted to its own types and devices.
 
     Returns:
-        tensors on the CPU by name, contiguous, of a packed file in the order in which they were saved; further names of
-        a tied weight come last and are the same tensor.
+        contiguous CPU tensors by name; those of a packed file in the order in which they were saved. Further names of a
+        tied weight come last and are the same tensor.
 
     Raises:
-        FormatError: the file cannot be read, or is not what it says; nothing larger than the file allows is allocated.
-        StateError: the file is of another model; the model is then unchanged.
+        FormatError: the file cannot be read or is damaged; nothing larger than the file allows is allocated.
+        StateError: the file belongs to another model; the given one is then unchanged.
     """
     with container.opened(Path(path)) as file:
         contents = metadata.read(file)
@@ -97,10 +97,10 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> dict[s
 
 
 def stored(path: str | os.PathLike[str]) -> dict[str, Stored]:
-    """What a file holds, from its header alone; tied names are left out.
+    """What a file contains, from its header alone; tied names are left out.
 
     Raises:
-        FormatError: the header cannot be read, or is not what it says.
+        FormatError: the header cannot be read or is damaged.
     """
     with container.opened(Path(path)) as file:
         contents = metadata.read(file)
@@ -111,10 +111,10 @@ def stored(path: str | os.PathLike[str]) -> dict[str, Stored]:
 
 
 def notes(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The metadata of a file that does not describe its packing: what :func:`save` was given, and others'.
+    """A file's metadata that does not describe its packing: from :func:`save`, and from other programs.
 
     Raises:
-        FormatError: the header cannot be read, or is not what it says.
+        FormatError: the header cannot be read or is damaged.
     """
     with container.opened(Path(path)) as file:
         return metadata.read(file).other
@@ -126,7 +126,7 @@ def convert(
     packed: bool = True,
     patterns: Mapping[str, Rule] | None = None,
 ) -> None:
-    """Write a packed or dense file of what another file holds, keeping the metadata of others.
+    """Write a packed or dense file with the contents of another, keeping other programs' metadata.
 
     Args and Raises: those of :func:`save` and :func:`load`.
     """
@@ -147,7 +147,7 @@ def _write(
     if patterns and not packed:
         raise ConfigError(where=str(path), given="patterns", wrong="a dense file has none", fix="give packed=True")
     if path.is_dir():
-        raise ConfigError(where=str(path), given="a folder", wrong="a file is to be written", fix="give a file's name")
+        raise ConfigError(where=str(path), given="a folder", wrong="a file is expected", fix="give a file's name")
     tied = ties(state) if packed else {}
     groupings = choose(state, tied, axes, patterns) if packed else {}
     tensors: dict[str, Tensor] = {}
@@ -159,7 +159,7 @@ def _write(
             tensors |= {name + VALUES: made.values, name + INDEX: made.index}
         elif name not in tied:
             tensors[name] = tensor.cpu().resolve_conj().resolve_neg().contiguous()
-    described = {"format": "pt"} | other  # what loaders of the field look for
+    described = {"format": "pt"} | other  # other loaders look for it
     if packed:
         checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
         described = metadata.describe(Contents(encodings, tied, checksums, described), tensors)
@@ -171,10 +171,10 @@ def _checksum(tensor: Tensor) -> str:
 
 
 def _tensor(file: container.Opened, name: str, checksum: str | None) -> Tensor:
-    """The bytes of one tensor, compared with their checksum if there is one."""
+    """One tensor, compared with its checksum if there is one."""
     tensor = file.tensor(name)
     if checksum is not None and _checksum(tensor) != checksum:
-        wrong = "the tensor's bytes have another: they were changed"
+        wrong = "the tensor's bytes have another checksum: they were changed"
         raise damaged(f"{file.where}: {name!r}", f"checksum {checksum}", wrong)
     return tensor
 

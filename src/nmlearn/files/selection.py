@@ -24,9 +24,9 @@ def choose(
     Args:
         state: tensors by name.
         tied: further names -> the name that is stored.
-        axes: the input axis of the weights for which a layer says it; the others' is guessed from their zeros.
-        rules: a glob -> a pattern, None for dense, or a grouping; the last match wins. Without one a weight gets its
-            tightest pattern, if that makes it smaller.
+        axes: the input axis of the weights whose layer defines it; the others' is guessed from their zeros.
+        rules: a glob -> a pattern, None for dense, or a grouping; the last match wins. A weight without a rule is
+            packed with its tightest pattern, if that makes it smaller.
 
     Raises:
         PlanError: a glob matches no weight.

@@ -18,7 +18,7 @@ def plain_state(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a model by their plain names.
 
     Raises:
-        StateError: something that a safetensors file cannot hold.
+        StateError: something that a safetensors file cannot store.
     """
     state = model
     if isinstance(model, nn.Module):
@@ -33,7 +33,7 @@ def plain_state(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def ties(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """The further names of tensors that are there under several: name -> the first name."""
+    """The further names of tensors that have several: name -> the first name."""
     first: dict[Hashable, str] = {}
     return {name: kept for name, tensor in state.items() if (kept := first.setdefault(_identity(tensor), name)) != name}
 
@@ -43,8 +43,8 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
 
     Args:
         model: wrappers are looked through.
-        tensors: by plain name; a tied tensor may be there under one of its names only.
-        where: what errors call the origin of the tensors.
+        tensors: by plain name; a tied tensor may be given under only one of its names.
+        where: the origin of the tensors, for errors.
 
     Raises:
         StateError: a name or a shape differs, or the model has no memory yet.
@@ -69,7 +69,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
 
 def _mismatch(name: str, own: Any, tensors: Mapping[str, Tensor], there: set[Hashable]) -> list[str]:
     if not isinstance(own, Tensor):
-        return [f"{name}: no tensor, so no file of ours holds it"]
+        return [f"{name}: not a tensor, so our files cannot store it"]
     if name not in tensors:
         return [] if _identity(own) in there else [f"{name}: not in the file"]
     if own.is_meta:
@@ -88,9 +88,9 @@ def _identity(tensor: Tensor) -> Hashable:
 
 
 def _refusal(name: Any, tensor: object) -> str:
-    """Why a safetensors file cannot hold it; empty when it can."""
+    """Why a safetensors file cannot store it; empty if it can."""
     if not isinstance(tensor, Tensor):
-        return "it is no tensor"
+        return "it is not a tensor"
     if type(tensor) not in (Tensor, nn.Parameter):
         return f"a {type(tensor).__name__} is not plain memory: gather a sharded one, dequantize a quantized one"
     if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
@@ -98,5 +98,5 @@ def _refusal(name: Any, tensor: object) -> str:
     if tensor.dtype not in NAMES:
         return "safetensors has no such type"
     if not is_text(name) or name == METADATA or name.endswith((VALUES, INDEX)):
-        return f"names are text, other than {METADATA} and those that end in {VALUES} or {INDEX}"
+        return f"a name must be text, not {METADATA}, and not end in {VALUES} or {INDEX}"
     return ""

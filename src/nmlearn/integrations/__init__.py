@@ -1,1 +1,1 @@
-"""Frameworks of others: one file each, imported only by name, as in ``import nmlearn.integrations.transformers``."""
+"""Third-party frameworks: one file each, imported only by name, as in ``import nmlearn.integrations.transformers``."""

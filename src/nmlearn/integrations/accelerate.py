@@ -1,11 +1,11 @@
-"""Hugging Face's accelerate needs nothing from here, but for one case: sharded weights.
+"""Hugging Face's accelerate needs nothing from here, except for sharded weights.
 
     model, optimizer = accelerator.prepare(model, optimizer)
     sparsifier = nm.Sparsifier(model, nm.LBC("2:4")).attach(optimizer, total_steps)
     accelerator.register_for_checkpointing(sparsifier)             # one process, or DDP
     accelerator.register_for_checkpointing(WholeState(sparsifier))  # FSDP 2
 
-docs/hf-accelerate.md tells more.
+See docs/hf-accelerate.md.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from nmlearn.model.shards import gathered
 class WholeState:
     """A sparsifier's state with whole tensors, for FSDP 2.
 
-    ``accelerator.save_state`` writes what the first process holds, which of a sharded tensor is a part, and would load
-    that part in every process. Whole tensors load under any number of processes, sharded or not.
+    ``accelerator.save_state`` writes only the first process's part of a sharded tensor, and would load that part in
+    every process. Whole tensors load under any number of processes, sharded or not.
 
     Attributes:
         sparsifier: attached.
@@ -32,12 +32,12 @@ class WholeState:
     sparsifier: Sparsifier
 
     def state_dict(self) -> dict[str, Any]:
-        """The sparsifier's, gathered; all processes have to call it."""
+        """The sparsifier's state, gathered; all processes must call it."""
         state: dict[str, Any] = gathered(self.sparsifier.state_dict())
         return state
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """The sparsifier's; every process takes its part.
+        """Load the sparsifier's state; every process keeps its part.
 
         Raises:
             StateError: see :meth:`nmlearn.Sparsifier.load_state_dict`.

@@ -1,4 +1,4 @@
-"""Learning in Lightning's Trainer: one callback.
+"""N:M sparsity in Lightning's Trainer: one callback.
 
     from nmlearn.integrations.lightning import NMCallback
 
@@ -6,7 +6,7 @@
     trainer.fit(model)
 
 For ``import lightning.pytorch as pl``; ``nmlearn.integrations.pytorch_lightning`` has the same callback for
-``import pytorch_lightning as pl``. docs/lightning.md tells more.
+``import pytorch_lightning as pl``. See docs/lightning.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from nmlearn.integrations import torchvision
 from nmlearn.integrations.lightning_hooks import LearningHooks
 
-torchvision.load()  # which Lightning imports too, by way of torchmetrics
+torchvision.load()  # which Lightning imports too, through torchmetrics
 
 from lightning.pytorch import Callback  # noqa: E402
 

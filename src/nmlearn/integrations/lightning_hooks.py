@@ -1,7 +1,7 @@
 """What the callbacks of lightning.pytorch and pytorch_lightning do; neither package is imported here.
 
-Everything happens in the Trainer's hooks: `on_train_start` comes when weights, optimizers and their states are there
-and restored, which is when a sparsifier can attach and take its own state; `on_train_end` is where it finalizes.
+Everything happens in the Trainer's hooks. At `on_train_start` weights, optimizers and their states exist and are
+restored, so a sparsifier can attach and load its own state. At `on_train_end` it finalizes.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _AVERAGING = ("WeightAveraging", "StochasticWeightAveraging")
 
 
 class LearningHooks:
-    """The hooks of ``NMCallback``, without the class of the framework that it is a callback of.
+    """The hooks of ``NMCallback``, without the framework's base class of callbacks.
 
     Args:
-        method: what learns, for instance ``nm.LBC("2:4")``.
+        method: for instance ``nm.LBC("2:4")``.
         rules: as for :class:`nmlearn.Sparsifier`. Names are those in the ``state_dict`` of the LightningModule, for
-            instance "model.hidden", or those inside of ``module``.
-        module: the qualified name of the submodule that is made sparse; "" is the whole LightningModule.
-        optimizer: which of several optimizers holds its weights, counted as ``configure_optimizers`` returns them.
-        total_steps: how often that optimizer steps in the whole training. Without it the Trainer is asked.
+            instance "model.hidden", or those inside ``module``.
+        module: the qualified name of the submodule to make sparse; "" is the whole LightningModule.
+        optimizer: which of several optimizers has its weights: an index into what ``configure_optimizers`` returns.
+        total_steps: the number of that optimizer's steps in the whole training run; by default the Trainer's estimate.
         log: whether to log ``nm/progress`` and ``nm/density`` every step and ``nm/mask_change`` every epoch.
 
     Attributes:
-        sparsifier: the :class:`nmlearn.Sparsifier`; None before the first training starts.
+        sparsifier: the :class:`nmlearn.Sparsifier`; None before training first starts.
         finalized: whether the model has been verified to be N:M sparse at the end of training.
     """
 
@@ -66,11 +66,11 @@ class LearningHooks:
 
     @property
     def state_key(self) -> str:
-        """What a checkpoint calls this callback's state; several may learn on different modules."""
+        """The key of this callback's state in a checkpoint; several callbacks may learn on different modules."""
         return f"NMCallback{ {'module': self.module} }"
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Prepare for a new training: forget the last one, and get behind the callbacks that average weights."""
+        """Prepare for a new training run: forget the last one, and move behind callbacks that average weights."""
         self._fitting = stage == "fit"
         if not self._fitting:
             return
@@ -80,13 +80,13 @@ class LearningHooks:
         self._epochs = trainer.max_epochs  # SWA adds one later, in which nothing steps
         others = [callback for callback in trainer.callbacks if callback is not self]
         first = next((i for i, other in enumerate(others) if _is(other, "Checkpoint")), len(others))
-        trainer.callbacks = [*others[:first], self, *others[first:]]  # a new list: the old one is being walked through
+        trainer.callbacks = [*others[:first], self, *others[first:]]  # a new list: the old one is being iterated over
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Attach, and go on where a checkpoint stood.
+        """Attach, and resume from a checkpoint's state.
 
         Raises:
-            AttachError: sharded weights, an optimizer or a number of steps that cannot be known, and what
+            AttachError: sharded weights, an unknown optimizer or number of steps, and what
                 :meth:`nmlearn.Sparsifier.attach` raises.
             StateError: a checkpoint of another method, model or training length, or one that had finalized.
         """
@@ -116,15 +116,15 @@ class LearningHooks:
                 where="NMCallback(optimizer=...)",
                 given=self.optimizer,
                 wrong=f"configure_optimizers returned {len(optimizers)}",
-                fix=f"say which one holds the weights to learn: a number from 0 to {len(optimizers) - 1}",
+                fix=f"give the index of the one with the sparse weights: a number from 0 to {len(optimizers) - 1}",
             )
         chosen: torch.optim.Optimizer = optimizers[number]
         return chosen
 
     def _steps(self, trainer: Any) -> int:
-        """The optimizer steps of the whole training; without a saved state, of what is left of it."""
+        """The optimizer steps of the whole training run; without a saved state, of the rest of it."""
         if not trainer.lightning_module.automatic_optimization:
-            _refuse_steps("manual optimization", "how often training_step steps cannot be known")
+            _refuse_steps("manual optimization", "the number of steps in training_step is unknown")
         if any(
             _is(other, "GradientAccumulationScheduler")
             and other.going_to_accumulate_grad_batches()
@@ -136,14 +136,14 @@ class LearningHooks:
         steps = trainer.estimated_stepping_batches
         trainer.fit_loop.max_epochs = longer
         if steps in (math.inf, -1):
-            _refuse_steps(f"a training of {steps} steps", "a schedule needs an end")
+            _refuse_steps(f"a training run of {steps} steps", "a schedule needs an end")
         return int(steps) - self._before(trainer)
 
     def _before(self, trainer: Any) -> int:
-        """The Trainer's steps before the schedule: those of a dense training that it goes on from."""
+        """The Trainer's steps before the schedule: those of a dense training run that it continues."""
         return int(self._saved.get("begun", 0) if self._saved else trainer.global_step)
 
-    # On the way
+    # During training
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log, and restart the rankings of checkpoints when the masks have reached their pattern."""
@@ -160,7 +160,7 @@ class LearningHooks:
             pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log which share of the masks' entries changed in this epoch."""
+        """Log the share of mask entries that changed in this epoch."""
         if not self.log or trainer.barebones:
             return
         assert self.sparsifier is not None
@@ -180,10 +180,9 @@ class LearningHooks:
     # Ending
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Finalize, an average that another callback has put into the model too.
+        """Finalize, including an average that another callback has put into the model.
 
-        A training that stopped before the masks reached their pattern is left attached, with a warning: it can be
-        resumed.
+        If training stopped before the masks reached their pattern, warn and stay attached: training can be resumed.
 
         Raises:
             ViolationError: the schedule has ended and some weight breaks its pattern.
@@ -201,7 +200,7 @@ class LearningHooks:
     # Saving, resuming
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of this callback: the sparsifier's state, or that it has finalized."""
+        """This callback's state for a checkpoint: the sparsifier's state, or that it has finalized."""
         if self._saved or self.finalized:
             return self._saved or {"finalized": True}
         if self.sparsifier is None or not self.sparsifier.total_steps:
@@ -209,10 +208,10 @@ class LearningHooks:
         return {"sparsifier": self.sparsifier.state_dict(), "begun": self._begun}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state until training starts: the Trainer gives it before there are optimizers.
+        """Keep the state until training starts: the Trainer passes it before optimizers exist.
 
         Raises:
-            StateError: the state of a training that had finalized, for any method but :class:`nmlearn.Keep`.
+            StateError: the state of a training run that had finalized, for any method except :class:`nmlearn.Keep`.
         """
         if not self._fitting:  # validation or test with a checkpoint: the weights are all that is needed
             return
@@ -222,13 +221,13 @@ class LearningHooks:
                 where="ckpt_path",
                 given="a checkpoint from after the end of training",
                 wrong="learning was finalized and its state freed",
-                fix='resume from one that was saved in training, or keep its zeros with NMCallback(nm.Keep("N:M"))',
+                fix='resume from one saved during training, or keep its zeros with NMCallback(nm.Keep("N:M"))',
             )
         self._saved = {} if finalized else state_dict
 
 
 def _is(callback: Any, *names: str) -> bool:
-    """Whether a callback is of a class of these names, in whichever of the two packages."""
+    """Whether a callback's class has one of these names, in either of the two packages."""
     return any(kind.__name__ in names for kind in type(callback).__mro__)
 
 
@@ -237,8 +236,8 @@ def _check_strategy(trainer: Any) -> None:
         raise AttachError(
             where="Trainer(strategy=...)",
             given=type(trainer.strategy).__name__,
-            wrong="it flattens or shards weights, and its checkpoints hold callbacks' states of one process only",
-            fix='use "ddp", or a loop of your own with FSDP2, which the sparsifier supports',
+            wrong="it flattens or shards weights, and its checkpoints contain callbacks' states of only one process",
+            fix='use "ddp", or your own loop with FSDP2, which the sparsifier supports',
         )
 
 
@@ -248,9 +247,9 @@ def _refuse_steps(given: str, wrong: str) -> None:
 
 
 def _restart(callback: Any) -> None:
-    """Rank what monitors a metric afresh: a denser model's score is no measure for the sparse ones.
+    """Reset what monitors a metric: a denser model's score is no baseline for sparse ones.
 
-    Checkpoints so far become the worst there are, so that ModelCheckpoint replaces them by the next ones itself.
+    Checkpoints so far get the worst possible score, so that ModelCheckpoint itself replaces them by the next ones.
     """
     if _is(callback, "ModelCheckpoint") and callback.monitor is not None:
         worst = torch.tensor(math.inf if callback.mode == "min" else -math.inf)
@@ -264,5 +263,5 @@ def _restart(callback: Any) -> None:
 def _unfinished(sparsifier: Sparsifier) -> str:
     return (
         f"training stopped at progress {sparsifier.progress:.3f} of the schedule, before the masks reached their "
-        "pattern: the model is not N:M sparse; resume it from a checkpoint, or plan it with total_steps"
+        "pattern: the model is not N:M sparse; resume it from a checkpoint, or set total_steps"
     )

@@ -1,7 +1,7 @@
 """ONNX files of finalized models, checked: the same outputs in ONNX Runtime, the same zeros in the file.
 
 export = export_onnx(model, torch.randn(1, 3, 224, 224), "model.onnx")
-print(export)                      # per weight: where it lies in the file, and whether TensorRT may use its zeros
+print(export)                      # per weight: where it is in the file, and whether TensorRT may use its zeros
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class OnnxExport:
     Attributes:
         path: the file.
         opset: the version of ONNX's operators in it.
-        weights: the N:M weights as the file holds them.
-        unused: N:M weights that the model's output does not depend on, and the file does not hold.
-        difference: between ONNX Runtime and PyTorch; None when that was not measured.
+        weights: the N:M weights as the file stores them.
+        unused: N:M weights that the model's output does not depend on, and the file does not contain.
+        difference: between ONNX Runtime and PyTorch; None if it was not measured.
     """
 
     path: Path
@@ -85,29 +85,29 @@ def export_onnx(
     verify: bool = True,
     tolerance: float = TOLERANCE,
 ) -> OnnxExport:
-    """Write a finalized model, dense with its zeros, as an ONNX file, or nothing when a check fails.
+    """Write a finalized model, dense with its zeros, as an ONNX file; nothing is written if a check fails.
 
     The model is exported in evaluation mode by ``torch.onnx.export(dynamo=True)`` and left in the mode it was in. Every
-    N:M weight is then looked up in the file and its groups are counted there. Weights beyond 2 GB go to a second file
-    beside the first, ``PATH.data``.
+    N:M weight is then looked up in the file and its groups are checked there. Weights beyond 2 GB go to a second file
+    next to it, ``PATH.data``.
 
     Args:
         model: an ordinary module; wrappers of DDP and torch.compile are looked through.
-        example_inputs: what ``model(*example_inputs)`` takes, of the shapes and dtypes to export for.
-        path: the file; its folder is made.
-        patterns: qualified name of a weight -> the pattern it must have; a :class:`nmlearn.Grouping` says the input
-            axis as well. None: what the weights' zeros show. Of a plan: ``{r.name: r.pattern for r in plan.sparse}``.
+        example_inputs: what ``model(*example_inputs)`` accepts, with the shapes and dtypes to export for.
+        path: the file; its folder is created.
+        patterns: qualified name of a weight -> the pattern it must have; a :class:`nmlearn.Grouping` gives the input
+            axis as well. None: found from the zeros. From a plan: ``{r.name: r.pattern for r in plan.sparse}``.
         opset: the version of ONNX's operators, 18 or later.
         dynamic_batch: leave the first dimension of every input free; verified with twice the example's batch as well.
-        verify: run the file in ONNX Runtime if that is installed, and compare its outputs with the model's.
+        verify: if ONNX Runtime is installed, run the file in it and compare the outputs with the model's.
         tolerance: the largest difference allowed, as a share of the largest magnitude in each output.
 
     Returns:
-        where each weight lies in the file, and the difference that was measured.
+        where each weight is in the file, and the measured difference.
 
     Raises:
         ConfigError: no package onnx or onnxscript, or an opset that is too old.
-        PlanError, PatternError: a name in ``patterns`` that is no weight of the model, or a pattern that does not fit.
+        PlanError, PatternError: a name in ``patterns`` that is not a weight, or a pattern that does not fit.
         ViolationError: a weight that breaks its pattern, in the model or in the file, by name.
         ExportError: the exporter or ONNX Runtime fails, or the outputs differ by more than the tolerance.
     """
@@ -151,8 +151,8 @@ def _check_opset(opset: int) -> None:
         raise ConfigError(
             where="opset",
             given=opset,
-            wrong="torch.onnx writes no operators as old as that",
-            fix=f"give {OLDEST_OPSET} or later, and convert the file with onnx.version_converter if you must",
+            wrong="torch.onnx writes no opset that old",
+            fix=f"give {OLDEST_OPSET} or later, and convert the file with onnx.version_converter if needed",
         )
 
 
@@ -199,7 +199,7 @@ def _check_patterns(claimed: Mapping[str, tuple[Tensor, Grouping]]) -> None:
             where=next(iter(wrong)),
             given="a model to export",
             wrong="; ".join(f"{name}: {why}" for name, why in wrong.items()),
-            fix="export after finalize(), and let nothing write into the weights in between",
+            fix="export after finalize(), and do not write to the weights in between",
         )
 
 
@@ -215,20 +215,20 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _check_runs(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """The model's own errors are plain outside of an export."""
+    """Run the model: its own errors are clearer outside of an export."""
     try:
         with torch.no_grad():
             model(*inputs)
     except Exception as error:
         raise ExportError(
             where="export_onnx",
-            given=_said(model, inputs),
-            wrong=f"the model does not take them: {reason(error)}",
+            given=_call_text(model, inputs),
+            wrong=f"the model fails on them: {reason(error)}",
             fix="give example_inputs for which model(*example_inputs) works",
         ) from error
 
 
-def _said(model: nn.Module, inputs: tuple[Tensor, ...]) -> str:
+def _call_text(model: nn.Module, inputs: tuple[Tensor, ...]) -> str:
     return f"{type(model).__name__} with inputs of {', '.join(f'{x.dtype} {list(x.shape)}' for x in inputs)}"
 
 
@@ -248,7 +248,7 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...], opset: int, dynamic_
     except Exception as error:  # the exporter's own, and whatever the model raises for these inputs
         raise ExportError(
             where="export_onnx",
-            given=_said(model, inputs),
+            given=_call_text(model, inputs),
             wrong=f"torch.onnx cannot export it: {reason(error)}",
             fix="check that torch.export.export(model, example_inputs) works, or export without dynamic_batch",
         ) from error
@@ -256,7 +256,7 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...], opset: int, dynamic_
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keep to itself what the exporter says about its own code: deprecations, and logs; its errors say enough."""
+    """Silence the exporter's logs and deprecation warnings about its own code; its errors say enough."""
     levels = {logger: logger.level for logger in map(logging.getLogger, ("torch.export", "torch.onnx", "onnxscript"))}
     for logger in levels:
         logger.setLevel(logging.CRITICAL)

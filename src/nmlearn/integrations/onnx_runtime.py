@@ -1,4 +1,4 @@
-"""An ONNX file against the model it was made of: both are run, and their outputs compared."""
+"""Comparing an ONNX file with the model it was exported from, by running both."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from nmlearn.errors import ExportError
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two runs of a model are apart, in the output where that is relatively the most.
+    """The difference between two runs of a model, in the output where it is relatively largest.
 
     Attributes:
         absolute: the largest absolute difference in it.
-        relative: the same over the largest magnitude in it, which is what the tolerance is held against.
+        relative: the same over the largest magnitude in it; the tolerance applies to this.
     """
 
     absolute: float
@@ -29,7 +29,7 @@ class Difference:
 
 
 def compare(path: Path, model: nn.Module, batches: list[tuple[Tensor, ...]], tolerance: float) -> Difference:
-    """Run a file and the model it was made of on the same inputs, on the processor.
+    """Run a file and the model it was exported from on the same inputs, on the CPU.
 
     Args:
         path: the ONNX file.
@@ -73,7 +73,7 @@ def _outputs(session: Any, inputs: tuple[Tensor, ...]) -> list[Tensor]:
 def _tried(path: Path, call: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return call(*arguments)
-    except Exception as error:  # ONNX Runtime's have no common base, and NumPy's for types it lacks come on top
+    except Exception as error:  # ONNX Runtime's have no common base, and NumPy raises for types it lacks
         raise _failed(path, f"ONNX Runtime cannot run it: {reason(error)}") from error
 
 
@@ -103,7 +103,7 @@ def difference(expected: list[Tensor], found: list[Tensor]) -> Difference:
 
 
 def reason(error: BaseException) -> str:
-    """The message of the first error in a chain: the exporter's own wraps it in a page of advice."""
+    """The message of the first error in a chain: the exporter wraps it in a page of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {str(error).strip()[:500]}"

@@ -1,9 +1,9 @@
-"""Where the weights of a model lie in an ONNX file: under which name, in which layout, with which zeros.
+"""Where the weights of a model are in an ONNX file: under which name, in which layout, with which zeros.
 
-The exporter renames weights, transposes them (Linear on three dimensions becomes MatMul with ``[in, out]``), scales
-their rows (batch norm folded into a convolution), reorders them (an LSTM's gates) or cuts them (attention with separate
-keys). All of that keeps the set of rows along the inputs, or at least the set of their zeros: by these sets, and not
-by names, a weight is found again.
+The exporter renames weights, and transposes them (Linear on three dimensions becomes MatMul with ``[in, out]``). It
+scales their rows (batch norm folded into a convolution), reorders them (an LSTM's gates) or cuts them (attention with
+separate keys). All of that preserves the set of rows along the inputs, or at least the set of their zeros. Weights are
+found by these sets, not by names.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ SPARSE_TACTICS = ("Conv", "Gemm", "MatMul")  # the operators for which TensorRT 
 
 @dataclass(frozen=True)
 class OnnxWeight:
-    """A weight of a model as an ONNX file holds it.
+    """A weight of a model as an ONNX file stores it.
 
     Attributes:
         name: the weight's qualified name in the model.
         pattern: the pattern that holds in the file.
         initializer: its name in the file.
         operator: the operators that use it, e.g. "Conv" or "MatMul".
-        shape: as written, of the initializer.
-        axis: the axis of that shape along which the groups run, the one over inputs.
+        shape: the initializer's, as written.
+        axis: the axis of that shape along which the groups run, over inputs.
         layout: what the axes are, e.g. "[in, out]".
-        two_of_four: whether a sparse tactic of TensorRT may take it: the operator is a convolution or a matrix product
+        two_of_four: whether TensorRT may use a sparse tactic for it: the operator is a convolution or a matrix product
             over this axis, and each aligned four of the weights along it keep at most two.
     """
 
@@ -61,7 +61,7 @@ class OnnxWeight:
 
 @dataclass(frozen=True)
 class _Stored:
-    """A float initializer of two or more dimensions, and its uses: a node, and which of the inputs it is there."""
+    """A float initializer of two or more dimensions, and its uses: a node, and the index among its inputs."""
 
     name: str
     values: Array
@@ -69,7 +69,7 @@ class _Stored:
 
 
 class _Rows:
-    """The rows of an array along one axis, as sets of 64-bit numbers: of their values, and of their zeros alone."""
+    """The rows of an array along one axis, as sets of 64-bit numbers: of their values, and of only their zeros."""
 
     def __init__(self, values: Array, axis: int) -> None:
         rows: Array = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
@@ -79,7 +79,7 @@ class _Rows:
 
 
 def _hashed(rows: Array) -> Array:
-    """A sorted random number per row of unsigned integers, equal for equal rows: multilinear hashing modulo 2^64."""
+    """Sorted hashes of rows of unsigned integers, equal for equal rows: multilinear hashing modulo 2^64."""
     factors = np.random.default_rng(0).integers(1, 2**63, rows.shape[1], np.uint64) * 2 + 1
     return np.sort(np.einsum("rl,l->r", rows, factors, dtype=np.uint64, casting="unsafe"))
 
@@ -92,10 +92,10 @@ def find_weights(path: Path, weights: Mapping[str, tuple[Tensor, Grouping]]) -> 
         weights: qualified name -> the tensor in the model, of any float dtype, and its grouping there.
 
     Returns:
-        one entry per weight and initializer that holds it: several when the exporter cut it or wrote it in two layouts.
+        one entry per weight and initializer with it: several if the exporter cut it or wrote it in two layouts.
 
     Raises:
-        ViolationError: a table of the weights whose zeros the file does not have.
+        ViolationError: the file lacks the zeros of some weights; it lists all of them.
     """
     lengths = {tensor.shape[grouping.axis] for tensor, grouping in weights.values()}
     places = [
@@ -126,10 +126,10 @@ def find_weights(path: Path, weights: Mapping[str, tuple[Tensor, Grouping]]) -> 
 def _places(
     name: str, tensor: Tensor, grouping: Grouping, places: Iterable[tuple[_Stored, int, _Rows]]
 ) -> list[tuple[_Stored, int]]:
-    """The initializers that hold a weight, each with the axis of the inputs.
+    """The initializers that contain a weight, each with the axis of the inputs.
 
-    Those with its very rows come first, or with its name and its zeros (batch norm folded in); else those with its
-    zeros; else parts that together hold all its rows.
+    They are those with exactly its rows, or with its name and its zeros (batch norm folded in); else those with its
+    zeros; else parts that together contain all its rows.
     """
     values = tensor.detach().cpu()
     mine = _Rows((values if values.dtype == torch.float64 else values.float()).numpy(), grouping.axis)
@@ -185,7 +185,7 @@ def _described(name: str, pattern: Pattern, stored: _Stored, axis: int) -> OnnxW
 
 
 def _summed_axis(node: Any, place: int, ndim: int) -> int | None:
-    """The axis of an operand that a node sums over; None for operators of which we do not know it."""
+    """The axis of an operand that a node sums over; None for operators where it is unknown."""
     if node.op_type == "Conv" and place == 1:
         return 1
     if node.op_type == "MatMul" and place < 2:

@@ -1,12 +1,12 @@
-"""Adapters of Hugging Face's PEFT on a sparse base: merging one keeps the zeros, and says what that cost.
+"""Adapters of Hugging Face's PEFT on a sparse base: merging one keeps the zeros, and reports what that cost.
 
     from nmlearn.integrations.peft import merge
 
     merged = merge(model, inputs=batch)     # in place of model.merge_and_unload()
-    print(merged)                           # per weight: how much of the update fell on removed positions
+    print(merged)                           # per weight: how much of the update fell on pruned positions
     merged.model.save_pretrained("merged")  # an ordinary model, N:M sparse
 
-Works with every adapter that PEFT can merge: it compares weights before and after. docs/peft.md tells more.
+Works with every adapter that PEFT can merge: it compares weights before and after. See docs/peft.md.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from nmlearn.model.names import plain_name
 from nmlearn.model.peft_names import original_name
 from nmlearn.model.plan import Rule, input_axes
 
-torchvision.load()  # which PEFT imports too, by way of transformers
+torchvision.load()  # which PEFT imports too, through transformers
 from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: E402
 from peft.utils.other import ModulesToSaveWrapper  # noqa: E402
 
@@ -40,11 +40,11 @@ class MergedWeight:
     """What merging did to one sparse weight.
 
     Attributes:
-        name: as it was before PEFT.
-        pattern: the base's, and again the merged weight's.
-        update: the size of the adapter's update over that of the base weight, both as Frobenius norms.
-        lost: the share of the update's energy (squared norm) that fell on removed positions, in [0, 1].
-        change: what clearing these positions changed, over the size of the merged weight, both as Frobenius norms.
+        name: the weight's name before PEFT.
+        pattern: of the base, and of the merged weight.
+        update: the Frobenius norm of the adapter's update, relative to that of the base weight.
+        lost: the share of the update's energy (squared norm) that fell on pruned positions, in [0, 1].
+        change: the Frobenius norm of what was cleared at these positions, relative to that of the merged weight.
     """
 
     name: str
@@ -56,11 +56,11 @@ class MergedWeight:
 
 @dataclass(frozen=True)
 class Outputs:
-    """How far the model's outputs on the inputs that were given lie from those with the adapter beside the base.
+    """How far outputs on the given inputs are from those with the unmerged adapter: relative, in the Euclidean norm.
 
     Attributes:
-        merged: of the merged model; relative, in the Euclidean norm.
-        base: of the base without the adapter; with ``merged`` near it, merging lost what the adapter had learned.
+        merged: of the merged model.
+        base: of the base without the adapter; if ``merged`` is close to it, merging lost what the adapter had learned.
     """
 
     merged: float
@@ -88,10 +88,10 @@ class Merged:
     """A merged model and what it cost; ``str()`` is a table.
 
     Attributes:
-        model: the ordinary model without PEFT's layers, or the model with adapters if they were to stay.
-        weights: one entry for every weight of the base that is sparse and has an adapter.
+        model: the ordinary model without PEFT's layers, or with ``unload=False`` the model with adapters.
+        weights: one entry for every sparse weight of the base that has an adapter.
         outputs: measured if inputs were given.
-        undo: what the weights were, if the adapters were to stay.
+        undo: the previous weights, with ``unload=False``.
     """
 
     model: Any
@@ -101,12 +101,12 @@ class Merged:
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Give the base its weights back, bit for bit, after ``merge(model, unload=False)``.
+        """Restore the weights of the base, bit for bit, after ``merge(model, unload=False)``.
 
-        PEFT's own ``unmerge_adapter`` subtracts the update at removed positions too, where nothing was added.
+        PEFT's own ``unmerge_adapter`` subtracts the update at pruned positions too, where nothing was added.
 
         Raises:
-            ConfigError: the adapters were not to stay, or are not merged any more.
+            ConfigError: the adapters were unloaded, or are no longer merged.
         """
         if not self.undo or not any(layer.merged for layer in _layers(self.model)):
             raise _refusal(self.model, "no adapter is merged into it", "call merge(model, unload=False) first")
@@ -136,22 +136,22 @@ def merge(
     inputs: Any = None,
     unload: bool = True,
 ) -> Merged:
-    """Merge adapters into their sparse base, clear the positions that the base had removed, and verify every group.
+    """Merge adapters into their sparse base, clear the positions that the base had pruned, and verify every group.
 
-    Needs the room of the adapted sparse weights once more while it works.
+    While it works, it needs memory for another copy of the adapted sparse weights.
 
     Args:
-        model: a ``PeftModel`` whose base holds N:M sparse weights.
-        adapters: names of those to merge, all active ones unless given.
-        patterns: a glob on a weight's original name or a module's to the pattern it has, which is then verified; found
-            from the zeros unless given, None leaves the merged weight dense.
+        model: a ``PeftModel`` whose base has N:M sparse weights.
+        adapters: names of those to merge; by default all active ones.
+        patterns: a glob on a weight's or module's original name -> its pattern, which is then verified; by default
+            found from the zeros. None leaves the merged weight dense.
         inputs: arguments of a call of the model (a mapping, a tuple or one tensor) on which the outputs are compared.
         unload: False keeps the adapters in the model, as ``merge_adapter`` does; :meth:`Merged.unmerge` undoes that.
 
     Raises:
         ConfigError: adapters that PEFT cannot merge or has merged, a quantized base, no sparse weight with an adapter.
         StateError: base weights that are not plain memory: sharded, quantized or offloaded ones.
-        ViolationError: the base does not fit ``patterns``; PatternError, PlanError: they cannot be followed.
+        ViolationError: the base breaks ``patterns``; PatternError, PlanError: they do not fit the model.
     """
     _check(model, adapters or ())
     sparse = _sparse(model, patterns or {})
@@ -181,7 +181,7 @@ def _check(model: Any, adapters: Sequence[str]) -> None:
         wrong, fix = "it has no adapter that PEFT can merge", "give a model of get_peft_model; prompts cannot be merged"
     elif any(layer.merged for layer in _layers(model)):
         wrong, fix = (
-            "an adapter is merged into it already, and the base's zeros are gone",
+            "an adapter is already merged into it, and the base's zeros are gone",
             "call model.unmerge_adapter()",
         )
     elif unknown := [name for name in adapters if name not in model.peft_config]:
@@ -190,11 +190,11 @@ def _check(model: Any, adapters: Sequence[str]) -> None:
         raise _refusal(model, wrong, fix)
     for layer in _layers(model):
         if getattr(layer, "quantization_backend", None) is not None or _quantized(layer.get_base_layer()):
-            given, fix = type(layer.get_base_layer()).__name__, "dequantize the base, or keep the adapter beside it"
+            given, fix = type(layer.get_base_layer()).__name__, "dequantize the base, or do not merge the adapter"
             raise ConfigError(where="merge", given=given, wrong="a quantized base has no zeros to keep", fix=fix)
     for layer in _layers(model):  # before anything changes: PEFT would stop half-way
         if not all(bool(p.isfinite().all()) for p in layer.parameters() if p.is_floating_point()):
-            raise _refusal(model, "a layer with an adapter has values that are not finite", "load a whole adapter")
+            raise _refusal(model, "a layer with an adapter has values that are not finite", "load an intact adapter")
 
 
 def _refusal(model: Any, wrong: str, fix: str) -> ConfigError:
@@ -202,10 +202,10 @@ def _refusal(model: Any, wrong: str, fix: str) -> ConfigError:
 
 
 def _quantized(base: nn.Module) -> bool:
-    """Whether a layer holds its weights as whole numbers."""
-    held = (*base.parameters(recurse=False), *base.buffers(recurse=False))
+    """Whether a layer stores its weights as integers."""
+    tensors = (*base.parameters(recurse=False), *base.buffers(recurse=False))
     return any(hasattr(base, name) for name in ("qweight", "W_q")) or any(
-        tensor.dim() > 1 and not tensor.is_floating_point() for tensor in held
+        tensor.dim() > 1 and not tensor.is_floating_point() for tensor in tensors
     )
 
 
@@ -214,17 +214,15 @@ def _layers(model: nn.Module) -> list[Any]:
 
 
 def _sparse(model: nn.Module, patterns: Mapping[str, Rule]) -> list[tuple[_Adapted, Grouping]]:
-    """The adapted weights whose base shows a pattern, or is said to have one."""
+    """The adapted weights whose base has a pattern, found or given."""
     adapted = {each.name: each for each in _adapted(model)}
     axes = {original_name(name): axis for name, axis in input_axes(model).items()}
     state = plain_state({name: each.before() for name, each in adapted.items()})
     found = choose(state, {}, axes, patterns)
     if not found:
         wrong = f"none of its {len(adapted)} weights with an adapter is N:M sparse"
-        fix = (
-            "call model.merge_and_unload(); if the base was sparse, the start of the adapter (PiSSA, OLoRA, LoftQ ...) "
-        )
-        fix += "rewrote it: save that with path_initial_model_for_weight_conversion, and load it on the base"
+        fix = "call model.merge_and_unload(); if the base was sparse, initializing the adapter (PiSSA, OLoRA ...) "
+        fix += "rewrote it: save it with path_initial_model_for_weight_conversion, and load it on the base"
         raise _refusal(model, wrong, fix)
     return [(adapted[name], cut) for name, cut in found.items()]
 
@@ -242,7 +240,7 @@ def _adapted(model: nn.Module) -> Iterator[_Adapted]:
 
 
 def _plain_weights(base: nn.Module) -> list[tuple[str, Tensor]]:
-    """Weights that PEFT leaves as plain tensors where it has merged into attention layers of torch."""
+    """Weights that PEFT leaves as plain tensors after merging into torch's attention layers."""
     return [
         (name, value) for name, value in vars(base).items() if isinstance(value, Tensor) and name.endswith("weight")
     ]
@@ -259,10 +257,10 @@ def _pairs(module: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module]]:
 
 
 def _reapply(each: _Adapted, cut: Grouping, base: Tensor) -> MergedWeight:
-    """Clear in the merged weight what the base had removed."""
+    """Clear in the merged weight what the base had pruned."""
     merged, keep = each.after(), masks.bits(masks.nonzero_bits(base))
-    removed = masks.clear_(merged.clone(), masks.bits(keep == 0))
-    energies = [_energy(x) for x in (merged.float() - base.float(), base, removed, merged)]
+    pruned = masks.clear_(merged.clone(), masks.bits(keep == 0))
+    energies = [_energy(x) for x in (merged.float() - base.float(), base, pruned, merged)]
     update, whole, lost, all_merged = energies
     masks.clear_(merged, keep)
     return MergedWeight(

@@ -1,4 +1,4 @@
-"""Learning in the Trainer of the package pytorch_lightning: one callback.
+"""N:M sparsity in the Trainer of the package pytorch_lightning: one callback.
 
     from nmlearn.integrations.pytorch_lightning import NMCallback
 
@@ -6,7 +6,7 @@
     trainer.fit(model)
 
 For ``import pytorch_lightning as pl``; ``nmlearn.integrations.lightning`` has the same callback for
-``import lightning.pytorch as pl``. docs/lightning.md tells more.
+``import lightning.pytorch as pl``. See docs/lightning.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from nmlearn.integrations import torchvision
 from nmlearn.integrations.lightning_hooks import LearningHooks
 
-torchvision.load()  # which Lightning imports too, by way of torchmetrics
+torchvision.load()  # which Lightning imports too, through torchmetrics
 
 from pytorch_lightning import Callback  # noqa: E402
 

@@ -1,9 +1,9 @@
-"""A sparsifier's state in its optimizer's ``state_dict``, for training scripts that save and restore optimizers alone.
+"""A sparsifier's state in its optimizer's ``state_dict``, for training scripts that save and restore only optimizers.
 
     sparsifier.attach(optimizer, total_steps)
-    carry(sparsifier, optimizer)              # timm's CheckpointSaver and resume_checkpoint take it along from here on
+    carry(sparsifier, optimizer)              # timm's CheckpointSaver and resume_checkpoint now include it
 
-timm itself needs nothing else, and is not imported; docs/timm.md tells more.
+timm itself needs nothing else, and is not imported; see docs/timm.md.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ KEY = "nmlearn"
 
 
 def carry(sparsifier: Sparsifier, optimizer: Optimizer) -> None:
-    """Let ``optimizer.state_dict()`` hold the sparsifier's state as well, and ``load_state_dict`` restore it.
+    """Let ``optimizer.state_dict()`` include the sparsifier's state, and ``load_state_dict`` restore it.
 
-    Once the sparsifier is finalized, or detached, both are the optimizer's alone again.
+    Once the sparsifier is finalized or detached, both cover only the optimizer again.
 
     Args:
         sparsifier: attached to the optimizer. Load the model's weights before the optimizer's state.
         optimizer: wrappers are looked through.
 
     Raises:
-        StateError: later, by ``load_state_dict``, when the state has no sparsifier's, or another's.
+        StateError: later, from ``load_state_dict``, if the state has no sparsifier's state, or another's.
     """
     key = f"{KEY}:{sparsifier.plan.sparse[0].name}"  # several on one optimizer have different weights
     held: list[dict[str, Any]] = []
@@ -44,8 +44,8 @@ def carry(sparsifier: Sparsifier, optimizer: Optimizer) -> None:
             raise StateError(
                 where="optimizer.load_state_dict",
                 given=f"a state with {', '.join(state)}",
-                wrong="it has no state of a sparsifier, so the masks and their schedule would start anew",
-                fix="load the weights alone to start learning from them",
+                wrong="it has no state of a sparsifier, so the masks and their schedule would start over",
+                fix="load only the weights to start learning from them",
             )
         held[:] = [state[key]]
         return {name: value for name, value in state.items() if name != key}

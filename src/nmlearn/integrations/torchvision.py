@@ -1,4 +1,4 @@
-"""torchvision, as far as others import it: timm and the Trainer of transformers do so where it is installed."""
+"""torchvision, which timm and the Trainer of transformers import if it is installed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import importlib
 
 import torch
 
-# Schemas that torchvision's Python code refers to at import. Its builds for other accelerators than this torch's cannot
-# load their compiled part, and then the import fails although the classification models need none of it.
+# Schemas that torchvision's Python code refers to at import. A build for another accelerator than torch's cannot load
+# its compiled part, and then the import fails although the classification models do not need it.
 SCHEMAS = {
     "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -16,12 +16,12 @@ SCHEMAS = {
 
 
 def load() -> None:
-    """Import torchvision if it is there, since others import it too; a failure is theirs to report."""
+    """Import torchvision if it is installed, since others import it too and report failures."""
     with contextlib.suppress(Exception):
         try:
             importlib.import_module("torchvision")
         except RuntimeError:
-            # Only now: a build that fits defines these operators itself, and nobody may define one twice.
+            # Only now: a matching build defines these operators itself, and none may be defined twice.
             for name, schema in SCHEMAS.items():
                 if not hasattr(torch.ops.torchvision, name):
                     torch.library.define(f"torchvision::{name}", schema)

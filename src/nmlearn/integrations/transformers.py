@@ -7,9 +7,8 @@ A packed model is a folder that ``from_pretrained`` reads:
     save_packed(model, "folder")
     model = AutoModel.from_pretrained("folder")
 
-What is loaded is an ordinary model, dense with its zeros, equal bit for bit to what was saved but for the sign of
-zeros; it trains, and its ``save_pretrained`` writes an ordinary folder. Made for transformers 5; docs/huggingface.md
-tells more.
+The loaded model is ordinary: dense with its zeros, and equal bit for bit to the saved one except for the sign of zeros.
+It trains, and its ``save_pretrained`` writes an ordinary folder. For transformers 5; see docs/huggingface.md.
 """
 
 from __future__ import annotations
@@ -45,22 +44,22 @@ _ONE_FILE = 1 << 60  # bytes of a shard
 def save_packed(model: Any, directory: str | os.PathLike[str], patterns: Mapping[str, Rule] | None = None) -> None:
     """Write the folder of ``model.save_pretrained`` with its weights packed.
 
-    Between its two steps the folder holds the dense weights under their usual name, which any reader understands.
+    Between its two steps the folder contains dense weights under their usual name, which any reader understands.
 
     Args:
         model: a ``PreTrainedModel``; wrappers are looked through.
-        directory: the folder; it is made.
+        directory: the folder; created if missing.
         patterns: as for :func:`nmlearn.save`, by the names in the file, which for some models are not the modules'.
 
     Raises:
-        ConfigError: the model is quantized already, or has adapters of PEFT.
-        ViolationError, PatternError, PlanError: those of :func:`nmlearn.save`; the folder is dense then.
+        ConfigError: the model is quantized already, or has PEFT adapters.
+        ViolationError, PatternError, PlanError: those of :func:`nmlearn.save`; the folder is then dense.
     """
     model, folder = unwrap(model), Path(directory)
     if adapters.wrapped(model):
         wrong, fix = (
-            "it has adapters of PEFT",
-            "merge them first (docs/peft.md), or save them alone: model.save_pretrained",
+            "it has PEFT adapters",
+            "merge them first (docs/peft.md), or save only them: model.save_pretrained",
         )
         raise ConfigError(where="save_packed", given=type(model).__name__, wrong=wrong, fix=fix)
     if getattr(model.config, "quantization_config", None) is not None:
@@ -76,7 +75,7 @@ def save_packed(model: Any, directory: str | os.PathLike[str], patterns: Mapping
 
 @register_quantization_config(METHOD)
 class PackedConfig(QuantizationConfigMixin):
-    """What config.json says of a packed folder: that it is one. The file describes its weights itself."""
+    """What marks a packed folder in config.json. The file itself describes its weights."""
 
     dequantize = True  # tells transformers to forget about quantization once the weights are loaded
 
@@ -86,23 +85,23 @@ class PackedConfig(QuantizationConfigMixin):
 
 @register_quantizer(METHOD)
 class PackedReader(HfQuantizer):
-    """Unpacks the file into a temporary dense one, which transformers then loads as it loads any.
+    """Unpacks the file into a temporary dense one, which transformers then loads like any other.
 
-    So renamed and merged weights, types, devices and ties are transformers' own business, and every checksum has been
-    verified before a weight is used.
+    So transformers itself handles renamed and merged weights, types, devices and ties, and every checksum is verified
+    before a weight is used.
     """
 
     requires_calibration = True  # a dense model cannot be packed by loading it
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
-        """Refuse to leave weights on the disk: there they are packed.
+        """Refuse to keep weights on disk: there they are packed.
 
         Raises:
             ConfigError: the device map names the disk.
         """
         places = device_map.values() if isinstance(device_map, dict) else [device_map]
         if "disk" in places:
-            wrong = "weights that stay on the disk would stay packed"
+            wrong = "weights that stay on disk would stay packed"
             raise ConfigError(where="device_map", given="disk", wrong=wrong, fix="unpack the folder: nmlearn unpack")
 
     def _process_model_before_weight_loading(
@@ -114,17 +113,17 @@ class PackedReader(HfQuantizer):
                 where=str(Path(files[0]).parent) if files else METHOD,
                 given=f"{len(files)} files of weights",
                 wrong=f"a packed model is one file, {WEIGHTS}",
-                fix='write it with save_packed, or take "quantization_config" out of config.json if nothing is packed',
+                fix='write it with save_packed, or remove "quantization_config" from config.json if nothing is packed',
             )
         folder = tempfile.mkdtemp(prefix="nmlearn-")
         self._forget = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         dense = Path(folder) / WEIGHTS
         checkpoint.convert(files[0], dense, packed=False)
-        # The list is the one that is read from next. Were it another, the operation below would be reached.
+        # transformers reads from this very list next; if it did not, the operation below would be reached.
         checkpoint_files[:] = [str(dense)]  # type: ignore[index]
 
     def get_weight_conversions(self) -> list[Any]:
-        """An operation on packed tensors that refuses: without it they would be skipped, and weights left random."""
+        """An operation that refuses packed tensors: without it they would be skipped, and weights left random."""
         from transformers.core_model_loading import ConversionOps, WeightConverter
 
         class Refuse(ConversionOps):
@@ -136,7 +135,7 @@ class PackedReader(HfQuantizer):
         return [WeightConverter([".nm_values", ".nm_index"], "", [Refuse()])]
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        # The weights may be views of the mapped temporary file: copies let go of its room on the disk.
+        # The weights may be views of the mapped temporary file: copies release its disk space.
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.device.type == "cpu":
                 tensor.data = tensor.data.clone()
@@ -144,17 +143,17 @@ class PackedReader(HfQuantizer):
         return model
 
     def is_serializable(self) -> bool:
-        """True: what was loaded is an ordinary model."""
+        """True: the loaded model is ordinary."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        """True: what was loaded is an ordinary model."""
+        """True: the loaded model is ordinary."""
         return True
 
 
 def __getattr__(name: str) -> Any:
-    """The callback, loaded when it is first asked for: importing the Trainer takes seconds."""
+    """The callback, imported on first use: importing the Trainer takes seconds."""
     if name != "NMCallback":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from nmlearn.integrations.transformers_trainer import NMCallback

@@ -6,7 +6,7 @@
     trainer.train()                  # learns, logs, saves with every checkpoint, and verifies at the end
     trainer.save_model()             # an ordinary model with zeros in place
 
-Made for transformers 5; docs/huggingface.md tells more.
+For transformers 5; see docs/huggingface.md.
 """
 
 from __future__ import annotations
@@ -38,36 +38,36 @@ from transformers.trainer_callback import TrainerCallback  # noqa: E402
 if TYPE_CHECKING:
     from transformers import Trainer
 
-FILE = "nmlearn.pt"  # beside optimizer.pt in every checkpoint
+FILE = "nmlearn.pt"  # next to optimizer.pt in every checkpoint
 FORMAT = 1
 _STEPS_IN_BACKWARD = ("LayerWiseDummyOptimizer", "Lomo", "AdaLomo")
-# What is wrong with some, and what to do instead.
+# What is wrong with some optimizers, and what to do instead.
 _IN_BACKWARD = (
-    "it steps inside backward, where gradients are gone before they are seen",
+    "it steps inside backward, and gradients are gone before the sparsifier can read them",
     "choose an optimizer that steps after backward, such as adamw_torch",
 )
-_COPIES = ("DeepSpeed steps copies of the weights that it keeps itself", "train with DDP or FSDP 2")
+_COPIES = ("DeepSpeed steps its own copies of the weights", "train with DDP or FSDP 2")
 
 
 class NMCallback(TrainerCallback):
     """Learns N:M sparsity in a Trainer; one callback for one Trainer.
 
     It attaches when training begins, writes its state into every checkpoint and reads it back on
-    ``resume_from_checkpoint``, adds ``nm_density``, ``nm_progress`` and ``nm_mask_change`` to what the Trainer logs,
-    and verifies every group when training ends. Where the Trainer looks for a best model, checkpoints whose weights
-    do not fit their patterns yet never count: the best is the best of those that do.
+    ``resume_from_checkpoint``. It adds ``nm_density``, ``nm_progress`` and ``nm_mask_change`` to the Trainer's logs,
+    and verifies every group when training ends. If the Trainer looks for a best model, only checkpoints whose weights
+    already fit their patterns count.
 
     Args:
-        method: what to do; its pattern holds where no rule says otherwise.
+        method: the method; its pattern applies where no rule says otherwise.
         rules: see :func:`nmlearn.model.plan.plan`.
-        finalize: False leaves ``callback.sparsifier.finalize()`` to the caller, for trainings that may stop early.
+        finalize: False leaves ``callback.sparsifier.finalize()`` to the caller, for training that may stop early.
 
     Raises:
-        PlanError, PatternError: rules that cannot be followed, when the Trainer is made.
-        AttachError: what cannot work: DeepSpeed, FSDP 1, optimizers that step in backward or lack the weights, a
-            callback that another training is using.
-        StateError: a training that resumes from a checkpoint without this callback's state, or with another's.
-        ViolationError: at the end of a training that stopped before the schedule did.
+        PlanError, PatternError: rules that do not fit the model, when the Trainer is created.
+        AttachError: what is not supported: DeepSpeed, FSDP 1, optimizers that step in backward or lack the weights, a
+            callback that another training run is using.
+        StateError: training resumes from a checkpoint without this callback's state, or with another's.
+        ViolationError: training stopped before the schedule did.
     """
 
     def __init__(self, method: Method, rules: Mapping[str, Rule] | None = None, *, finalize: bool = True) -> None:
@@ -78,19 +78,19 @@ class NMCallback(TrainerCallback):
 
     @property
     def sparsifier(self) -> Sparsifier:
-        """The sparsifier: made with the Trainer, attached while it trains.
+        """The sparsifier: created with the Trainer, attached while it trains.
 
         Raises:
             StateError: there is no Trainer yet.
         """
         if self._sparsifier is None:
-            fix = "make the Trainer with callbacks=[callback] first; what add_callback adds waits for train()"
+            fix = "create the Trainer with callbacks=[callback] first; after add_callback, call train() first"
             raise StateError(where="NMCallback", given="no Trainer", wrong="there is no model yet", fix=fix)
         return self._sparsifier
 
     @property
     def plan(self) -> Plan:
-        """What is taken, and why the rest is left dense; print it before training."""
+        """The sparse layers, and why the rest stays dense; print it before training."""
         return self.sparsifier.plan
 
     # Beginning
@@ -104,12 +104,12 @@ class NMCallback(TrainerCallback):
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
     ) -> None:
-        """Attach to the optimizer, and go on from a checkpoint where the Trainer does."""
+        """Attach to the optimizer, and resume from a checkpoint if the Trainer does."""
         _refuse_arguments(args)
         _refuse_optimizer(optimizer)
-        trainer, folder = _calling()
+        trainer, folder = _calling_trainer()
         if trainer is not None:
-            self._stand_first(trainer)
+            self._move_first(trainer)
         self._release(model)
         self._sparsifier = Sparsifier(model, self.method, self.rules).attach(optimizer, state.max_steps)
         self._best_fits = False
@@ -121,16 +121,16 @@ class NMCallback(TrainerCallback):
         return self._sparsifier is not None and self._sparsifier.total_steps > 0
 
     def _release(self, model: Any) -> None:
-        """Let go of a training of the same model that ended without saying so: interrupted, or out of memory."""
+        """Detach from a training run of the same model that ended without notice: interrupted, or out of memory."""
         if not self._attached():
             return
         if self.sparsifier.model is not model:
             wrong = "another Trainer is training with it"
-            raise AttachError(where="NMCallback", given="one callback", wrong=wrong, fix="make one for each Trainer")
+            raise AttachError(where="NMCallback", given="one callback", wrong=wrong, fix="create one for each Trainer")
         self.sparsifier.detach()
 
-    def _stand_first(self, trainer: Trainer) -> None:
-        """Before the callbacks that write logs (TensorBoard ...), so that they see what is added to them."""
+    def _move_first(self, trainer: Trainer) -> None:
+        """Move before the callbacks that write logs (TensorBoard ...), so that they see what is added to these."""
         line = trainer.callback_handler.callbacks
         line.remove(self)
         line.insert(0, self)
@@ -151,7 +151,7 @@ class NMCallback(TrainerCallback):
             write_atomic(_checkpoint(args, state) / FILE, lambda file: torch.save(saved, file))
 
     def on_push_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """An upload of a checkpoint begins before on_save: add the state now, where one process can do that."""
+        """An upload of a checkpoint begins before on_save: add the state now, if one process can do that."""
         if self._attached() and _checkpoint(args, state).is_dir() and not self._sharded():
             self.on_save(args, state, control)
 
@@ -162,8 +162,9 @@ class NMCallback(TrainerCallback):
         try:
             saved = _read(path)
             if saved["global_step"] != state.global_step:
-                wrong = f"it was saved at step {saved['global_step']}, and the training resumes at {state.global_step}"
-                raise StateError(where=str(path), given="this file", wrong=wrong, fix="resume from a whole checkpoint")
+                wrong = f"it was saved at step {saved['global_step']}, and training resumes at {state.global_step}"
+                fix = "resume from a complete checkpoint"
+                raise StateError(where=str(path), given="this file", wrong=wrong, fix=fix)
             self.sparsifier.load_state_dict(saved["sparsifier"])
         except StateError:
             self.sparsifier.detach()
@@ -173,7 +174,7 @@ class NMCallback(TrainerCallback):
     # While training
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Add where the sparsifier stands to the logs of a training step."""
+        """Add the sparsifier's progress to the logs of a training step."""
         if not self._attached() or not logs or "loss" not in logs:
             return
         before, self._last_masks = self._last_masks, self._masks()
@@ -187,7 +188,7 @@ class NMCallback(TrainerCallback):
         state.log_history[-1].update(ours)  # the Trainer put a copy there already
 
     def _counts(self, before: Mapping[str, Tensor]) -> Tensor:
-        """int64 ``[3]``: the values of all taken weights that are kept, whose mask changed, and that there are."""
+        """int64 ``[3]`` over all sparse weights: values kept, values whose mask changed, and all values."""
         counts = masks.counts(self._last_masks, before)
         if self._sharded():
             dist.all_reduce(counts)
@@ -197,7 +198,7 @@ class NMCallback(TrainerCallback):
         return {name: mask.clone() for name, mask in self.sparsifier.masks().items()}
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See whether what was evaluated, and may become the best model, fits its patterns."""
+        """Record whether the evaluated model, which may become the best, fits its patterns."""
         if self._attached():
             self._best_fits = _all_agree(self._fits())
 
@@ -206,18 +207,18 @@ class NMCallback(TrainerCallback):
         return free or all(not row.grouping.violation(local(row.parameter) != 0) for row in self.plan.sparse)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Forget a best model that does not fit its patterns: the next one that is evaluated is better."""
+        """Forget a best model that does not fit its patterns: the next evaluated one is better."""
         if self._attached() and not self._best_fits:
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
     # Ending
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Verify and detach; the Trainer has loaded its best model by now, if it was to."""
+        """Verify and detach; by now the Trainer has loaded its best model, if it should."""
         if not self._attached():
             return
         self._last_masks = {}
-        pruned = state.is_hyper_param_search and state.global_step < state.max_steps  # a trial without prospects
+        pruned = state.is_hyper_param_search and state.global_step < state.max_steps  # an unpromising trial
         if pruned:
             self.sparsifier.detach()
         elif self.finalize:
@@ -225,10 +226,10 @@ class NMCallback(TrainerCallback):
 
 
 def _refuse_arguments(args: Any) -> None:
-    """Refuse what TrainingArguments say already.
+    """Refuse what TrainingArguments already show.
 
     Raises:
-        AttachError: DeepSpeed, optimizers that step in backward, checkpoints that callbacks are not told of.
+        AttachError: DeepSpeed, optimizers that step in backward, checkpoints without calls of callbacks.
     """
     optim = str(getattr(args.optim, "value", args.optim))
     if getattr(args, "deepspeed", None):
@@ -236,12 +237,12 @@ def _refuse_arguments(args: Any) -> None:
     if optim.endswith("layerwise") or "lomo" in optim:
         _refuse("TrainingArguments.optim", optim, *_IN_BACKWARD)
     if getattr(args, "enable_jit_checkpoint", False):
-        wrong = "callbacks are not told of these checkpoints"
-        _refuse("TrainingArguments.enable_jit_checkpoint", "True", wrong, "save by save_steps")
+        wrong = "callbacks are not called for these checkpoints"
+        _refuse("TrainingArguments.enable_jit_checkpoint", "True", wrong, "use save_steps")
 
 
 def _refuse_optimizer(optimizer: Any) -> None:
-    """Refuse what only shows when the Trainer has prepared the optimizer.
+    """Refuse what shows only after the Trainer has prepared the optimizer.
 
     Raises:
         AttachError: DeepSpeed, optimizers that step in backward.
@@ -258,7 +259,7 @@ def _refuse(where: str, given: str, wrong: str, fix: str) -> NoReturn:
 
 
 def _all_agree(here: bool) -> bool:
-    """Whether it holds in every process: each sees its own shards only, and all have to go the same way."""
+    """Whether it is true in every process: each sees only its own shards, and all must decide alike."""
     if not (dist.is_available() and dist.is_initialized()):
         return here
     everywhere: list[Any] = [None] * dist.get_world_size()
@@ -266,11 +267,11 @@ def _all_agree(here: bool) -> bool:
     return all(everywhere)
 
 
-def _calling() -> tuple[Trainer | None, str | None]:
+def _calling_trainer() -> tuple[Trainer | None, str | None]:
     """The Trainer whose event this is, and the folder it resumes from.
 
-    A callback is given neither, so they are looked up in the call stack. Without them training works all the same: its
-    logs come too late for some, and checkpoints are looked for in ``output_dir``.
+    A callback receives neither, so they are looked up in the call stack. Training works without them too, but some
+    loggers miss the logs, and checkpoints are searched for in ``output_dir``.
     """
     from transformers import Trainer
 
@@ -296,7 +297,7 @@ def _read(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         wrong = f"no {FILE} there: it was saved without NMCallback, or as a model only"
-        fix = "resume from a checkpoint that has one, or start a new training from this model with from_pretrained"
+        fix = "resume from a checkpoint that has one, or start new training from this model with from_pretrained"
         raise StateError(where=str(path.parent), given="a checkpoint to resume from", wrong=wrong, fix=fix)
     try:
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)

@@ -25,21 +25,21 @@ class Shape(ctypes.Structure):
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The library of kernels; None where it was not built, or :func:`lacking` says why else."""
+    """The kernel library; None if it is missing or unusable, see :func:`problem`."""
     return _load()[0]
 
 
-def lacking() -> str:
-    """Why there are no compiled kernels; empty where there are."""
+def problem() -> str:
+    """Why there are no compiled kernels; empty if there are."""
     return _load()[1]
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:
     path = next((p for p in _places() if p.is_file()), None)
     if path is None:
-        return None, "the library of kernels was not built"
-    if _cut_short(path):
-        return None, f"{path} is not whole: it was cut short when it was built or copied"
+        return None, "the kernel library was not built"
+    if _truncated(path):
+        return None, f"{path} is incomplete: it was truncated when it was built or copied"
     import torch  # noqa: F401  (its OpenMP is the one that the kernels use)
 
     try:
@@ -58,8 +58,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     return lib, ""
 
 
-def _cut_short(path: Path) -> bool:
-    """Whether a 64-bit ELF file ends before its table of sections, the last thing in it: to load it could be SIGBUS."""
+def _truncated(path: Path) -> bool:
+    """Whether a 64-bit ELF file ends before its section table, the last thing in it: loading it could raise SIGBUS."""
     with path.open("rb") as file:
         head = file.read(64)
     table, size, count = (int.from_bytes(head[i:j], "little") for i, j in ((40, 48), (58, 60), (60, 62)))
@@ -74,7 +74,7 @@ def _places() -> list[Path]:
 
 
 def isa() -> str:
-    """The instruction set in use, "avx512", "avx2" or "portable", and "" without the library.
+    """The instruction set in use, "avx512", "avx2" or "portable"; "" without the library.
 
     The environment variable NMLEARN_ISA, read once, forces one of them.
     """
@@ -84,6 +84,6 @@ def isa() -> str:
 
 
 def fingerprint() -> str:
-    """A word that changes with the library, for what is remembered about it."""
+    """A word that changes with the library, for caches of what is known about it."""
     path = next((p for p in _places() if p.is_file()), None)
     return "" if path is None else f"{path.stat().st_size:x}-{path.stat().st_mtime_ns:x}"

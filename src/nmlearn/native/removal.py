@@ -23,15 +23,15 @@ def _library() -> ctypes.CDLL | None:
 def combinations_(alive_gc: Tensor, s_gm: Tensor, table_cm: Tensor, survivors: int, kept_gm: Tensor) -> bool:
     """:func:`nmlearn.maths.elimination.combinations_` for float32 scores of weights in CPU memory; same survivors.
 
-    The same, that is, wherever the sums of scores are exact in float64: they are, unless scores of one group lie more
-    than nine orders of magnitude apart.
+    They are the same where sums of scores are exact in float64: always, unless scores in one group differ by more than
+    nine orders of magnitude.
 
     Args:
         table_cm: the combinations, zeros and ones.
-        kept_gm: bool, contiguous, is given the weights that a surviving combination holds.
+        kept_gm: bool, contiguous; set to the weights that a surviving combination contains.
 
     Returns:
-        Whether it was done; nothing has changed otherwise.
+        Whether it was done; if not, nothing has changed.
     """
     lib, (count, m) = _library(), table_cm.shape
     plain = all(type(t) is Tensor and t.is_cpu for t in (alive_gc, s_gm, kept_gm)) and alive_gc.is_contiguous()

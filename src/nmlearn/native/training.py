@@ -1,7 +1,7 @@
-"""The elementwise passes of a training step in compiled code: scores, and clearing what is removed.
+"""The elementwise passes of a training step in compiled code: scores, and clearing pruned weights.
 
-Each function does all it can and says what it left; the callers, ``scores`` and ``masks``, have the PyTorch path for
-the rest. Results are the same bit for bit (tested), so it does not matter which tensors went where.
+Each function does what it can and returns what it left; the callers, ``scores`` and ``masks``, use the PyTorch path for
+the rest. Results are bit-identical (tested), so it does not matter which tensors take which path.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # csrc/job.h, Dtype
 
 @dataclass(frozen=True)
 class WeightStep:
-    """The step of torch.optim.SGD with momentum on the weights, for the pass that steps their scores to do as well.
+    """The step of torch.optim.SGD with momentum on the weights, done in the same pass as the step of their scores.
 
     Attributes:
-        moments: SGD's momentum buffers, None for a weight that is not to be stepped.
-        keeps: the bits of the masks by which weights are cleared in the same go; None where nothing is pruned.
+        moments: SGD's momentum buffers, None for a weight that is not stepped.
+        keeps: the bits of the masks by which weights are cleared in the same pass; None where nothing is pruned.
         momentum, weight_decay: SGD's; the learning rate is that of the scores.
     """
 
@@ -37,7 +37,7 @@ class WeightStep:
     weight_decay: float
 
 
-# Steps scores as far as it can and returns the indices of those that were left: see ``score_step_``.
+# Steps scores as far as it can and returns the indices of the rest: see ``score_step_``.
 ScorePass = Callable[..., list[int]]
 _PLAIN = (Tensor, nn.Parameter)
 _LAYOUTS = {
@@ -84,10 +84,10 @@ def score_step_(
     momentum: float,
     weight_decay: float,
 ) -> list[int]:
-    """:func:`nmlearn.maths.scores.sgd_` for float32 scores of float32 or bfloat16 weights that lie in dense CPU memory.
+    """:func:`nmlearn.maths.scores.sgd_` for float32 scores of float32 or bfloat16 weights in dense CPU memory.
 
     Returns:
-        The indices of the weights whose scores were left as they are, for the PyTorch path.
+        The indices of the weights whose scores were not stepped, for the PyTorch path.
     """
     nothing: list[Tensor | None] = [None] * len(scores)
     own = WeightStep(nothing, nothing, 0.0, 0.0)
@@ -109,7 +109,7 @@ def score_and_weight_step_(
     """:func:`score_step_`, and the optimizer's step on the weights in the same pass.
 
     Returns:
-        The indices of the weights that were left as they are, and of those that were stepped themselves.
+        The indices of the weights whose scores were not stepped, and of the weights that were stepped themselves.
     """
     lib = _library()
     if lib is None:
@@ -168,7 +168,7 @@ def _score_tensor(
 
 
 def clear_(x_w: Tensor, keep_w: Tensor) -> bool:
-    """:func:`nmlearn.maths.masks.clear_` where values and bits lie alike in dense CPU memory. Returns if it was."""
+    """:func:`nmlearn.maths.masks.clear_` if values and bits share a layout in dense CPU memory. Returns if it ran."""
     lib = _library()
     if lib is None or keep_w.dtype != torch.int8 or not _alike(x_w, keep_w):
         return False
@@ -178,14 +178,14 @@ def clear_(x_w: Tensor, keep_w: Tensor) -> bool:
 
 
 def _alike(*tensors: Tensor) -> bool:
-    """Whether plain CPU tensors hold the same element at the same place of a memory without holes."""
+    """Whether plain CPU tensors have their elements in the same order, in memory without holes."""
     first = tensors[0]
     for t in tensors:
         if type(t) not in _PLAIN or not t.is_cpu or t.shape != first.shape:
             return False
         if t.layout != torch.strided or t.is_neg() or t.is_inference():
             return False
-    # Strides of dimensions of length 1 say nothing and differ freely, so the usual layouts are asked for by name.
+    # Strides of dimensions of length 1 are arbitrary, so the usual layouts are checked by name.
     for layout in _LAYOUTS.get(first.dim(), ()):
         if all(t.is_contiguous(memory_format=layout) for t in tensors):
             return True

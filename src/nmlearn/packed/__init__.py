@@ -1,3 +1,3 @@
-"""Layers that multiply by packed weights. Importing this registers their operators: exported programs need no more."""
+"""Layers that multiply by packed weights. Importing this registers their operators, all that exported programs need."""
 
 from nmlearn.packed import kernels as kernels

@@ -1,7 +1,7 @@
-"""Packed layers for NVIDIA GPUs: plain modules whose weight is buffers, each with one operator.
+"""Packed layers for NVIDIA GPUs: plain modules that store their weight in buffers and call one operator each.
 
-``deepcopy``, ``state_dict``, pickle, torch.compile and torch.export work as for any module; gradients do not flow. The
-buffers are as the kernels read them: nm.save's packed files are the way to keep a weight for other machines.
+``deepcopy``, ``state_dict``, pickle, torch.compile and torch.export work as for any module; gradients are refused. The
+buffers are in the kernels' own format: to store a weight for other machines, use nm.save's packed files.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from nmlearn.packed.kernels import semi_structured, triton_decode
 
 
 class DecodeLinear(nn.Module):
-    """A linear layer for 1 to 64 tokens, whose weight is read packed (Triton).
+    """A linear layer for 1 to 64 tokens that reads its weight packed (Triton).
 
-    More tokens than 64, and devices without the kernels, are computed by unpacking the weight at every call: right, but
-    slower than a dense layer.
+    For more than 64 tokens, and on devices without the kernels, every call unpacks the weight: correct, but slower than
+    a dense layer.
 
     Args:
         weight: ``[out, in]``, bfloat16, float16 or float32, at most N non-zeros in every M along the inputs.
@@ -56,13 +56,13 @@ class DecodeLinear(nn.Module):
         return out
 
     def _load_from_state_dict(self, state: Any, prefix: str, *others: Any) -> None:
-        """Refuses the index of a weight of another pattern, whose shape may be the same."""
+        """Refuse the index of another pattern's weight, whose shape may be the same."""
         super()._load_from_state_dict(state, prefix, *others)
         loaded = f"{prefix}index" in state and not self.index.is_meta
         if loaded and not triton_decode.belongs(self.index, self.pattern):
             others[-1].append(
-                f"{prefix}index: given an index that names inputs outside their groups: it is not one of a weight "
-                f"{self.pattern}; pack the layer as the saved one was"
+                f"{prefix}index: given an index that names inputs outside their groups: it is not the index of a "
+                f"{self.pattern} weight; pack this layer as the saved one was"
             )
 
     def dense_weight(self) -> Tensor:
@@ -80,14 +80,14 @@ class DecodeLinear(nn.Module):
 
 
 class SemiStructured(nn.Module):
-    """What the layers on 2:4 sparse tensor cores have in common.
+    """Base of the layers on 2:4 sparse tensor cores.
 
-    The buffers are those of torch's semi-structured tensor, in an order that belongs to its backend and may belong to
-    the GPU and the version of cuSPARSELt: a state made on one machine is for machines alike. Nothing gives the dense
-    weight back, the dtype cannot change, and off an NVIDIA GPU the layer can be moved and stored but not called.
+    The buffers are those of torch's semi-structured tensor. Their order depends on the backend, and possibly on the GPU
+    and the version of cuSPARSELt, so a state dict is valid only on identical machines. The dense weight cannot be
+    recovered, the dtype cannot change, and off an NVIDIA GPU the layer can be moved and stored but not called.
 
     Attributes:
-        values: buffer, the kept weights; for cuSPARSELt the metadata too.
+        values: buffer, the kept weights; for cuSPARSELt the metadata as well.
         meta: buffer, CUTLASS's metadata, or None.
         bias: buffer ``[out]`` in the weight's dtype, or None.
         backend, algorithm: as in :func:`nmlearn.packed.kernels.semi_structured.pack`.
@@ -121,7 +121,7 @@ class SemiStructured(nn.Module):
         return out
 
     def _apply(self, fn: Any, recurse: bool = True) -> SemiStructured:
-        """`.to(device)` is for all; another dtype would destroy the metadata among the values."""
+        """Allow `.to(device)`; another dtype would destroy the metadata stored among the values."""
         dtype = fn(self.values[:0]).dtype
         if dtype != self.values.dtype:
             raise KernelError(
@@ -166,8 +166,8 @@ class SemiStructuredConv2d(SemiStructured):
 
     Args:
         weight: ``[out, in, 1, 1]``, otherwise as for :class:`SemiStructuredLinear`.
-        stride: down and across.
-        bias, backend, algorithm: as there.
+        stride: vertical and horizontal.
+        bias, backend, algorithm: as for :class:`SemiStructuredLinear`.
 
     Raises:
         KernelError, ViolationError: the weight cannot be packed.
@@ -192,7 +192,7 @@ class SemiStructuredConv2d(SemiStructured):
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, in, height, width] -> [batch, out, ...]``, channels_last."""
         if x.dim() != 4:
-            wrong = f"the layer takes [batch, {self.inputs}, height, width]"
+            wrong = f"the layer expects [batch, {self.inputs}, height, width]"
             raise KernelError(
                 where="SemiStructuredConv2d", given=f"x of shape {tuple(x.shape)}", wrong=wrong, fix="check x"
             )
@@ -201,5 +201,5 @@ class SemiStructuredConv2d(SemiStructured):
 
 def _check_last(x: Tensor, inputs: int, name: str) -> None:
     if not x.dim() or x.shape[-1] != inputs:
-        wrong = f"the layer takes {inputs} input channels"
+        wrong = f"the layer expects {inputs} input channels"
         raise KernelError(where=name, given=f"x of shape {tuple(x.shape)}", wrong=wrong, fix="check x")

@@ -1,4 +1,4 @@
-"""PackedLinear and PackedConv2d: ordinary modules whose weight is plain packed buffers and one operator.
+"""PackedLinear and PackedConv2d: ordinary modules that store their weight in packed buffers and call one operator.
 
 They are for inference: ``deepcopy``, ``state_dict``, pickle, safetensors, ``.to(dtype)``, torch.autocast, torch.compile
 and torch.export work as for any module; gradients are refused.
@@ -19,7 +19,7 @@ from nmlearn.packed.kernels.layouts import Form, Layout
 
 
 class Packed(nn.Module):
-    """What both have in common.
+    """Base of both.
 
     Attributes:
         pattern: N:M of the weight.
@@ -44,7 +44,7 @@ class Packed(nn.Module):
         ):  # fmt: skip
             if given not in known:
                 fix = f"choose from {', '.join(known)}"
-                raise KernelError(where=name, given=f"{key}={given!r}", wrong="there is no such thing", fix=fix)
+                raise KernelError(where=name, given=f"{key}={given!r}", wrong=f"there is no such {key}", fix=fix)
         self.form, self.layout, self.activation = form, layout, activation
         if bias is not None and tuple(bias.shape) != (self.rows,):
             given = f"a bias of shape {tuple(bias.shape)}"
@@ -85,7 +85,7 @@ class Packed(nn.Module):
 
     def _run(self, x: Tensor, residual: Tensor | None, images: bool, *places: int) -> Tensor:
         """The operator with this layer's arguments; places are kernel, stride, padding and dilation."""
-        form, buffers = self.form, self._buffers  # asked directly: an attribute of a module takes long
+        form, buffers = self.form, self._buffers  # read directly: attributes of modules are slow
         n, m, rows = form.pattern.n, form.pattern.m, form.groups * form.rows
         return kernels.packed(
             (x, buffers["values"], buffers["index"], buffers["scale"], buffers["bias"], residual),
@@ -93,13 +93,13 @@ class Packed(nn.Module):
         )
 
     def _load_from_state_dict(self, state: Any, prefix: str, *others: Any) -> None:
-        """Refuses the index of a weight of another pattern, whose shape may be the same."""
+        """Refuse the index of another pattern's weight, whose shape may be the same."""
         super()._load_from_state_dict(state, prefix, *others)
         loaded = f"{prefix}index" in state and not self.index.is_meta
         if loaded and not layouts.belongs(self.values, self.index, self.form, self.layout):
             others[-1].append(
-                f"{prefix}index: given an index that names inputs outside their groups: it is not one of a weight "
-                f"{self.form.pattern} in the layout {self.layout}; pack the layer as the saved one was"
+                f"{prefix}index: given an index that names inputs outside their groups: it is not the index of a "
+                f"{self.form.pattern} weight in the layout {self.layout}; pack this layer as the saved one was"
             )
 
     def _apply(self, fn: Any, recurse: bool = True) -> Packed:
@@ -120,12 +120,12 @@ class PackedLinear(Packed):
         pattern: N:M; M divides ``in``.
         layout: "rows" needs an M that divides 16.
         activation: applied to the output.
-        int8: keep values as int8 with one scale a row (layout "rows").
+        int8: store values as int8 with one scale per row (layout "rows").
         name: the weight's name, for errors.
 
     Raises:
-        ViolationError: the weight breaks the pattern; PatternError: it has no such layout. Both by name.
-        KernelError: what else is wrong with an argument, by name.
+        ViolationError: the weight breaks the pattern; PatternError: it cannot have the layout. Both by name.
+        KernelError: an argument is wrong otherwise; by name.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class PackedLinear(Packed):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``[..., in] -> [..., out]``; the residual, of the output's shape, is added before the activation."""
         if x.dim() < 1 or x.shape[-1] != self.in_features:
-            wrong = f"the layer takes [..., {self.in_features}]"
+            wrong = f"the layer expects [..., {self.in_features}]"
             raise KernelError(where="PackedLinear", given=f"x of shape {tuple(x.shape)}", wrong=wrong, fix="check x")
         return self._run(x, residual, False, *kernels.LINEAR)
 
@@ -165,8 +165,8 @@ class PackedConv2d(Packed):
         layout, activation, int8, name: as :class:`PackedLinear`.
 
     Raises:
-        ViolationError: the weight breaks the pattern; PatternError: it has no such layout. Both by name.
-        KernelError: what else is wrong with an argument, by name.
+        ViolationError: the weight breaks the pattern; PatternError: it cannot have the layout. Both by name.
+        KernelError: an argument is wrong otherwise; by name.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class PackedConv2d(Packed):
         return self.form.groups
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Stride, padding and dilation are two whole numbers, whoever sets them."""
+        """Whenever stride, padding or dilation is set, check that it is two whole numbers."""
         least = {"stride": 1, "padding": 0, "dilation": 1}.get(name)
         value = value if least is None else _pair("PackedConv2d", name, value, least)
         super().__setattr__(name, value)
@@ -206,7 +206,7 @@ class PackedConv2d(Packed):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``[batch, in, height, width] -> [batch, out, ...]``; the residual is added before the activation."""
         if x.dim() != 4 or x.shape[1] != self.in_channels:
-            wrong = f"the layer takes [batch, {self.in_channels}, height, width]"
+            wrong = f"the layer expects [batch, {self.in_channels}, height, width]"
             raise KernelError(where="PackedConv2d", given=f"x of shape {tuple(x.shape)}", wrong=wrong, fix="check x")
         return self._run(x, residual, True, *self.form.kernel, *self.stride, *self.padding, *self.dilation)
 
@@ -214,8 +214,8 @@ class PackedConv2d(Packed):
 def _pair(name: str, key: str, given: object, least: int) -> tuple[int, int]:
     pair = tuple(given) if isinstance(given, (tuple, list)) else (given, given)
     if len(pair) != 2 or not all(isinstance(side, int) and side >= least for side in pair):
-        wrong = f"it is two whole numbers, of at least {least}"
-        raise KernelError(where=name, given=f"{key}={given!r}", wrong=wrong, fix="write them out, in pixels")
+        wrong = f"it must be two whole numbers of at least {least}"
+        raise KernelError(where=name, given=f"{key}={given!r}", wrong=wrong, fix="give both in pixels")
     return pair[0], pair[1]
 
 
@@ -223,13 +223,13 @@ def quantized(weight: Tensor, name: str = "weight") -> tuple[Tensor, Tensor]:
     """Int8 values and float32 scales of the rows, symmetric: a row's largest magnitude becomes 127.
 
     Raises:
-        KernelError: infinite or NaN weights, which int8 has not; named.
+        KernelError: infinite or NaN weights, which int8 cannot represent; by name.
     """
     largest = weight.detach().float().flatten(1).abs().amax(1)
     if not bool(largest.isfinite().all()):
-        fix = "keep the values as they are: int8=False"
-        raise KernelError(where=name, given="infinite or NaN weights", wrong="int8 has no such values", fix=fix)
+        fix, wrong = "keep the values as they are: int8=False", "int8 cannot represent them"
+        raise KernelError(where=name, given="infinite or NaN weights", wrong=wrong, fix=fix)
     scale = largest / 127
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # rows of zeros, or all but
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # rows of zeros, or nearly
     steps = weight.detach().float() / scale.view(-1, *[1] * (weight.dim() - 1))
     return steps.round().clamp(-127, 127).to(torch.int8), scale

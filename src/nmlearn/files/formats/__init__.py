@@ -1,10 +1,10 @@
-"""Packed weights: N values of every group, and an index that says where they stood (docs/format.md).
+"""Packed weights: N values of every group, and an index that says where they were (docs/format.md).
 
     values  [rows, groups of a row * N]   the original type; a group's values in the order of their places
     index   uint8 [bytes]                 one of three codes, bit-packed (offsets.py, bitmask.py, combination.py)
 
-Pure functions: tensors in, tensors out. Unpacking restores every bit, the payloads of NaN included, but for the sign of
-zeros: all come back as +0.0. A group with fewer than N non-zeros keeps its first zeros as well.
+Pure functions: tensors in, tensors out. Unpacking restores every bit, including NaN payloads, except the sign of zeros:
+all come back as +0.0. A group with fewer than N non-zeros keeps its first zeros as well.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from nmlearn.files.formats.encoding import smallest
 from nmlearn.maths.groups import Grouping
 from nmlearn.maths.masks import SAME_SIZE, nonzero_bits
 
-# The index is made in parts of about this many weights; it bounds the extra memory of one call to some tens of MB.
+# The index is built in parts of about this many weights; that bounds the extra memory of one call to some tens of MB.
 _WEIGHTS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A packed weight as a file holds it; the shapes of its two tensors follow from its encoding."""
+    """A packed weight as a file stores it; the shapes of its two tensors follow from its encoding."""
 
     values: Tensor
     index: Tensor
@@ -40,8 +40,8 @@ def pack(weight: Tensor, grouping: Grouping, code: str | None = None, name: str 
 
     Args:
         weight: floating point on the CPU, two or more dimensions.
-        grouping: a pattern that the weight fulfils, and the axis of its inputs.
-        code: a name of :data:`CODES`; the smallest unless given.
+        grouping: a pattern that the weight satisfies, and the axis of its inputs.
+        code: a name in :data:`CODES`; by default the smallest.
         name: what errors call the weight.
 
     Raises:
@@ -51,13 +51,13 @@ def pack(weight: Tensor, grouping: Grouping, code: str | None = None, name: str 
     kept_w = nonzero_bits(weight.detach())
     why = grouping.violation(kept_w)
     if why:
-        fix = "choose a pattern that holds, or leave this weight dense"
+        fix = "choose a pattern that the weight satisfies, or leave it dense"
         raise ViolationError(where=name, given=tuple(weight.shape), wrong=why, fix=fix)
     encoding = Encoding(grouping, tuple(weight.shape), weight.dtype, code or smallest(grouping.pattern))
     mask_gm = _fill(grouping.rows(kept_w), grouping.pattern.n)
     bits_gm = grouping.rows(weight.detach().view(SAME_SIZE[weight.element_size()]))
     bits = bits_gm.masked_select(mask_gm).view(encoding.values_shape)
-    bits.masked_fill_(~nonzero_bits(bits.view(weight.dtype)), 0)  # no sign of a zero
+    bits.masked_fill_(~nonzero_bits(bits.view(weight.dtype)), 0)  # drops the sign of zeros
     parts = [CODES[encoding.code].encode(part, grouping.pattern) for part in mask_gm.split(_groups_at_once(encoding))]
     return Encoded(bits.view(weight.dtype), torch.cat(parts), encoding)
 
@@ -66,7 +66,7 @@ def unpack(packed: Encoded, name: str = "weight") -> Tensor:
     """The dense weight, contiguous: every bit of its values, and +0.0 elsewhere.
 
     Args:
-        packed: values and index of the shapes and types that its encoding asks for.
+        packed: values and index of the shapes and types that its encoding requires.
         name: what errors call the weight.
 
     Raises:
@@ -87,7 +87,7 @@ def unpack(packed: Encoded, name: str = "weight") -> Tensor:
 
 
 def _fill(mask_gm: Tensor, n: int) -> Tensor:
-    """Groups that keep fewer than N keep their first removed places as well."""
+    """Groups that keep fewer than N keep their first pruned places as well."""
     missing = n - mask_gm.sum(1)
     short = missing.nonzero()[:, 0]
     if len(short):
@@ -97,7 +97,7 @@ def _fill(mask_gm: Tensor, n: int) -> Tensor:
 
 
 def _groups_at_once(encoding: Encoding) -> int:
-    """A multiple of 8, so that every part of an index but the last ends with a byte."""
+    """A multiple of 8, so that every part of an index except the last ends with a whole byte."""
     return _WEIGHTS_AT_ONCE // encoding.grouping.pattern.m // 8 * 8
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def write(numbers: Tensor, width: int) -> Tensor:
-    """Numbers as a stream.
+    """Pack numbers into a stream.
 
     Args:
         numbers: int64 ``[count]`` in [0, 2^width).

@@ -9,7 +9,7 @@ from nmlearn.files.formats.damage import damaged
 from nmlearn.maths.combinations import rank, table, unrank
 from nmlearn.maths.pattern import Pattern
 
-# Up to so many combinations, 8:16's among them, looking masks up is ten times as fast as computing them.
+# Up to this many combinations, including 8:16's, looking masks up is ten times as fast as computing them.
 _LISTED = 1 << 14
 
 

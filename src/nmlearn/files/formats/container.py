@@ -1,7 +1,7 @@
 """The safetensors container, read and written by the safetensors library.
 
-Beside what the library checks, a header in which a name stands twice is refused (the library takes the last, other
-readers the first), a type that nmlearn does not know, a shape that no tensor can have, and a BOOL other than 0 and 1.
+In addition to the library's checks, this refuses duplicate names in a header: the library uses the last, other readers
+the first. It refuses types that nmlearn does not know, shapes that no tensor can have, and BOOLs other than 0 and 1.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Opened:
     Attributes:
         where: what errors call the file.
         header: its bytes, without its length.
-        metadata: text by text.
-        entries: types and shapes by name, in the order of their data: tensors without memory, on the meta device.
+        metadata: text by key.
+        entries: types and shapes by name, in the order of their data, as meta tensors.
         reader: the library's.
     """
 
@@ -54,7 +54,7 @@ class Opened:
     reader: Any
 
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor into memory of its own: a file that is changed later does not change it.
+        """Read one tensor into its own memory: later changes to the file do not affect it.
 
         Raises:
             FormatError: a BOOL is neither 0 nor 1.
@@ -70,7 +70,7 @@ def opened(path: Path) -> Iterator[Opened]:
     """Open a file; nothing larger than the file is allocated.
 
     Raises:
-        FormatError: the file cannot be read, or its header is not one or does not describe exactly its bytes.
+        FormatError: the file cannot be read, or its header is invalid or does not describe exactly its bytes.
     """
     where = str(path)
     try:
@@ -85,7 +85,7 @@ def opened(path: Path) -> Iterator[Opened]:
     except OSError as error:
         raise damaged(where, "this file", f"cannot be read: {error}", "give a safetensors file") from error
     except SafetensorError as error:
-        wrong = f"it is cut short, was changed, or is no safetensors file: {error}"
+        wrong = f"it was cut short or changed, or is not a safetensors file: {error}"
         raise damaged(where, "this file", wrong) from error
 
 
@@ -95,15 +95,15 @@ def octets(tensor: Tensor) -> Tensor:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a file, whole or not at all; the same contents are the same bytes.
+    """Write a file, whole or not at all; equal contents give equal bytes.
 
     Args:
         path: the file.
         tensors: contiguous, on the CPU.
-        metadata: text by text.
+        metadata: text by key.
 
     Raises:
-        WriteError: the system refuses; a file that was there is as it was.
+        WriteError: the system refuses; an existing file is unchanged.
     """
     specs = {name: _spec(tensor) for name, tensor in tensors.items()}
     with replacing(path) as part:
@@ -116,13 +116,13 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 
 def _spec(tensor: Tensor) -> TensorSpec:
-    address = tensor.data_ptr() or 1  # an empty tensor may have none, and the library wants one
+    address = tensor.data_ptr() or 1  # an empty tensor may have none, and the library requires one
     kind = str(tensor.dtype).removeprefix("torch.")
     return TensorSpec(dtype=kind, shape=tensor.shape, data_ptr=address, data_len=tensor.nbytes)
 
 
 def _sort_metadata(path: Path) -> None:
-    """Put the metadata in order: the library writes it in a random one (its issue 584), and files would differ."""
+    """Sort the metadata: the library writes it in random order (its issue 584), and files would differ."""
     with open(path, "r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -132,10 +132,10 @@ def _sort_metadata(path: Path) -> None:
 
 
 def table(text: str | bytes, where: str) -> dict[str, Any]:
-    """A table of JSON.
+    """The table in a JSON text.
 
     Raises:
-        FormatError: it is none, or a name is there twice.
+        FormatError: the text is not a table, or a name occurs twice.
     """
     try:
         found = json.loads(text, object_pairs_hook=_unique_names)
@@ -147,12 +147,12 @@ def table(text: str | bytes, where: str) -> dict[str, Any]:
 
 
 def is_text(value: object) -> bool:
-    """Whether it is text that a file can hold; half a surrogate pair is not."""
+    """Whether it is text that a file can store; half a surrogate pair is not."""
     return isinstance(value, str) and value.encode(errors="ignore").decode() == value
 
 
 def shape_of(value: Any) -> tuple[int, ...] | None:
-    """A shape that torch can take, or None."""
+    """A shape that torch supports, or None."""
     if not isinstance(value, list) or not all(type(size) is int and size >= 0 for size in value):
         return None
     # Without the zeros: torch computes strides from the other sizes, which must not overflow.
@@ -164,9 +164,9 @@ def shape_of(value: Any) -> tuple[int, ...] | None:
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name is there twice")
+        raise ValueError("a name occurs twice")
     if not all(map(is_text, found)):
-        raise ValueError("a name is no text")
+        raise ValueError("a name is not valid text")
     return found
 
 

@@ -1,4 +1,4 @@
-"""How a file encodes one packed weight: what its values and its index must measure."""
+"""How a file encodes one packed weight, and the sizes of its values and index."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from nmlearn.maths.pattern import Pattern
 
 @dataclass(frozen=True)
 class Code:
-    """One way to say which places a group keeps; its functions are described in its file."""
+    """One encoding of the places that a group keeps; its functions are described in its file."""
 
     bits: Callable[[Pattern], int]
     encode: Callable[[Tensor, Pattern], Tensor]
     decode: Callable[[Tensor, Pattern, int, str], Tensor]
 
 
-# In the order of preference among codes of one size: the first is the easiest to read.
+# In order of preference among codes of equal size: the first is the easiest to read.
 CODES = {
     "offsets": Code(offsets.bits, offsets.encode, offsets.decode),
     "bitmask": Code(bitmask.bits, bitmask.encode, bitmask.decode),
@@ -32,13 +32,13 @@ CODES = {
 
 
 def smallest(pattern: Pattern) -> str:
-    """The name of the code that takes the fewest bits a group."""
+    """The name of the code that needs the fewest bits per group."""
     return min(CODES, key=lambda name: CODES[name].bits(pattern))
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """A packed weight without its numbers.
+    """A packed weight without its data.
 
     Attributes:
         grouping: the pattern, and the axis that runs along the inputs.
@@ -54,7 +54,7 @@ class Encoding:
 
     @property
     def rows(self) -> int:
-        """The product of all dimensions but the input axis."""
+        """The product of all dimensions except the input axis."""
         return math.prod(self.shape[: self.grouping.axis] + self.shape[self.grouping.axis + 1 :])
 
     @property
@@ -70,7 +70,7 @@ class Encoding:
 
     @property
     def index_bits(self) -> int:
-        """How many bits of the index carry something."""
+        """How many bits of the index are used."""
         return self.groups * CODES[self.code].bits(self.grouping.pattern)
 
     @property

@@ -19,7 +19,7 @@ from nmlearn.maths.pattern import Pattern
 
 FORMAT = "nmlearn"
 VERSION = "2"
-OURS = "nm_"  # begins the keys of a packed file; all others belong to others
+OURS = "nm_"  # begins the keys that describe a packed file; all others are the user's
 VALUES, INDEX = ".nm_values", ".nm_index"
 SEAL = "nm_header_crc32"
 _KEYS = {"nm_format", "nm_version", SEAL, "nm_weights", "nm_tied", "nm_crc32"}
@@ -27,13 +27,13 @@ _KEYS = {"nm_format", "nm_version", SEAL, "nm_weights", "nm_tied", "nm_crc32"}
 
 @dataclass(frozen=True)
 class Contents:
-    """What is in a file beside plain tensors; all empty for a file that nmlearn did not pack.
+    """What a file contains in addition to plain tensors; all empty for a file that nmlearn did not pack.
 
     Attributes:
         encodings: by the packed weight's name.
         tied: further names of a weight.
         checksums: by the stored tensor's name, in the order in which tensors were saved: CRC-32, 8 hexadecimal digits.
-        other: metadata of others.
+        other: all other metadata.
     """
 
     encodings: dict[str, Encoding] = field(default_factory=dict)
@@ -94,10 +94,10 @@ def read(file: Opened) -> Contents:
 
 
 def _seal(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """The checksum of what a header says, wherever and in whatever order it says it."""
-    said = {key: text for key, text in metadata.items() if key != SEAL}
+    """The checksum of what a header says, whatever its order."""
+    texts = {key: text for key, text in metadata.items() if key != SEAL}
     types = {name: [NAMES[tensor.dtype], list(tensor.shape)] for name, tensor in tensors.items()}
-    canonical = json.dumps([said, types], ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps([texts, types], ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return f"{zlib.crc32(canonical.encode()):08x}"
 
 
@@ -109,13 +109,13 @@ def _seal_1(header: bytes) -> str:
 
 def _encoding(value: Any, where: str) -> Encoding:
     if not isinstance(value, dict) or value.keys() != {"n", "m", "axis", "shape", "dtype", "code"}:
-        raise damaged(where, "its entry in nm_weights", "it does not hold exactly n, m, axis, shape, dtype and code")
+        raise damaged(where, "its entry in nm_weights", "it must contain exactly n, m, axis, shape, dtype and code")
     n, m, axis, shape = value["n"], value["m"], value["axis"], shape_of(value["shape"])
     code, dtype = value["code"], DTYPES.get(value["dtype"]) if isinstance(value["dtype"], str) else None
     if not all(type(number) is int for number in (n, m, axis)):
         raise damaged(where, f"n {n!r:.40}, m {m!r:.40}, axis {axis!r:.40}", "they are not whole numbers")
     if dtype is None or not dtype.is_floating_point:
-        raise damaged(where, f"dtype {value['dtype']!r:.40}", "it is no floating-point type that nmlearn reads")
+        raise damaged(where, f"dtype {value['dtype']!r:.40}", "it is not a floating-point type that nmlearn reads")
     if not isinstance(code, str) or code not in CODES:
         raise damaged(where, f"code {code!r:.40}", f"the codes are {', '.join(CODES)}")
     if shape is None or not 0 <= axis < len(shape):
@@ -131,7 +131,7 @@ def _encoding(value: Any, where: str) -> Encoding:
 
 
 def _check_tensors(name: str, encoding: Encoding, entries: Mapping[str, Tensor], where: str) -> None:
-    """Whether both tensors of a packed weight are there and measure what its encoding says."""
+    """Check that both tensors of a packed weight exist and have the sizes that its encoding requires."""
     wanted = ((VALUES, encoding.dtype, encoding.values_shape), (INDEX, DTYPES["U8"], encoding.index_shape))
     for suffix, dtype, shape in wanted:
         entry = entries.get(name + suffix)
@@ -144,16 +144,18 @@ def _check_tensors(name: str, encoding: Encoding, entries: Mapping[str, Tensor],
 
 
 def _check_names(contents: Contents, entries: Mapping[str, Tensor], where: str) -> None:
-    """Whether every stored tensor has a checksum and one meaning, and every further name leads to a tensor."""
+    """Check that every stored tensor has a checksum and one meaning, and every tied name refers to a tensor."""
     parts = {name + suffix for name in contents.encodings for suffix in (VALUES, INDEX)}
     plain = entries.keys() - parts
     for name in plain:
         if name.endswith((VALUES, INDEX)) or name in contents.encodings:
-            raise damaged(f"{where}: {name!r}", "a tensor", "nm_weights does not describe it, or it is there twice")
+            raise damaged(f"{where}: {name!r}", "a tensor", "nm_weights does not describe it, or it occurs twice")
     known = plain | contents.encodings.keys()
     for name, target in contents.tied.items():
         if not isinstance(target, str) or target not in known or name in known:
-            raise damaged(f"{where}: {name!r}", f"tied to {target!r:.80}", "there is no such tensor, or it has its own")
+            raise damaged(
+                f"{where}: {name!r}", f"tied to {target!r:.80}", "there is no such tensor, or the name has its own"
+            )
     for name in sorted(entries.keys() ^ contents.checksums.keys()):
         raise damaged(f"{where}: {name!r}", "nm_crc32", "a tensor without a checksum, or a checksum without a tensor")
     for name, digits in contents.checksums.items():

@@ -1,4 +1,4 @@
-"""Index code "offsets": the place in the group of every kept value, rising, ceil(log2 M) bits each."""
+"""Index code "offsets": the place in the group of every kept value, ascending, ceil(log2 M) bits each."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def decode(stream: Tensor, pattern: Pattern, groups: int, name: str) -> Tensor:
     """The inverse of :func:`encode`: bool ``[G, M]``.
 
     Raises:
-        FormatError: a place is out of range, or the places of a group do not rise.
+        FormatError: a place is out of range, or the places of a group are not ascending.
     """
     places_gn = bitstream.read(stream, _width(pattern), groups * pattern.n).view(groups, pattern.n)
     if groups and int(places_gn.max()) >= pattern.m:
         raise damaged(
             name, f"offset {int(places_gn.max())}", f"a group of {pattern} has the places 0 to {pattern.m - 1}"
         )
-    falls = (places_gn.diff(dim=1) <= 0).any(1)
-    if bool(falls.any()):
-        first = int(falls.nonzero()[0])
-        raise damaged(name, f"offsets {places_gn[first].tolist()}", "the offsets of a group must rise")
+    unordered = (places_gn.diff(dim=1) <= 0).any(1)
+    if bool(unordered.any()):
+        first = int(unordered.nonzero()[0])
+        raise damaged(name, f"offsets {places_gn[first].tolist()}", "the offsets of a group must ascend")
     mask_gm = torch.zeros(groups, pattern.m, dtype=torch.bool, device=places_gn.device)
     return mask_gm.scatter_(1, places_gn, True)
 

@@ -40,12 +40,12 @@ static inline f16 error_function(f16 x) {
 
 static inline f16 activate(f16 v, int32_t activation) {
   if (activation == RELU) return choose(v < f16{}, f16{}, v);  // NaN stays
-  if (activation == SILU) return choose(v < all(-88.3f), f16{}, v / (1.0f + exponential(-v)));  // exp ends
+  if (activation == SILU) return choose(v < all(-88.3f), f16{}, v / (1.0f + exponential(-v)));  // beyond the range of exponential
   if (activation == GELU) return v * 0.5f * (1.0f + error_function(v * 0.70710678f));
   return v;
 }
 
-// Sixteen (or `lanes`) neighbours of y.
+// Sixteen (or `lanes`) adjacent values of y.
 template <class Y>
 static inline void finish(Y* y, f16 sum, f16 bias, const Y* residual, int32_t activation, int64_t lanes) {
   sum += bias;

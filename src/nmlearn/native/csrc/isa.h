@@ -1,4 +1,4 @@
-// One instruction set's table of kernels: the source including this names NM_ISA and its block sizes.
+// One instruction set's table of kernels: the source including this defines NM_ISA and its block sizes.
 #pragma once
 #include "lbc_step.h"
 #include "row_lanes.h"

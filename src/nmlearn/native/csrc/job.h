@@ -8,10 +8,10 @@
 #include <cstdint>
 
 enum Activation : int32_t { NONE = 0, RELU = 1, GELU = 2, SILU = 3 };
-enum Dtype : int32_t { F32 = 0, BF16 = 1, INT8 = 2, BF16_INT8 = 3 };  // of x and y; int8 is of the weights alone
+enum Dtype : int32_t { F32 = 0, BF16 = 1, INT8 = 2, BF16_INT8 = 3 };  // of x and y; only weights are int8
 enum Images : int32_t { CHANNELS_LAST = 0, CHANNELS_FIRST = 1 };
 
-// Passed from Python as a ctypes.Structure of the same fields: keep kernels/native.py in step.
+// Passed from Python as a ctypes.Structure of the same fields: keep native/library.py in sync.
 struct Shape {
   int64_t batch, height, width;          // input images
   int64_t out_height, out_width;         // output images; a token is one output pixel
@@ -40,7 +40,7 @@ static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// One SGD step on the scores of weights (kernels/training.py keeps the same fields).
+// One SGD step on the scores of weights (native/training.py has the same fields).
 struct ScoreStep {
   float momentum, weight_decay, minus_lr;
   float weight_momentum, weight_weight_decay;  // of the weights' own SGD, which has the same learning rate
@@ -61,16 +61,16 @@ struct Kernels {
   const char* name;
   // Row lanes: tokens [t0, t1) of blocks of 16 rows [b0, b1) of convolution group g.
   void (*row_lanes)(const Job&, int64_t g, int64_t t0, int64_t t1, int64_t b0, int64_t b1);
-  // Token lanes: vectors of 16 tokens [v0, v1), rows [r0, r1) of group g; scratch holds token_scratch bytes.
+  // Token lanes: vectors of 16 tokens [v0, v1), rows [r0, r1) of group g; scratch has token_scratch bytes.
   void (*token_lanes)(const Job&, int64_t g, int64_t v0, int64_t v1, int64_t r0, int64_t r1, char* scratch);
-  int64_t (*token_vectors)(const Shape&);  // how many vectors of 16 tokens one call should take
+  int64_t (*token_vectors)(const Shape&);  // how many vectors of 16 tokens one call should process
   int64_t (*token_scratch)(const Shape&, int64_t vectors, int64_t rows);
   // The training step of LBC, values [from, to).
   void (*score_step)(const ScoreStep&, const ScoreTensor&, int64_t from, int64_t to);
   void (*clear)(void* x, const int8_t* keep, int64_t bytes, int64_t from, int64_t to);
 };
 
-const Kernels* chosen_kernels();  // for this machine and NMLEARN_ISA; null where it has not what that asks for
+const Kernels* chosen_kernels();  // for this machine and NMLEARN_ISA; null if it does not support that
 
 extern const Kernels kernels_portable;
 #ifdef NM_X86

@@ -1,4 +1,4 @@
-// The C interface of the training step of LBC: cuts all weights together into one share a thread.
+// The C interface of the training step of LBC: splits all weights together into one share per thread.
 #include <cstring>
 #include <omp.h>
 
@@ -6,13 +6,13 @@
 
 namespace {
 
-constexpr int64_t LEAST = 1 << 16;  // values that are worth a thread
+constexpr int64_t LEAST = 1 << 16;  // values that are worth another thread
 
 int64_t threads_for(int64_t values) {
   return larger(1, smaller(omp_get_max_threads(), values / LEAST));
 }
 
-// Goes through the part of all tensors that lies in [from, to) of their values counted in a row.
+// Steps values [from, to) of all tensors, numbered consecutively.
 void score_share(const Kernels* k, const ScoreStep& step, const ScoreTensor* tensors, int64_t count, int64_t from,
                  int64_t to) {
   for (int64_t i = 0, start = 0; i < count && start < to; start += tensors[i++].size) {
@@ -21,7 +21,7 @@ void score_share(const Kernels* k, const ScoreStep& step, const ScoreTensor* ten
   }
 }
 
-// The combinations of a pattern: their members one after another, and each as a set of bits.
+// The combinations of a pattern: their members one after another, and each as a bit set.
 struct Combinations {
   int64_t count, n, m;
   const uint8_t* members;
@@ -30,13 +30,13 @@ struct Combinations {
 
 constexpr int64_t MOST_COMBINATIONS = 256;
 
-// The k-th smallest of n values, k from 0, by quickselect; writes into them.
+// The k-th smallest of n values, k from 0, by quickselect; overwrites them.
 double select(double* values, int64_t n, int64_t k) {
   double above[MOST_COMBINATIONS];
   for (;;) {
     const double pivot = values[n / 2];
     int64_t below_count = 0, above_count = 0;
-    for (int64_t i = 0; i < n; i++) {  // stores what it may drop again, which costs less than a branch
+    for (int64_t i = 0; i < n; i++) {  // stores what it may discard again, which is cheaper than a branch
       const double value = values[i];
       values[below_count] = value;
       below_count += value < pivot;
@@ -54,7 +54,7 @@ double select(double* values, int64_t n, int64_t k) {
   }
 }
 
-// Takes the lowest-scored out of one group until `survivors` are left; of equal ones the last. Sums in float64, where few
+// Removes the lowest-scored of one group until `survivors` are left; of equal ones the last. Sums in float64, where a few
 // float32 terms add up without rounding. NaN counts as infinity.
 void remove_from_group(const Combinations& all, const float* scores, uint8_t* alive, int64_t survivors) {
   double sums[MOST_COMBINATIONS], some[MOST_COMBINATIONS];
@@ -67,7 +67,7 @@ void remove_from_group(const Combinations& all, const float* scores, uint8_t* al
     left += alive[c];
   }
   if (left <= survivors) return;
-  const double bound = select(some, left, left - survivors - 1);  // the highest score that goes, if not wherever it is
+  const double bound = select(some, left, left - survivors - 1);  // the highest score that goes, perhaps not all that have it
   for (int64_t c = 0; c < all.count; c++) {
     const bool goes = sums[c] < bound && alive[c];
     alive[c] &= !goes;
@@ -118,8 +118,8 @@ int nm_clear(void* x, const int8_t* keep, int64_t bytes, int64_t size) {
   return 0;
 }
 
-// Leaves `survivors` combinations of each group alive ([groups, count] bytes) and says which weights they hold (kept,
-// [groups, m] bytes). Returns 0, or 1 where there are too many combinations for it.
+// Leaves `survivors` combinations of each group alive ([groups, count] bytes) and reports which weights they contain
+// (kept, [groups, m] bytes). Returns 0, or 1 if there are too many combinations.
 int nm_remove(uint8_t* alive, uint8_t* kept, const float* scores, int64_t groups, int64_t survivors, int64_t count,
               int64_t n, int64_t m, const uint8_t* members, const uint64_t* sets) {
   if (count > MOST_COMBINATIONS) return 1;

@@ -1,7 +1,7 @@
-// The training step of LBC, elementwise: plain loops that the compiler vectorizes, so that it is memory that costs.
+// The training step of LBC, elementwise: plain loops that the compiler vectorizes, so that memory is the limit.
 //
 // Rounding is that of the PyTorch path on the same instruction set, operation by operation: torch's vectorized kernels
-// multiply and add in one rounding where there is hardware for it, and in two where there is none.
+// multiply and add with one rounding where the hardware can, and with two elsewhere.
 #pragma once
 #include "job.h"
 #include "simd.h"
@@ -16,7 +16,7 @@ static inline float multiply_add(float a, float b, float c) {
 #endif
 }
 
-// Zero in place of NaN and infinity, which no score shall learn from; a select, not a branch.
+// Zero in place of NaN and infinity, which scores must not learn from; a select, not a branch.
 static inline float finite_or_zero(float x) { return __builtin_fabsf(x) <= __FLT_MAX__ ? x : 0.0f; }
 
 constexpr int64_t BLOCK = 64;   // values of one round of prefetches: four cache lines of floats
@@ -46,8 +46,8 @@ static inline float masked(float x, int8_t keep) {
 }
 
 // torch.optim.SGD with momentum on the weights, after the same on their scores where there are any; pruned weights are
-// cleared where there is a mask. An fma with zero is a product that the compiler does not round together with the sum
-// after it, as torch does not.
+// cleared where there is a mask. An fma with zero is a product that the compiler does not fuse with the sum after it;
+// nor does torch.
 template <bool SCORE, bool DECAY, bool KEEP>
 static inline void sgd_block(const ScoreStep& step, float* __restrict s, float* __restrict v, const float* __restrict g,
                              float* __restrict w, float* __restrict m, const int8_t* __restrict keep, int64_t n) {
@@ -121,7 +121,7 @@ static void score_step(const ScoreStep& step, const ScoreTensor& t, int64_t from
   score_range<float, false>(step, t, from, to);
 }
 
-// In most steps nothing has moved what is pruned: only blocks in which something did are written.
+// In most steps pruned weights have not moved: only blocks in which some did are written.
 template <typename T>
 static inline void clear_range(T* __restrict x, const int8_t* __restrict keep, int64_t from, int64_t to) {
   constexpr int64_t block = 512;
@@ -129,7 +129,7 @@ static inline void clear_range(T* __restrict x, const int8_t* __restrict keep, i
     const int64_t end = start + block < to ? start + block : to;
     T lost = 0;
 #pragma omp simd reduction(| : lost)
-    for (int64_t i = start; i < end; i++) lost |= x[i] & ~static_cast<T>(keep[i]);  // the sign bit of the bits fills T
+    for (int64_t i = start; i < end; i++) lost |= x[i] & ~static_cast<T>(keep[i]);  // keep's sign bit fills T
     if (!lost) continue;
 #pragma omp simd
     for (int64_t i = start; i < end; i++) x[i] &= static_cast<T>(keep[i]);

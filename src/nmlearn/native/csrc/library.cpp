@@ -1,5 +1,5 @@
-// The C interface: chooses the instruction set, cuts a job into ranges, and runs them on OpenMP's threads, which are
-// torch's own (the library is linked to no OpenMP of its own and takes what torch has loaded).
+// The C interface: chooses the instruction set, splits a job into ranges, and runs them on torch's OpenMP threads. (The
+// library links no OpenMP of its own and uses the one that torch has loaded.)
 #include <cstdlib>
 #include <cstring>
 #include <omp.h>
@@ -64,7 +64,7 @@ extern "C" {
 
 int nm_abi() { return 3; }
 
-// The chosen instruction set, or an empty text where NMLEARN_ISA asks for one that this machine has not.
+// The chosen instruction set, or an empty string if this machine does not support that of NMLEARN_ISA.
 const char* nm_isa() { return chosen() ? chosen()->name : ""; }
 
 int nm_threads() { return omp_get_max_threads(); }
@@ -74,8 +74,8 @@ static int row_lanes(const Job* job) {
   if (!k) return 1;
   const Shape& s = job->shape;
   const int64_t all = tokens(s), blocks = ceil_div(s.rows, 16), threads = omp_get_max_threads();
-  // Each thread takes a share of the tokens when there are enough for full register blocks, else a share of the rows;
-  // of these it goes through panels that stay in its cache while the tokens pass.
+  // Each thread gets a share of the tokens if there are enough for full register blocks, else a share of the rows; it
+  // processes rows in panels that stay in its cache while the tokens pass.
   const int64_t block_bytes = larger(1, taps(s) * s.channels * s.n / s.m * 16 * 5);
   const int64_t by_tokens = all >= 32 * threads ? threads : 1;
   const int64_t by_rows = by_tokens == 1 ? smaller(threads, ceil_div(blocks, 2)) : 1;
@@ -98,8 +98,8 @@ static int token_lanes(const Job* job) {
   const Shape& s = job->shape;
   const int64_t all = ceil_div(tokens(s), 16), threads = omp_get_max_threads();
   const int64_t most = k->token_vectors(s);
-  // A share of the tokens leaves a thread idle when the vectors do not come out even; a share of the rows makes every
-  // thread bring all inputs in. Cycles, roughly, of one vector of tokens (fewer at a time broadcast more weights).
+  // Splitting tokens leaves threads idle if vectors do not divide evenly; splitting rows makes every thread load all
+  // inputs. Approximate cycles for one vector of tokens (fewer at a time broadcast more weights).
   const double inputs = static_cast<double>(taps(s) * s.channels), outputs = static_cast<double>(s.rows);
   const double sums = 0.8 * inputs * outputs * static_cast<double>(s.n) / static_cast<double>(s.m);
   const auto multiply = [&](int64_t vectors) { return sums * (1 + 1.5 / static_cast<double>(smaller(most, vectors))); };

@@ -1,4 +1,4 @@
-// Where the inputs of a token lie.
+// Where the inputs of a token are.
 #pragma once
 #include "job.h"
 

@@ -3,9 +3,9 @@
 // Sixteen consecutive inputs of one token are a table; each row's lane looks its input up and multiplies it by its packed
 // weight. The kernel knows the pattern only as S, the non-zeros per 16 inputs, so that 2:4, 4:8 and 8:16 are one case.
 //   values [group][row block][step][16 rows], index [group][row block][step / 8][16 rows], 4 bits a step from the low end,
-//   and 16 words more
+//   plus 16 words
 // with S steps for every (tap, 16 channels); the last rows and channels are padded with zero weights. Where M divides 4 a
-// step's quarter of the table is known from its number, and 2 bits a step say the rest: index [...][step / 16][16 rows].
+// step's quarter of the table is known from its number, and 2 bits a step give the rest: index [...][step / 16][16 rows].
 #pragma once
 #include "epilogue.h"
 #include "pixels.h"
@@ -17,8 +17,8 @@ constexpr int64_t AHEAD_BYTES = 2048, WORDS_AHEAD = 64;
 
 static inline int64_t steps_of(const Shape& s) { return taps(s) * ceil_div(s.channels, 16) * (16 * s.n / s.m); }
 
-// Sixteen words of codes, shifted right by so many bytes; the bits shifted in are another lane's, after the last lane the
-// next word's or the index's own padding, and never looked at.
+// Sixteen words of codes, shifted right by this many bytes; the bits shifted in are another lane's or, after the last
+// lane, the next word's or the index's padding, and never used.
 static inline u16 load_codes(const uint32_t* index, int64_t bytes) {
   return load_bytes(reinterpret_cast<const char*>(index) + bytes);
 }
@@ -57,7 +57,7 @@ static void rows_by_tokens(const Job& job, int64_t g, int64_t token, int64_t blo
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 16
     for (int t = 0; t < T; t++) sum[r][t] = f16{};
-  // Every so many steps the sums are added to totals and start anew: an error grows with the length of a chain of sums.
+  // Every few steps the sums are added to totals and reset: rounding errors grow with the length of a chain of sums.
   float total[R * T * 16];
   int64_t step = 0, turn = CHAIN;
   const auto add_up = [&]() __attribute__((always_inline)) {
@@ -77,7 +77,7 @@ static void rows_by_tokens(const Job& job, int64_t g, int64_t token, int64_t blo
     for (int r = 0; r < R; r++) {
       at[r] = loads ? load_codes(index + (r * words + step / of_word) * 16, step % of_word / of_byte) : at[r] >> bits;
       const f16 w = load(values + (r * steps + step) * 16);
-      // One or two tokens wait for the weights alone: ask for them before the processor would.
+      // One or two tokens wait only for the weights: prefetch them before the processor would.
       if (T <= 2 && loads) prefetch(index + (r * words + step / of_word) * 16 + WORDS_AHEAD);
       if (T <= 2) prefetch(reinterpret_cast<const char*>(values + (r * steps + step) * 16) + AHEAD_BYTES);
       const auto place = QUADS ? place_in(quarter, at[r]) : at[r];
@@ -119,7 +119,7 @@ static void rows_by_tokens(const Job& job, int64_t g, int64_t token, int64_t blo
 template <int T, int S, bool QUADS, class X, class W>
 static void blocks_by_tokens(const Job& job, int64_t g, int64_t token, int64_t b0, int64_t b1) {
   constexpr int R = T == 1 ? 4 : 2;  // enough sums to hide the latency of a fused multiply-add
-  constexpr int KNOWN = sizeof(W) == 4 || T == 1 ? S : 0;  // where it counts: each is a copy of the code
+  constexpr int KNOWN = sizeof(W) == 4 || T == 1 ? S : 0;  // only where it pays: each is a copy of the code
   const X* pixel[MOST_TAPS * T];
   pixel_pointers<X>(job, g, token, T, T, pixel);
   int64_t block = b0;
@@ -131,7 +131,7 @@ template <int S, bool QUADS, class X, class W>
 static void tokens_of_blocks(const Job& job, int64_t g, int64_t t0, int64_t t1, int64_t b0, int64_t b1) {
   constexpr int64_t most = sizeof(W) == 1 ? 4 : NM_TOKENS;  // int8 weights are for few tokens
   while (t0 < t1) {
-    // Balanced blocks: 9 tokens are 5 + 4, not 8 + 1, for a block of one token reads all weights for one.
+    // Balanced blocks: 9 tokens are 5 + 4, not 8 + 1: a block of one token reads all weights for that one.
     const int64_t left = t1 - t0, parts = ceil_div(left, most), take = ceil_div(left, parts);
     switch (take) {
       case 1: blocks_by_tokens<1, S, QUADS, X, W>(job, g, t0, b0, b1); break;
@@ -152,7 +152,7 @@ static void tokens_of_blocks(const Job& job, int64_t g, int64_t t0, int64_t t1, 
 
 template <class X, class W>
 static void row_lanes_of(const Job& job, int64_t g, int64_t t0, int64_t t1, int64_t b0, int64_t b1) {
-  const int64_t steps = 16 * job.shape.n / job.shape.m;  // the common numbers are known to the compiler
+  const int64_t steps = 16 * job.shape.n / job.shape.m;  // the common numbers are compile-time constants
   if (4 % job.shape.m == 0) {
     switch (steps) {
 #if NM_STEPS

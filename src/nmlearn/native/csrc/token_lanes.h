@@ -1,8 +1,8 @@
 // Token lanes: sixteen tokens (output pixels) in the lanes of a register.
 //
 // A tile of inputs is transposed into the first-level cache, [input of the tile][tokens]; each packed weight is broadcast
-// and multiplied with the line of the tile that its index names. The sums of a row stay in registers for one tile.
-//   values [group][tile][row][slot], index the same as uint8 places in the tile; a tile holds tile / m groups, the last
+// and multiplied by the line of the tile that its index names. The sums of a row stay in registers for one tile.
+//   values [group][tile][row][slot], index the same as uint8 places in the tile; a tile has tile / m groups, the last
 //   one of K = taps * channels what remains.
 #pragma once
 #include "epilogue.h"
@@ -10,13 +10,13 @@
 
 namespace NM_ISA {
 
-constexpr int64_t CACHE = NM_TILE_BYTES;  // what a tile may take of the first-level cache
+constexpr int64_t CACHE = NM_TILE_BYTES;  // how much of the first-level cache a tile may use
 constexpr int64_t MOST_VECTORS = NM_VECTORS;
 
 static int64_t token_vectors(const Shape& s) { return larger(1, smaller(MOST_VECTORS, CACHE / (s.tile * 64))); }
 
-// A tile, the sums, one tile's weights as floats where they are not floats already, and where the inputs lie; never less
-// than 256 lines, so that no byte of an index, whoever wrote it, leads outside.
+// A tile, the sums, one tile's weights as floats if they are not floats already, and where the inputs are; at least 256
+// lines, so that no byte of an index, however wrong, points outside.
 static int64_t token_scratch(const Shape& s, int64_t vectors, int64_t rows) {
   const int64_t weights = s.dtype == F32 ? 0 : rows * (s.tile / s.m * s.n) * 4;
   const int64_t pointers = s.images == CHANNELS_FIRST ? 0 : taps(s) * vectors * 16 * 8;
@@ -70,7 +70,7 @@ static void tile_lines_last(const Job& job, const X* const* pixel, int64_t k, in
   }
 }
 
-// Where all inputs of these vectors of tokens lie, [tap][vector][16]; lanes without a token read what another one reads.
+// Where all inputs of these vectors of tokens are, [tap][vector][16]; lanes without a token read what another one reads.
 template <class X>
 static void all_pointers(const Job& job, int64_t g, int64_t token, int64_t vectors, const X** pixel) {
   const Shape& s = job.shape;
@@ -80,7 +80,7 @@ static void all_pointers(const Job& job, int64_t g, int64_t token, int64_t vecto
     for (int64_t i = live; i < wide; i++) pixel[tap * wide + i] = pixel[tap * wide];
 }
 
-// The same of a channels-first input, whose neighbouring pixels already lie side by side.
+// The same for a channels-first input, whose neighbouring pixels are already adjacent.
 template <class X>
 static void tile_lines_first(const Job& job, int64_t g, int64_t token, int64_t k, int64_t count, int64_t wide,
                              float* tile) {
@@ -113,7 +113,7 @@ static void tile_lines_first(const Job& job, int64_t g, int64_t token, int64_t k
 }
 
 // What the next tile will read, fetched into the second-level cache a few lines at a time while this one computes: its
-// sixteen times `vectors` streams are too many for the processor to foresee.
+// sixteen times `vectors` streams are too many for the processor to predict.
 struct Ahead {
   const char* first;        // of the next token to fetch for
   int64_t stride, bytes;    // from token to token; of one token's part
@@ -146,7 +146,7 @@ static inline void rows_by_vectors(const float* tile, const float* values, const
       for (int v = 0; v < V; v++) sum[r][v] = fma(w, load(line + v * 16), sum[r][v]);
     }
   }
-  // A tile's sums are added to those before at its end: an error grows with the length of a chain of sums.
+  // A tile's sums are added to the earlier ones at its end: rounding errors grow with the length of a chain of sums.
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 16
@@ -218,7 +218,7 @@ static void finish_first(const Job& job, int64_t g, int64_t token, int64_t vecto
     const int64_t channel = g * s.rows + r0 + row;
     const f16 bias = all(job.bias ? widen(static_cast<const X*>(job.bias)[channel]) : 0.0f);
     for (int64_t v = 0; v < vectors; v++) {
-      // A vector may reach over the end of an image into the next one.
+      // A vector may extend past the end of an image into the next one.
       for (int64_t t = token + v * 16, end = smaller(t + 16, all_tokens); t < end;) {
         const int64_t lanes = smaller(end - t, area - t % area);
         const int64_t place = (t / area * s.rows * s.groups + channel) * area + t % area;

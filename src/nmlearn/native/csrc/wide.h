@@ -1,5 +1,5 @@
-// Sixteen lanes in several registers, for instruction sets whose registers hold fewer. (The compiler would also cut one
-// vector of sixteen itself, but moves the pieces through memory.)
+// Sixteen lanes in several registers, for instruction sets with smaller ones. (The compiler would also split one vector
+// of sixteen itself, but moves the parts through memory.)
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -51,7 +51,7 @@ NM_INLINE f16 choose(i16 mask, f16 yes, f16 no) { NM_EACH(f16, mask.part[p] ? ye
 NM_INLINE f16 fma(f16 a, f16 b, f16 c) { NM_EACH(f16, a.part[p] * b.part[p] + c.part[p]) }  // one instruction where there is one
 NM_INLINE f16 all(float v) { NM_EACH(f16, v - f_part{}) }
 
-// Part by part: a copy of the whole would be made in smaller pieces, which the load after it has to wait for.
+// Part by part: the compiler would copy the whole in smaller pieces, and the next load would have to wait for them.
 typedef f_part f_loose __attribute__((aligned(4), may_alias));
 typedef u_part u_loose __attribute__((aligned(1), may_alias));
 constexpr int LANES = 16 / PARTS;

@@ -1,9 +1,10 @@
 """The packed operators: one schema each, many kernels.
 
 ``torch.ops.nmlearn.packed`` computes ``activation(W x + bias + residual)`` with a packed W, a linear layer's or a 2-D
-convolution's. On a CPU the compiled kernels run where the library is built and takes the dtype; everything else runs by
+convolution's. On a CPU the compiled kernels run if the library is built and supports the dtype; everything else runs on
 the reference kernel, which unpacks the weight. It is functional, has a fake (torch.compile, torch.export), and follows
-torch.autocast as torch's own layers do. Derivatives of either mode are refused: packed weights are for inference.
+torch.autocast like torch's own layers. Forward- and reverse-mode derivatives are refused: packed weights are for
+inference.
 
     x         images [batch, channels, height, width], or tokens [..., channels]; float32 or bfloat16 in kernels
     values    the layout's values, in x's dtype, or int8 with `scale`
@@ -14,17 +15,17 @@ torch.autocast as torch's own layers do. Derivatives of either mode are refused:
     n, m      the pattern
     rows      outputs of all convolution groups together
     images    whether x is images; if not, the layer is linear: a 1x1 convolution of tokens, in one group
-    kernel_h, kernel_w and stride, padding, dilation likewise: in pixels, downwards and across
-    layout    "rows" or "tokens" (kernels/layouts.py); activation "none", "relu", "gelu" (the exact one) or "silu"
+    kernel_h, kernel_w and stride, padding, dilation likewise: in pixels, vertical and horizontal
+    layout    "rows" or "tokens" (kernels/layouts.py); activation "none", "relu", "gelu" (exact) or "silu"
 
 A convolution returns channels-last images for "rows", and for "tokens" the memory format of x.
 
-A kernel multiplies by the kept weights and, in groups that have fewer than N, by some of the zeros. So an infinite or
-NaN input does to every row that keeps it what it does in a dense layer, but a row with N other non-zeros in that group
-stays as it is, where a dense layer (and the reference kernel) computes 0 * inf = NaN.
+A kernel multiplies by the kept weights and, in groups that keep fewer than N, by some of the zeros. So an infinite or
+NaN input affects every row that keeps it as in a dense layer. A row with N other non-zeros in that group is unaffected,
+where a dense layer (and the reference kernel) computes 0 * inf = NaN.
 
-The index is trusted: one that is not its weight's gives wrong numbers (but reads nothing outside the operands).
-PackedLinear and PackedConv2d look at it when a state is loaded.
+The index is trusted: a wrong one gives wrong numbers (but reads nothing outside the operands). PackedLinear and
+PackedConv2d check it when a state dict is loaded.
 
 ``decode_linear`` and ``semi_structured_linear``, for GPUs, have layouts of their own: kernels/gpu_operators.py.
 """

@@ -1,8 +1,8 @@
-"""Checked calls of the compiled kernels: what has passed the checks once passes without them.
+"""Checked calls of the compiled kernels: what passed the checks once is not checked again.
 
-A call is found by shapes and settings. What else was checked (sizes, strides, types, devices of every operand) and what
-torch's dispatcher would do on the way to the kernel (modes, transforms, autocast, gradients) is compared by one of
-torch.compile's own guards, in a quarter of a microsecond. Where torch has no such guard, every call is checked.
+A call is looked up by shapes and settings. One of torch.compile's own guards compares the rest in a quarter of a
+microsecond: sizes, strides, types and devices of every operand, and what torch's dispatcher would do on the way to the
+kernel (modes, transforms, autocast, gradients). Where torch has no such guard, every call is checked.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from nmlearn.packed.kernels import checks
 from nmlearn.packed.kernels.checks import Operands
 
 Maybe = Tensor | None
-_CPU = torch.device("cpu")  # always said: another may be the default
+_CPU = torch.device("cpu")  # explicit, as another device may be the default
 _Guard = getattr(torch._C._dynamo.guards, "TensorGuards", None)
-_MOST_CALLS = 4096  # a server that sees every length of text begins anew now and then
-_MOST_GUARDS = 4  # of one call: with and without gradients, images of other strides
+_MOST_CALLS = 4096  # then all are forgotten: a server may see texts of every length
+_MOST_GUARDS = 4  # per call: with and without gradients, images of other strides
 
 
 class Call:
@@ -53,9 +53,9 @@ class Call:
             residual = residual.contiguous(memory_format=self.images)
             added = residual.data_ptr()
         y = torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=_CPU)
-        torch.get_num_threads()  # sets OpenMP up in a thread of the user's in which torch has not computed before
+        torch.get_num_threads()  # sets up OpenMP in user threads in which torch has not computed yet
         if self.run(self.kernel, self.shape, x.data_ptr(), *weights, added, y.data_ptr(), self.zero_place):
-            raise MemoryError("nmlearn: a packed operator found no memory for its tile")
+            raise MemoryError("nmlearn: out of memory for the tile of a packed operator")
         return y
 
 
@@ -63,11 +63,11 @@ _CALLS: dict[object, Call] = {}
 
 
 def find(operands: tuple[Maybe, ...], settings: tuple[object, ...]) -> Call | None:
-    """The call that was checked for such operands in such a state of torch's dispatcher; None where there is none."""
-    # The guards see modes but torch's own, and no tangents.
+    """The call checked earlier for such operands in this state of torch's dispatcher; None if there is none."""
+    # The guards miss some of torch's modes, and tangents.
     if type(operands[0]) is not Tensor or forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack():
         return None
-    call = _CALLS.get(_key(operands, settings))  # in one step: another thread may be emptying it
+    call = _CALLS.get(_key(operands, settings))  # a single lookup: another thread may be clearing it
     if call is not None:
         given = [t for t in operands if t is not None]
         for guard in call.guards:
@@ -85,7 +85,7 @@ def remember(operands: tuple[Maybe, ...], settings: tuple[object, ...], call: Ca
 
 
 def trust(operands: tuple[Maybe, ...], settings: tuple[object, ...]) -> None:
-    """Let the call for these operands, which was made, be found in the state of dispatch that this thread is in."""
+    """Let :func:`find` return the existing call for these operands in this thread's dispatcher state."""
     given = [t for t in operands if t is not None]
     call = _CALLS.get(_key(operands, settings)) if type(operands[0]) is Tensor else None
     plain = all(type(t) in (Tensor, nn.Parameter) and not t.requires_grad for t in given)
@@ -95,7 +95,7 @@ def trust(operands: tuple[Maybe, ...], settings: tuple[object, ...]) -> None:
 
 
 def _key(operands: tuple[Maybe, ...], settings: tuple[object, ...]) -> object:
-    """What a call is made of: nothing else of the operands changes it."""
+    """What identifies a call: nothing else about the operands changes it."""
     x, _, _, scale, bias, residual = operands
     assert x is not None
     return x.shape, x.dtype, x.is_contiguous(), scale is None, bias is None, residual is None, settings

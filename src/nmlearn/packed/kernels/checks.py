@@ -1,4 +1,4 @@
-"""What the packed operator asks of its arguments; every refusal names the argument."""
+"""What the packed operator requires of its arguments; every error names the argument."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Operands(NamedTuple):
 
     x: Tensor
     values: Tensor
-    index: Tensor  # type: ignore[assignment]  # (of tuple.index there is no need)
+    index: Tensor  # type: ignore[assignment]  # (hides tuple.index, which is not needed)
     scale: Tensor | None
     bias: Tensor | None
     residual: Tensor | None
@@ -59,10 +59,10 @@ class Settings(NamedTuple):
 
 
 def check(given: Operands, s: Settings) -> tuple[tuple[int, ...], Form]:
-    """The shape of the output, and what the packed weight says about its dense one; operands may be fakes.
+    """The shape of the output, and the form of the dense weight; operands may be fake tensors.
 
     Raises:
-        KernelError: an argument is wrong by its type, device, shape or value; PatternError: n and m are no pattern.
+        KernelError: an argument has a wrong type, device, shape or value; PatternError: n and m are not a pattern.
     """
     x = given.x
     for name, word, known in (("activation", s.activation, ACTIVATIONS), ("layout", s.layout, tuple(native.KERNELS))):
@@ -76,8 +76,8 @@ def check(given: Operands, s: Settings) -> tuple[tuple[int, ...], Form]:
     if why:
         _refuse("x", f"{form.channels} channels", why)
     values, index = layouts.sizes(form, s.layout)
-    whole = f"a weight {form.pattern} of shape {form.shape} has contiguous"
-    each = f"it has to be contiguous with one number for each of {s.rows} rows"
+    whole = f"a {form.pattern} weight of shape {form.shape} has contiguous"
+    each = f"it must be contiguous with one number for each of {s.rows} rows"
     for name, expected, wrong in (
         ("values", values, f"{whole} values of shape {values}"),
         ("index", index, f"{whole} index of shape {index}"),
@@ -100,7 +100,7 @@ def _check_types(given: Operands, layout: Layout) -> None:
         given._fields, given, (x.dtype, values, index, torch.float32, x.dtype, x.dtype), strict=True
     ):
         if t is not None and (t.dtype != dtype or t.device != x.device or t.layout != torch.strided):
-            wrong = f"with x of {x.dtype} on {x.device} and the layout {layout} it has to be {dtype}, dense and there"
+            wrong = f"for {x.dtype} x on {x.device} in layout {layout} it must be {dtype}, dense, on the same device"
             _refuse(name, f"{t.dtype}, {t.layout}, on {t.device}", wrong)
 
 
@@ -108,7 +108,7 @@ def _output_size(x: Tensor, s: Settings) -> tuple[int, ...]:
     for name, given in zip(s._fields[5:13], s.places, strict=True):
         least = 0 if name.startswith("padding") else 1
         if not least <= given <= _LARGEST:
-            _refuse(name, given, f"it is from {least} to {_LARGEST}")
+            _refuse(name, given, f"it must be from {least} to {_LARGEST}")
     if s.groups < 1 or s.rows < 0 or s.rows % s.groups:
         _refuse("groups", f"{s.groups} groups of {s.rows} rows", "rows come in equal convolution groups, at least one")
     if not s.images:
@@ -127,7 +127,7 @@ def _output_size(x: Tensor, s: Settings) -> tuple[int, ...]:
 
 
 def check_memory(given: Operands) -> None:
-    """Refuse a tensor whose storage has become smaller than the tensor, which torch itself does not look at.
+    """Refuse a tensor whose storage has become smaller than the tensor, which torch itself does not check.
 
     Raises:
         KernelError: by the tensor's name.
@@ -136,11 +136,11 @@ def check_memory(given: Operands) -> None:
         if t is None or not t.is_cpu or not t.numel():
             continue
         last = t.storage_offset() + sum((length - 1) * step for length, step in zip(t.shape, t.stride(), strict=True))
-        held, needed = t.untyped_storage().nbytes(), (last + 1) * t.element_size()
-        if held < needed:
-            _refuse(name, f"a tensor of {needed} bytes", f"its storage was resized to {held}")
+        available, needed = t.untyped_storage().nbytes(), (last + 1) * t.element_size()
+        if available < needed:
+            _refuse(name, f"a tensor of {needed} bytes", f"its storage was resized to {available}")
 
 
 def _refuse(name: str, given: object, wrong: str) -> NoReturn:
-    fix = "make the call through PackedLinear or PackedConv2d, which keep these in step"
+    fix = "make the call through PackedLinear or PackedConv2d, which keep these consistent"
     raise KernelError(where=f"torch.ops.nmlearn.packed, {name}", given=given, wrong=wrong, fix=fix)

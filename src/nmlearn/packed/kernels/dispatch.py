@@ -1,6 +1,6 @@
-"""Registering packed operators with torch: what all of them do before their kernels are asked.
+"""Registering packed operators with torch: what all of them do before their kernels run.
 
-Derivatives are refused, rather than stopped silently, and torch.autocast is followed as by torch's own layers.
+Derivatives are refused rather than dropped silently, and torch.autocast works as for torch's own layers.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def register(
 
     Args:
         schema: with the operator's name.
-        kernel, fake: take the arguments, as they are and without their data.
-        convert: gives the arguments that a list of them becomes under autocast to a dtype.
-        above: takes dispatch keys and arguments where gradients would be recorded; by default it refuses these.
-        tags: beside the one that all have.
+        kernel, fake: called with the arguments, with and without their data.
+        convert: maps arguments and autocast's dtype to the converted arguments.
+        above: called with dispatch keys and arguments where gradients would be recorded; by default refuses those.
+        tags: in addition to the one that all have.
     """
     name = schema.partition("(")[0]
     _OPERATORS.define(schema, tags=[torch.Tag.pt2_compliant_tag, *tags])
@@ -45,7 +45,7 @@ def register(
 
 
 def below(operator: Any, keys: Any, arguments: Iterable[Any]) -> Any:
-    """Refuse derivatives, then go on with what the dispatcher would do if there were none.
+    """Refuse derivatives, then dispatch below autograd.
 
     Raises:
         KernelError: a tensor requires a gradient where gradients are recorded, or carries a forward-mode tangent.
@@ -57,7 +57,7 @@ def below(operator: Any, keys: Any, arguments: Iterable[Any]) -> Any:
         raise KernelError(
             where=f"torch.ops.{str(operator).removesuffix('.default')}",
             given=f"a tensor that {'requires a gradient' if required else 'carries a forward-mode derivative'}",
-            wrong="packed weights are for inference and compute none",
+            wrong="packed weights are for inference and have no derivatives",
             fix="call the model under torch.inference_mode() or torch.no_grad(), or train the dense model",
         )
     with torch._C._AutoDispatchBelowAutograd():
@@ -65,7 +65,7 @@ def below(operator: Any, keys: Any, arguments: Iterable[Any]) -> Any:
 
 
 def cast(t: Any, dtype: torch.dtype) -> Any:
-    """What autocast does with an argument: floating-point tensors but float64 are converted."""
+    """Convert an argument as autocast does: floating-point tensors except float64."""
     floats = isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64
     return t.to(dtype) if floats else t
 

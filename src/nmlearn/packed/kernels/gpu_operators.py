@@ -1,10 +1,10 @@
-"""The linear layers of GPUs as operators, so that torch.compile and torch.export see one node for each.
+"""The GPU linear layers as operators, so that torch.compile and torch.export see one node for each.
 
 ``torch.ops.nmlearn.decode_linear`` multiplies by a weight that :mod:`nmlearn.packed.kernels.triton_decode` packed. What
-its kernels do not take (more than 64 tokens, another device) is computed by unpacking the weight: right, and slow.
+its kernels do not support (more than 64 tokens, other devices) is computed by unpacking the weight: correct but slow.
 
-``torch.ops.nmlearn.semi_structured_linear`` multiplies by the parts of one of torch's semi-structured tensors, on
-NVIDIA GPUs alone. Both are functional, follow torch.autocast and refuse derivatives.
+``torch.ops.nmlearn.semi_structured_linear`` multiplies by the parts of one of torch's semi-structured tensors, only on
+NVIDIA GPUs. Both are functional, follow torch.autocast and refuse derivatives.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _semi_structured_linear(
 
 
 def _to_weight(arguments: tuple[Any, ...], dtype: torch.dtype) -> list[Any]:
-    """The values' dtype is a part of how they are packed: x is converted to it, not to autocast's."""
+    """Packed values cannot change their dtype, so x is converted to it instead of autocast's."""
     x, values, *others = arguments
     return [dispatch.cast(x, values.dtype), values, *others]
 

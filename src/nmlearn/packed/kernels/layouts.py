@@ -1,14 +1,14 @@
-"""The layouts that the CPU kernels read, and the way from a dense weight to them and back.
+"""The layouts that the CPU kernels read, and how dense weights are converted to them and back.
 
     rows     "row lanes": sixteen output rows in the lanes. values [groups, blocks, steps, 16], index flat int32,
-             [groups][blocks][ceil(steps / 8)][16] with 4 bits a step, and 16 words more, which kernels may read beyond
-             the last code; a step is one non-zero of each of 16 rows. Where M divides 4, 2 bits a step are enough:
+             [groups][blocks][ceil(steps / 8)][16] with 4 bits a step, plus 16 words that kernels may read beyond the
+             last code; a step is one non-zero of each of 16 rows. Where M divides 4, 2 bits a step are enough:
              [groups][blocks][ceil(steps / 16)][16].
     tokens   "token lanes": sixteen tokens in the lanes. values and index (uint8) flat, [groups][tile][row][slot].
 
 Both run over K = taps * channels of one convolution group, channels last; a linear layer has one tap and one group.
-A group with fewer than N non-zeros is filled with zero weights of its own, so that a kernel multiplies what a dense
-layer multiplies, only less of it.
+A group with fewer than N non-zeros is filled up with its own zero weights, so a kernel computes no product that a dense
+layer does not.
 Shape suffixes: o rows, k inputs, p places kept (k / m * n), s steps.
 """
 
@@ -33,7 +33,7 @@ WEIGHTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 @dataclass(frozen=True)
 class Form:
-    """What a packed weight says about its dense one: ``[rows, channels, *kernel]`` per convolution group."""
+    """The form of a packed weight's dense one: ``[rows, channels, *kernel]`` per convolution group."""
 
     pattern: Pattern
     groups: int
@@ -55,16 +55,16 @@ class Form:
 
 
 def form(weight: Tensor, pattern: Pattern, groups: int = 1, name: str = "weight") -> Form:
-    """What a dense weight ``[groups * rows, channels, *kernel]`` will say when it is packed.
+    """The form of a dense weight ``[groups * rows, channels, *kernel]``.
 
     Raises:
-        KernelError: it has no such shape, or no type or device that can be packed; named.
+        KernelError: its shape, type or device cannot be packed; by name.
     """
     wrong = ""
     if weight.dim() < 2 or groups < 1 or weight.shape[0] % groups:
         wrong = f"a weight is [out, in, *kernel] with its outputs in {groups} equal groups"
     elif weight.is_meta or weight.dtype not in WEIGHTS:
-        wrong = f"what can be packed has values, of {', '.join(str(d).removeprefix('torch.') for d in WEIGHTS)}"
+        wrong = f"it must have data, of type {', '.join(str(d).removeprefix('torch.') for d in WEIGHTS)}"
     if wrong:
         given = f"{weight.dtype} {tuple(weight.shape)} on {weight.device}"
         raise KernelError(where=name, given=given, wrong=wrong, fix="leave this weight dense")
@@ -72,7 +72,7 @@ def form(weight: Tensor, pattern: Pattern, groups: int = 1, name: str = "weight"
 
 
 def refusal(layout: Layout, form: Form) -> str:
-    """Why a weight of this form has no such layout; empty when it has one."""
+    """Why a weight of this form cannot have the layout; empty if it can."""
     m = form.pattern.m
     if not form.taps * form.channels:
         return "it has no inputs"
@@ -84,7 +84,7 @@ def refusal(layout: Layout, form: Form) -> str:
 
 
 def tile_of(form: Form) -> int:
-    """How many inputs a tile of the token lanes has: enough non-zeros a row that its sums are not moved too often."""
+    """Inputs in a tile of the token lanes: enough non-zeros per row that its sums are not moved too often."""
     n, m = form.pattern.n, form.pattern.m
     inputs = form.taps * form.channels
     wanted = {2: 64, 4: 80, 8: 96}.get(m // n, 160) if m >= 2 * n else 48
@@ -96,21 +96,21 @@ def check_pattern(weight: Tensor, pattern: Pattern, name: str) -> None:
     """Refuse a weight ``[out, in, ...]`` that breaks a pattern.
 
     Raises:
-        ViolationError: a group holds more than N non-zeros; named.
+        ViolationError: a group has more than N non-zeros; by name.
     """
     why = Grouping(pattern, 1).violation(weight.detach() != 0)
     if why:
-        fix = "finalize the sparsifier before packing, or name the pattern that the weight has"
+        fix = "finalize the sparsifier before packing, or give the pattern that the weight has"
         raise ViolationError(where=name, given=tuple(weight.shape), wrong=why, fix=fix)
 
 
 def find(weight: Tensor, form: Form, name: str = "weight") -> tuple[Tensor, Tensor]:
     """The kept values and their inputs, ``[groups, o, p]``: N of every group in order, zeros where it has fewer.
 
-    Of the zeros negative ones are taken first, for a file may have kept them.
+    Among the zeros negative ones come first, as a file may have kept them.
 
     Raises:
-        ViolationError: a group holds more than N non-zeros.
+        ViolationError: a group has more than N non-zeros.
     """
     check_pattern(weight, form.pattern, name)
     n, m = form.pattern.n, form.pattern.m
@@ -128,7 +128,7 @@ def pack(weight: Tensor, form: Form, layout: Layout, name: str = "weight") -> tu
     """Values and index of a dense weight ``[groups * rows, channels, *kernel]`` in a layout.
 
     Raises:
-        ViolationError: the weight breaks the pattern; PatternError: it has no such layout. Both named.
+        ViolationError: the weight breaks the pattern; PatternError: it cannot have the layout. Both by name.
     """
     why = refusal(layout, form)
     if why:
@@ -148,7 +148,7 @@ def unpack(values: Tensor, index: Tensor, form: Form, layout: Layout) -> Tensor:
 
 
 def belongs(values: Tensor, index: Tensor, form: Form, layout: Layout) -> bool:
-    """Whether the index can be one of a weight of this form: every place in its group, and none named twice."""
+    """Whether the index fits a weight of this form: every place lies in its group, and none occurs twice."""
     _, k_gop = (unpack_rows if layout == "rows" else unpack_tokens)(values, index, form)
     k_gpn = k_gop.unflatten(-1, (-1, form.pattern.n))
     starts = torch.arange(k_gpn.shape[-2], device=k_gop.device)[:, None]
@@ -156,7 +156,7 @@ def belongs(values: Tensor, index: Tensor, form: Form, layout: Layout) -> bool:
 
 
 def pack_rows(v_gop: Tensor, k_gop: Tensor, form: Form) -> tuple[Tensor, Tensor]:
-    # What pads a tap's last window looks beyond its inputs, where kernels put zeros: an infinite input stays out of it.
+    # A tap's padding points beyond its inputs, where kernels put zeros: it never meets an infinite input.
     v, k = _windows(v_gop, form, 0), _windows(k_gop % form.channels % LANES, form, LANES - 1)
     blocks, steps = -(-form.rows // LANES), v.shape[-1]
     bits, per_word = _code(form)
@@ -181,7 +181,7 @@ def unpack_rows(values: Tensor, index: Tensor, form: Form) -> tuple[Tensor, Tens
     v = values.mT.flatten(1, 2)[:, : form.rows]
     kept = form.channels // m * n
     steps = torch.arange(per_tap, device=index.device)
-    base = 1 << bits  # the inputs among which a code chooses start at a multiple of so many
+    base = 1 << bits  # the inputs that a code chooses from start at a multiple of this
     window = steps // (base * n // m) * base
     k = places.unflatten(-1, (form.taps, per_tap)) + window
     k = k + (torch.arange(form.taps, device=index.device) * form.channels)[:, None]
@@ -195,7 +195,7 @@ def _windows(x_gop: Tensor, form: Form, fill: int) -> Tensor:
 
 
 def _code(form: Form) -> tuple[int, int]:
-    """Bits of a step's code, and how many codes are in a word."""
+    """Bits of a step's code, and codes per word."""
     bits = 4 if 4 % form.pattern.m else 2
     return bits, 32 // bits
 

@@ -1,4 +1,4 @@
-"""Schema, fake and dispatch of the packed operator; its documentation is the package's."""
+"""Schema, fake and dispatch of the packed operator; the package documents it."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _SCHEMA = (
 def packed(operands: tuple[Any, ...], settings: tuple[Any, ...]) -> Tensor:
     """The operator, for layers.
 
-    Called as before it goes past torch's dispatcher, a part of what a small call costs, unless the profiler or a mode
-    of torch functions listens; what else listens is in the state of the dispatcher.
+    A repeated call skips torch's dispatcher, part of the cost of a small call, unless the profiler or a torch function
+    mode is active; everything else that observes calls is part of the dispatcher's state.
     """
     if not torch.compiler.is_compiling():
         call = calls.find(operands, settings)
-        listened = torch._C._autograd._profiler_enabled() or torch._C._is_torch_function_mode_enabled()
-        if call is not None and not listened:
+        observed = torch._C._autograd._profiler_enabled() or torch._C._is_torch_function_mode_enabled()
+        if call is not None and not observed:
             return call(*operands)
     y: Tensor = operator(*operands, *settings)
     return y
 
 
 def _above(keys: Any, *arguments: Any) -> Tensor:
-    """Where gradients would be recorded: refuses them, or goes on to the kernel."""
+    """Where gradients would be recorded: refuse them, or continue to the kernel."""
     operands, settings = arguments[:6], arguments[6:]
     call = calls.find(operands, settings)
     if call is not None:
@@ -80,7 +80,7 @@ def _fake(*arguments: Any) -> Tensor:
 
 
 def _compiled(given: Operands, s: Settings, form: Form) -> tuple[CDLL, int] | None:
-    """The library, and its code for these dtypes; None where the reference kernel has to do it."""
+    """The library, and its code for these dtypes; None if only the reference kernel supports them."""
     lib = native.library() if given.x.is_cpu else None
     dtype = _DTYPE.get((given.x.dtype, given.scale is not None))
     if lib is None or dtype is None or (s.layout == "tokens" and given.scale is not None) or form.taps > _MOST_TAPS:

@@ -1,4 +1,4 @@
-"""The reference kernel: unpack the weight and let torch multiply. The truth that every other kernel is held against."""
+"""The reference kernel: unpack the weight and let torch multiply. Every other kernel is compared with it."""
 
 from __future__ import annotations
 

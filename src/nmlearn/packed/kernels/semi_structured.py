@@ -1,10 +1,10 @@
 """2:4 on NVIDIA's sparse tensor cores: a linear layer or 1x1 convolution through torch's semi-structured tensors.
 
-Sparse tensor cores take weights with at most 2 non-zeros in every aligned 4. Patterns like 1:4, 2:8 and 1:16 are such
-weights too and run at the 2:4 rate, with zeros filled in; 4:8 is not. Two backends do the work, cuSPARSELt and CUTLASS.
-Which of them is faster than dense, if any, differs between devices and shapes: it is for measurement to decide.
+Sparse tensor cores support weights with at most 2 non-zeros in every aligned 4. Patterns such as 1:4, 2:8 and 1:16
+satisfy that too and run at the 2:4 rate, filled up with zeros; 4:8 does not. There are two backends, cuSPARSELt and
+CUTLASS. Which of them is faster than dense, if any, differs between devices and shapes and has to be measured.
 
-torch calls this interface a prototype. There is no gradient. Nothing here is imported or asked before it is needed.
+torch calls this interface a prototype. There are no gradients. Nothing is imported or queried before it is needed.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _HARDWARE = Pattern(2, 4)
 def obstacle(x: Tensor, pattern: Pattern, outputs: int, inputs: int, backend: Backend = "cusparselt") -> str:
     """Why the backend cannot multiply inputs ``[..., K]`` by a weight ``[O, K]`` of that pattern; empty if it can.
 
-    An empty answer does not promise that the device has a kernel: whoever chooses by measurement has to take an error
-    of the first call for a no.
+    An empty answer does not guarantee that the device has a kernel: code that measures must treat an error of the first
+    call as unsupported.
     """
     rows, columns = MULTIPLES[backend]
     reasons = {
@@ -41,20 +41,20 @@ def obstacle(x: Tensor, pattern: Pattern, outputs: int, inputs: int, backend: Ba
         f"{inputs} inputs, not a multiple of {columns}": inputs % columns != 0,
         f"the input's last dimension is not {inputs}": not x.dim() or x.shape[-1] != inputs,
         f"{x.dtype} is not bfloat16 or float16": x.dtype not in DTYPES,
-        _lacking(x.device, backend): True,
+        _unavailable(x.device, backend): True,
     }
     return next((reason for reason, applies in reasons.items() if reason and applies), "")
 
 
 def within_hardware(pattern: Pattern) -> bool:
-    """Whether every weight of this pattern holds at most 2 non-zeros in each aligned 4."""
+    """Whether every weight of this pattern has at most 2 non-zeros in each aligned 4."""
     if pattern.m % 4 == 0:
         return pattern.n <= 2
     return 4 % pattern.m == 0 and pattern.n * (4 // pattern.m) <= 2
 
 
-def _lacking(device: torch.device, backend: Backend) -> str:
-    """What keeps the backend from running on the device; empty when nothing known does."""
+def _unavailable(device: torch.device, backend: Backend) -> str:
+    """Why the backend cannot run on the device; empty if no reason is known."""
     if device.type != "cuda" or torch.version.hip:
         return "not on an NVIDIA GPU"
     major, minor = torch.cuda.get_device_capability(device)
@@ -71,19 +71,19 @@ def pack(weight: Tensor, backend: Backend = "cusparselt", algorithm: int = 0) ->
     Args:
         weight: ``[O, K]``, bfloat16 or float16, on an NVIDIA GPU, at most 2 non-zeros in every aligned 4 along K.
         backend: "cusparselt" (O and K multiples of 16) or "cutlass" (of 32 and 64).
-        algorithm: cuSPARSELt's number of an algorithm, as ``torch._cslt_sparse_mm_search`` gives it; 0 is its default.
+        algorithm: cuSPARSELt's number of an algorithm, from ``torch._cslt_sparse_mm_search``; 0 is its default.
 
     Returns:
         A ``torch.sparse.SparseSemiStructuredTensor`` ``[O, K]``.
 
     Raises:
-        KernelError: shape, dtype or device are not for this backend.
-        ViolationError: some aligned 4 holds more than 2 non-zeros.
+        KernelError: the backend does not support the shape, dtype or device.
+        ViolationError: some aligned 4 has more than 2 non-zeros.
     """
     weight = weight.detach()
     _check_packable(weight, backend)
     check_pattern(weight, _HARDWARE, "semi_structured.pack")
-    chosen = {"alg_id": algorithm} if algorithm else {}  # older versions of torch know no such argument
+    chosen = {"alg_id": algorithm} if algorithm else {}  # older versions of torch lack this argument
     with warnings.catch_warnings(), torch.cuda.device_of(weight):
         warnings.filterwarnings("ignore", "The PyTorch API of SparseSemiStructuredTensor", UserWarning)
         packed: Tensor = _kind(backend).from_dense(weight.contiguous(), **chosen)
@@ -91,12 +91,12 @@ def pack(weight: Tensor, backend: Backend = "cusparselt", algorithm: int = 0) ->
 
 
 def parts(packed: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The plain tensors of what :func:`pack` returned: values (cuSPARSELt: with all else), and the metadata."""
+    """The plain tensors of what :func:`pack` returned: values (for cuSPARSELt all in one), and the metadata."""
     return packed.packed, packed.meta  # type: ignore[attr-defined]
 
 
 def joined(values: Tensor, meta: Tensor | None, shape: tuple[int, int], backend: Backend, algorithm: int = 0) -> Tensor:
-    """The tensor ``[O, K]`` that :func:`parts` took apart; nothing is copied."""
+    """The tensor ``[O, K]`` that :func:`parts` split; nothing is copied."""
     inner = {"packed": values} if meta is None else {"packed": values, "meta": meta}
     context = (torch.Size(shape), False, algorithm, False)  # no fused transposition, no gradient
     with warnings.catch_warnings():
@@ -128,7 +128,7 @@ def linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     Args:
         x: ``[..., K]`` of the weight's dtype and device; torch pads its rows to a multiple of 8.
         packed: ``[O, K]``, what :func:`pack` returned.
-        bias: ``[O]``, or None; taken in the weight's dtype.
+        bias: ``[O]``, or None; converted to the weight's dtype.
 
     Returns:
         A new tensor ``[..., O]``.

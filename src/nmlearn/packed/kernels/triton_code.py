@@ -1,11 +1,11 @@
-"""The device code of :mod:`nmlearn.packed.kernels.triton_decode`. It imports Triton: only that file imports it, late.
+"""The device code of :mod:`nmlearn.packed.kernels.triton_decode`, which imports it lazily, as it imports Triton.
 
 A packed weight is N planes, plane n holding the n-th kept weight of every group. Eight consecutive groups of one row
-are a chunk: 8 values beside each other, and one 32-bit word of 4-bit places. The rows of a chunk follow each other in
+are a chunk: 8 adjacent values, and one 32-bit word of 4-bit places. The rows of a chunk follow each other in
 memory, so the lanes of a warp, one row each, read 16 bytes of bf16 each from one contiguous piece.
 
-Every offset is a 32-bit number; `obstacle` refuses a weight that would need more. Groups of padding read no input, so
-that an infinite one does not meet their zeros.
+Every offset is a 32-bit number; `obstacle` refuses a weight that would need more. Padding groups read no input, so that
+their zeros are never multiplied by an infinite one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _stored(sum_o, token, out_ptr, bias_ptr, row_o, outputs, TOKENS: tl.constexp
     tl.store(out_ptr + line * outputs + row_o, sum_o.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-# Rows of unknown divisibility: a thread then loads the places of its own row, and the loop needs no barrier.
+# If the divisibility of rows is unknown, a thread loads the places of its own row, and the loop needs no barrier.
 @triton.jit(do_not_specialize=["rows"])
 def gather(
     x_ptr, values_ptr, index_ptr, bias_ptr, out_ptr, outputs, inputs, rows, chunks, span,
@@ -39,8 +39,8 @@ def gather(
 ):  # fmt: skip
     """One to four tokens: every kept weight fetches its own input.
 
-    The rows of a warp look into the same group, at most 32 bytes of bf16: one access to the first-level cache.
-    Sums run over the chunks of a program in its threads and warps; programs along axis 1 take `span` chunks each.
+    The rows of a warp read from the same group, at most 32 bytes of bf16: one access to the first-level cache.
+    Threads and warps sum over the chunks of a program; programs along axis 1 process `span` chunks each.
     """
     row_o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     lane = tl.arange(0, 8)
@@ -79,7 +79,7 @@ def _expanded(
     values_ptr, index_ptr, cell_oc, live_oc, plane, N: tl.constexpr, M: tl.constexpr, BLOCK_O: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The dense tile [row, column] of some rows and chunks, made in registers."""
+    """The dense tile [row, column] of some rows and chunks, built in registers."""
     lane = tl.arange(0, 8)
     place = tl.arange(0, M)[None, None, None, :]
     dense = tl.zeros([BLOCK_O, BLOCK_C, 8, M], values_ptr.dtype.element_ty)
@@ -100,7 +100,7 @@ def expand(
 ):  # fmt: skip
     """Up to 64 tokens: read packed, multiply dense on the tensor cores. TOKENS is the padded number of tokens.
 
-    WIDE multiplies in float32 what is narrower: Triton's interpreter, which has no bfloat16, needs it.
+    WIDE multiplies narrower types in float32: Triton's interpreter has no bfloat16.
     """
     row_o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     token_t = tl.arange(0, TOKENS)
@@ -129,7 +129,7 @@ def expand(
 def add_splits(
     partial_ptr, bias_ptr, out_ptr, cells, outputs, splits, BLOCK: tl.constexpr, BIAS: tl.constexpr
 ):  # fmt: skip
-    """Add the partial sums [split, token, output] in the order of the splits: the same bits every time."""
+    """Add the partial sums [split, token, output] in the order of the splits: bit-identical every time."""
     cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = cell < cells
     total = tl.zeros([BLOCK], tl.float32)

@@ -1,13 +1,13 @@
-"""Decode on GPUs: a linear layer of 1 to 64 tokens whose weight is read packed (Triton).
+"""Decode on GPUs: a linear layer for 1 to 64 tokens that reads its weight packed (Triton).
 
-Few tokens are bound by the bytes of the weight, so the weight stays packed until it is in registers:
+With few tokens, reading the weight is the bottleneck, so the weight stays packed until it is in registers:
 
     1 to 4 tokens     each kept weight gathers its own input; CUDA cores
     5 to 64 tokens    a tile becomes dense in registers; tensor cores
 
-Sums are float32 and come out alike every time: there are no atomics. Nothing waits for the device, so all of it can be
-captured in a CUDA graph, after one call outside that compiles the kernel. There is no gradient. Triton is imported when
-it is first needed.
+Sums are float32 and bit-identical every time: there are no atomics. Nothing waits for the device, so all of it can be
+captured in a CUDA graph, after one call outside that compiles the kernel. There are no gradients. Triton is imported
+when it is first needed.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from nmlearn.maths.groups import Grouping, misfit
 from nmlearn.maths.pattern import Pattern
 from nmlearn.packed.kernels.layouts import check_pattern
 
-GROUP_SIZES = (4, 8, 16)  # a place has to fit 4 bits, a tile's sides are powers of two
+GROUP_SIZES = (4, 8, 16)  # a place must fit in 4 bits, a tile's sides are powers of two
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LARGEST_TOKENS = 64
 GATHERED_TOKENS = 4
 CHUNK = 8  # groups: their places fill one 32-bit word
 ROWS = 16  # rows are padded to this many, so that every chunk begins at a whole 32-byte sector
 ADDRESSABLE = 2**31 - 1  # offsets in the kernels are 32-bit
-H200_PROCESSORS = 132  # taken where no device says how many it has
+H200_PROCESSORS = 132  # assumed where no device reports its number
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How a kernel is cut into programs; every field changes the time and none the meaning.
+    """How a kernel is split into programs; fields change the time, not what is computed.
 
     Attributes:
         block_o: output rows of a program.
-        block_c: chunks (8 groups) of a row that a program takes at a time.
+        block_c: chunks (8 groups) of a row that a program processes at a time.
         splits: programs that share the inputs of one block of rows; above 1 a second pass adds their sums.
         warps: warps of a program.
-        stages: depth of the pipeline that loads run through; 1 for the gathering kernel, which has none.
+        stages: depth of the pipeline of loads; 1 for the gathering kernel, which has none.
     """
 
     block_o: int
@@ -60,19 +60,19 @@ def obstacle(x: Tensor, pattern: Pattern, outputs: int, inputs: int) -> str:
     tokens = x.numel() // max(1, x.shape[-1]) if x.dim() else 0
     columns = -(-inputs // (CHUNK * pattern.m)) * CHUNK * pattern.n
     reasons = {
-        "no group size of 4, 8 or 16": pattern.m not in GROUP_SIZES,
+        f"group size {pattern.m}, not 4, 8 or 16": pattern.m not in GROUP_SIZES,
         misfit((outputs, inputs), 1, pattern): True,
         f"the input's last dimension is not {inputs}": not x.dim() or x.shape[-1] != inputs,
         f"{tokens} tokens, more than {LARGEST_TOKENS}": tokens > LARGEST_TOKENS,
         f"{x.dtype} is not one of bfloat16, float16, float32": x.dtype not in DTYPES,
         "the weight is too large for 32-bit offsets": _padded(outputs) * columns > ADDRESSABLE,
-        _lacking(x.device): True,
+        _unavailable(x.device): True,
     }
     return next((reason for reason, applies in reasons.items() if reason and applies), "")
 
 
-def _lacking(device: torch.device) -> str:
-    """What keeps Triton from running on the device; empty when nothing does."""
+def _unavailable(device: torch.device) -> str:
+    """Why Triton cannot run on the device; empty if it can."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if _interpreted():
@@ -96,15 +96,15 @@ def pack(weight: Tensor, pattern: Pattern | str) -> tuple[Tensor, Tensor]:
         row o, and bits 4 j to 4 j + 3 of ``index[n, c, o]`` are its place in the group. Padding is zero.
 
     Raises:
-        KernelError: the weight is not 2-D or of another dtype, or M is none of these.
+        KernelError: the weight is not 2-D or has another dtype or M.
         PatternError: M does not divide K.
-        ViolationError: a group holds more than N non-zeros.
+        ViolationError: a group has more than N non-zeros.
     """
     pattern = Pattern(pattern)
     _check_packable(weight, pattern)
     check_pattern(weight, pattern, "triton_decode.pack")
     weight_gm = Grouping(pattern, 1).view(weight.detach())
-    # Kept weights first, each side in its own order. A group that keeps fewer is filled with zeros of its own.
+    # Kept weights first, otherwise in the original order. A group that keeps fewer is filled up with its own zeros.
     place_gn = (weight_gm == 0).to(torch.uint8).sort(dim=-1, stable=True).indices[..., : pattern.n]
     values = _planes(weight_gm.gather(-1, place_gn)).contiguous()
     word = (_planes(place_gn) << (4 * torch.arange(CHUNK, device=weight.device))).sum(-1)
@@ -127,13 +127,13 @@ def unpack(values: Tensor, index: Tensor, pattern: Pattern, outputs: int, inputs
     _, chunks, rows = index.shape
     place = (index.unsqueeze(-1) >> (4 * torch.arange(CHUNK, dtype=torch.int32, device=index.device))) & 15
     dense = values.new_zeros(rows, chunks, CHUNK, pattern.m)
-    # Places are all different but in groups of padding, whose values are all zero.
+    # Places are distinct except in padding groups, whose values are all zero.
     dense.scatter_(-1, place.permute(2, 1, 3, 0).long(), values.permute(2, 1, 3, 0))
     return dense.flatten(1)[:outputs, :inputs].contiguous()
 
 
 def belongs(index: Tensor, pattern: Pattern) -> bool:
-    """Whether the index names no place outside a group: such a one would read beyond the input."""
+    """Whether every place in the index lies in its group: another would read beyond the input."""
     place = (index.unsqueeze(-1) >> (4 * torch.arange(CHUNK, dtype=torch.int32, device=index.device))) & 15
     return bool((place < pattern.m).all())
 
@@ -155,7 +155,7 @@ def _check_packable(weight: Tensor, pattern: Pattern) -> None:
         raise KernelError(
             where="triton_decode.pack",
             given=f"{weight.dtype} {tuple(weight.shape)} at {pattern}",
-            wrong="packed are 2-D weights of bfloat16, float16 or float32 in groups of 4, 8 or 16",
+            wrong="it packs 2-D weights of bfloat16, float16 or float32 in groups of 4, 8 or 16",
             fix="leave this weight dense",
         )
 
@@ -178,13 +178,13 @@ def linear(
         bias: ``[O]`` of any float dtype, or None; added in float32.
         n, m: the pattern.
         out_features: O.
-        launch: how the work is cut; by default what :func:`launches` lists first.
+        launch: how the work is split; by default what :func:`launches` lists first.
 
     Returns:
         A new tensor ``[..., O]`` of x's dtype.
 
     Raises:
-        KernelError: operands that do not belong together, or that :func:`obstacle` refuses.
+        KernelError: the operands do not match, or :func:`obstacle` refuses them.
     """
     inputs = x.shape[-1] if x.dim() else 0
     _check_operands(x, values, index, bias, Pattern(n, m), out_features)
@@ -193,7 +193,7 @@ def linear(
         return out
     x_tk = x.detach().reshape(-1, inputs).contiguous()
     chosen = launch or launches(len(x_tk), out_features, inputs, Pattern(n, m), _processors(x.device), x.dtype)[0]
-    with torch.cuda.device_of(x):  # Triton launches on the current device, whatever the tensors' own
+    with torch.cuda.device_of(x):  # Triton launches on the current device, not on the tensors'
         _run(x_tk, values, index, bias, out, Pattern(n, m), chosen)
     return out
 
@@ -217,7 +217,7 @@ def _check_operands(
         "the input's dtype is not the weight's": x.dtype != values.dtype,
         "the bias is not a contiguous [O]": bias is not None
         and (tuple(bias.shape) != (outputs,) or not bias.is_contiguous()),
-        "the operands lie on several devices": any(other.device != x.device for other in others),
+        "the operands are on several devices": any(other.device != x.device for other in others),
     }
     for reason, applies in reasons.items():
         if reason and applies:
@@ -231,21 +231,21 @@ def _check_operands(
 def launches(
     tokens: int, outputs: int, inputs: int, pattern: Pattern, processors: int, dtype: torch.dtype
 ) -> tuple[Launch, ...]:
-    """Launches to choose from, the one taken by default first.
+    """Launches to choose from, the default first.
 
-    The default is arithmetic, not measurement: a program of the gathering kernel has about 10 KB of loads under way,
-    and programs are split until they are 1.5 times the processors.
+    The default is computed, not measured: a program of the gathering kernel has about 10 KB of loads in flight, and
+    programs are split until there are 1.5 times as many as processors.
 
     Args:
         tokens: 1 to 64.
         outputs, inputs: O and K.
         pattern: the weight's.
         processors: streaming multiprocessors of the device.
-        dtype: of the values; float32 tiles are smaller, for they fill twice the registers and the shared memory.
+        dtype: of the values; float32 tiles are smaller, as they need twice the registers and shared memory.
     """
     chunks = -(-inputs // (CHUNK * pattern.m))
     if tokens <= GATHERED_TOKENS:
-        # A thread holds a float32 sum for each of 8 groups, token and chunk: 64 of its registers at most.
+        # A thread keeps a float32 sum for each of 8 groups, token and chunk: at most 64 of its registers.
         each = max(1, (4 if tokens == 1 else 2) // pattern.n)
         shapes = [(16, 2 * each, 4, 1), (16, each, 4, 1), (32, each, 8, 1), (16, each, 8, 1)]
         cuts = [(o, min(c * w, _power(chunks)), w, s) for o, c, w, s in shapes]
@@ -264,13 +264,13 @@ def launches(
 
 
 def _splits(blocks: int, iterations: int, processors: int) -> list[int]:
-    """How often to split the inputs of each block of rows: enough to fill the device; and not at all."""
+    """How often to split the inputs of each block of rows: enough to fill the device, or not at all."""
     wanted = min(iterations, -(-3 * processors // (2 * blocks)))
     return [wanted] if wanted == 1 else [wanted, 1]
 
 
 def _power(count: int) -> int:
-    """The smallest power of two that is not below."""
+    """The smallest power of two that is not below `count`."""
     return 1 << max(0, count - 1).bit_length()
 
 

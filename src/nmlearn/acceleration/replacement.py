@@ -1,4 +1,4 @@
-"""Putting packed layers into a model, in place and so that it can be undone."""
+"""Replacing layers of a model by packed ones, in place and reversibly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nmlearn.acceleration.observing import Seen
 
 @dataclass
 class Change:
-    """What was exchanged: (parent, child's name, what was there), and weights moved to another memory format."""
+    """What was replaced: (parent, child's name, old module), and weights moved to another memory format."""
 
     children: list[tuple[nn.Module, str, nn.Module]] = field(default_factory=list)
     weights: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -37,22 +37,22 @@ class Change:
             parameter.data = data
 
 
-def exchange(model: nn.Module, choices: Mapping[str, Choice | GpuChoice], seen: Seen, images: str) -> Change:
-    """Pack the chosen layers, a block with all it folds in where its code can be traced, else the layer alone.
+def replace_layers(model: nn.Module, choices: Mapping[str, Choice | GpuChoice], seen: Seen, images: str) -> Change:
+    """Pack the chosen layers; where a block's code can be traced, with what can be folded into them.
 
-    On a GPU it is always the layer alone.
+    On a GPU nothing is folded.
 
     Args:
         choices: by qualified name.
-        images: the memory format that the convolutions left dense shall work in.
+        images: the memory format for the convolutions that stay dense.
     """
     change = Change()
     with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode could not be written to later
-        _exchange_all(model, choices, seen, images, change)
+        _replace_all(model, choices, seen, images, change)
     return change
 
 
-def _exchange_all(
+def _replace_all(
     model: nn.Module, choices: Mapping[str, Choice | GpuChoice], seen: Seen, images: str, change: Change
 ) -> None:
     try:
@@ -63,8 +63,8 @@ def _exchange_all(
                 continue
             block, _, child = name.rpartition(".")
             blocks.setdefault(block, {})[child] = choice
-        for name in sorted(blocks, key=lambda name: -name.count(".")):  # the innermost first
-            _exchange_block(model, name, blocks[name], seen, change)
+        for name in sorted(blocks, key=lambda name: -name.count(".")):  # innermost first
+            _replace_block(model, name, blocks[name], seen, change)
         if images:
             _to_format(model, FORMATS[images], change)
     except BaseException:
@@ -72,9 +72,9 @@ def _exchange_all(
         raise
 
 
-def _exchange_block(model: nn.Module, name: str, choices: Mapping[str, Choice], seen: Seen, change: Change) -> None:
+def _replace_block(model: nn.Module, name: str, choices: Mapping[str, Choice], seen: Seen, change: Change) -> None:
     block = model.get_submodule(name)
-    # The model itself cannot be exchanged in place for its rewritten form; a container has no code of its own.
+    # The model itself cannot be replaced in place by its rewritten form; a container has no code of its own.
     new = fusing.rewritten(block, choices, seen.blocks[name]) if name and name in seen.blocks else None
     if new is not None:
         change.put(model, name, new)
@@ -92,7 +92,7 @@ def _to_format(model: nn.Module, images: torch.memory_format, change: Change) ->
 
 @contextmanager
 def formatted(model: nn.Module, images: torch.memory_format) -> Iterator[bool]:
-    """The model with its convolutions' weights in a memory format, put back afterwards; yields whether it has any."""
+    """Keep the convolutions' weights in a memory format inside the context; yields whether there are any."""
     change = Change()
     _to_format(model, images, change)
     try:
@@ -102,7 +102,7 @@ def formatted(model: nn.Module, images: torch.memory_format) -> Iterator[bool]:
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """All tensors in a nest of tuples, lists and mappings, in order."""
+    """All tensors in nested tuples, lists and mappings, in order."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
