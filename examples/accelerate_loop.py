@@ -1,8 +1,8 @@
-"""LBC in a loop with Hugging Face's accelerate: checkpoints, accumulation and bf16 by its plain calls.
+"""LBC in a loop with Hugging Face's accelerate: checkpoints, accumulation and bf16 with its usual calls.
 
     python examples/accelerate_loop.py [epochs]    # or: accelerate launch examples/accelerate_loop.py
 
-It needs the package accelerate. Half-way it saves everything, discards it, and resumes from the file.
+It needs the package accelerate. Halfway it saves everything, damages the model, and resumes from the file.
 """
 
 import math
@@ -22,7 +22,7 @@ ACCUMULATION = 2
 
 
 def data(count: int) -> TensorDataset:
-    """Points, and which of four random directions they go furthest along."""
+    """Points, and in which of four random directions they extend furthest."""
     directions = torch.randn(64, 4, generator=torch.Generator().manual_seed(1))
     points = torch.randn(count, 64)
     return TensorDataset(points, (points @ directions).argmax(1))
@@ -35,7 +35,7 @@ def main(folder: str) -> None:
     loader, optimizer = DataLoader(data(8192), 64, shuffle=True), torch.optim.AdamW(model.parameters(), 1e-3)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 
-    steps = EPOCHS * math.ceil(len(loader) / ACCUMULATION)  # of the optimizer, on this process
+    steps = EPOCHS * math.ceil(len(loader) / ACCUMULATION)  # optimizer steps, in this process
     sparsifier = nm.Sparsifier(model, nm.LBC("2:4")).attach(optimizer, steps)
     accelerator.register_for_checkpointing(sparsifier)  # with FSDP 2: WholeState(sparsifier)
     accelerator.print(sparsifier.plan)
@@ -50,11 +50,11 @@ def main(folder: str) -> None:
         accelerator.print(f"epoch {epoch + 1}: loss {loss.item():.3f}, progress {sparsifier.progress:.0%}")
         if epoch + 1 == EPOCHS // 2:
             accelerator.save_state(folder)
-            nn.init.normal_(accelerator.unwrap_model(model)[2].weight)  # whatever happens here
+            nn.init.normal_(accelerator.unwrap_model(model)[2].weight)  # stands for any loss of state
             accelerator.load_state(folder)  # training resumes from the file, bit for bit
     sparsifier.finalize()
     middle = accelerator.unwrap_model(model)[2].weight
-    accelerator.print(f"finished after {steps} steps, {float((middle != 0).float().mean()):.0%} of the middle left")
+    accelerator.print(f"finished after {steps} steps, {float((middle != 0).float().mean()):.0%} of the middle kept")
 
 
 if __name__ == "__main__":

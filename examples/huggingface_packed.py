@@ -1,9 +1,9 @@
-"""A Hugging Face model learns 2:4, is written as a packed folder, and comes back through from_pretrained.
+"""Train a Hugging Face model with 2:4 sparsity, save it as a packed folder and load it with from_pretrained.
 
     python examples/huggingface_packed.py [steps]
 
 It needs the package transformers. The model is a small BERT with random weights and learns to tell which half of a
-sentence holds more small numbers, so nothing is downloaded.
+sentence has the smaller sum, so nothing is downloaded.
 """
 
 import sys
@@ -20,7 +20,7 @@ STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 200
 
 
 def batch(size: int = 64, length: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token numbers, and whether the second half has the smaller sum."""
+    """Token ids, and whether the second half has the smaller sum."""
     tokens = torch.randint(64, (size, length))
     first, second = tokens.chunk(2, dim=1)
     return tokens, (second.sum(1) < first.sum(1)).long()

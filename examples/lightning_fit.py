@@ -64,9 +64,9 @@ def main() -> None:
         trainer = pl.Trainer(max_epochs=EPOCHS, accelerator="cpu", callbacks=[sparsity, best], logger=False)
         trainer.fit(Classifier(), train, evaluation)
         print(sparsity.sparsifier.plan)
-        model = Classifier.load_from_checkpoint(best.best_model_path)  # from after the masks had settled
+        model = Classifier.load_from_checkpoint(best.best_model_path)  # saved after the masks were final
     print(f"best accuracy {best.best_model_score:.1%}")
-    print(f"finished, {float((model.model[5].weight != 0).float().mean()):.2%} of the hidden layer left")
+    print(f"finished, {float((model.model[5].weight != 0).float().mean()):.2%} of the hidden layer kept")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""LoRA on a 2:4 sparse base: the adapter trains, the zeros stay, and merging reports its cost.
+"""LoRA on a 2:4 sparse base: only the adapter trains, the zeros stay, and merging reports its cost.
 
     python examples/lora.py [steps]
 
-It needs the packages transformers and peft. The model is a small Llama with random weights that first learns sequences
-that count upwards, sparse with LBC, and then, with an adapter, sequences that count downwards; nothing is downloaded.
+It needs the packages transformers and peft. The model is a small Llama with random weights. With LBC it learns to count
+up, then with an adapter to count down; nothing is downloaded.
 """
 
 import sys
@@ -73,7 +73,7 @@ def main() -> None:
     sparsifier.attach(optimizer, total_steps=STEPS)
     train(merged.model, optimizer, -1)
     sparsifier.finalize()
-    print(f"merged and trained on with its zeros: loss {loss_of(merged.model, -1):.3f}")
+    print(f"merged and trained further with its zeros: loss {loss_of(merged.model, -1):.3f}")
     print(f"base untouched by the adapter: {untouched}; {len(merged.weights)} merged weights are 2:4")
 
 

@@ -1,4 +1,4 @@
-"""LBC in a plain PyTorch loop: sparsity adds only the lines with sparsifier.
+"""LBC in a plain PyTorch loop: sparsity adds only the lines with `sparsifier`.
 
 python examples/plain_loop.py            # about a minute on one core
 """
@@ -47,7 +47,7 @@ def main() -> None:
             optimizer.step()
         print(f"epoch {epoch + 1}: {accuracy(model, task):.1%}, progress {sparsifier.progress:.0%}")
     sparsifier.finalize()
-    print(f"finished, {float((model.hidden.weight != 0).float().mean()):.2%} of the hidden layer left")
+    print(f"finished, {float((model.hidden.weight != 0).float().mean()):.2%} of the hidden layer kept")
 
 
 @torch.no_grad()

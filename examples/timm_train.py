@@ -1,8 +1,8 @@
-"""timm's parts put together as in its training script; the lines marked nmlearn are what sparsity adds.
+"""timm's components, combined as in its training script; sparsity adds the lines marked nmlearn.
 
     python examples/timm_train.py [epochs] [--model test_vit] [--opt lookahead_adamw] [--resume FOLDER/last.pth.tar]
 
-It needs the package timm. Without --data-dir it trains on images of the Fashion-MNIST inside nmlearn.
+It needs the package timm. Without --data-dir it trains on images of the Fashion-MNIST subset inside nmlearn.
 """
 
 import argparse
@@ -42,12 +42,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--clip-grad", type=float, default=1.0)
     parser.add_argument("--pattern", default="2:4")
     parser.add_argument("--resume", default="")
-    parser.add_argument("--output", help="the folder for checkpoints; default: a temporary one")
+    parser.add_argument("--output", help="folder for checkpoints; default: a temporary one")
     return parser.parse_args()
 
 
 class Images(torch.utils.data.Dataset):
-    """Fashion-MNIST as timm's datasets are: PIL images, to which the loader applies its transforms."""
+    """Fashion-MNIST like timm's datasets: PIL images, to which the loader applies its transforms."""
 
     transform = None
 
@@ -110,16 +110,16 @@ def train(args: argparse.Namespace, train_loader, eval_loader, output: str) -> N
         scheduler.step(epoch + 1)
         top1 = validate(ema.module, eval_loader)
         saver.save_checkpoint(epoch, metric=top1)
-        print(f"epoch {epoch + 1}: loss {losses.avg:.3f}, average's top-1 {top1:.1f} %, {sparsifier.progress:.0%} done")
+        print(f"epoch {epoch + 1}: loss {losses.avg:.3f}, EMA top-1 {top1:.1f} %, {sparsifier.progress:.0%} done")
 
-    sparsifier.finalize(ema.module)  # nmlearn: the average gets the final masks
+    sparsifier.finalize(ema.module)  # nmlearn: the EMA gets the final masks
     sparsifier.finalize()  # nmlearn: verifies every group
     kept = [
         float((dict(ema.module.named_parameters())[row.name] != 0).float().mean()) for row in sparsifier.plan.sparse
     ]
     top1 = [validate(each, eval_loader) for each in (model, ema.module)]
-    print(f"top-1 {top1[0]:.1f} %, of the average {top1[1]:.1f} %")
-    print(f"finished, at most {max(kept):.1%} of each of {len(kept)} weights left")
+    print(f"top-1 {top1[0]:.1f} %, EMA {top1[1]:.1f} %")
+    print(f"finished, at most {max(kept):.1%} of each of {len(kept)} sparse layers kept")
 
 
 @torch.no_grad()

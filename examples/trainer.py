@@ -1,9 +1,9 @@
-"""The Trainer of Hugging Face's transformers learns 2:4: the callback is all that sparsity adds.
+"""2:4 sparsity with the Trainer of Hugging Face's transformers: it only adds a callback.
 
     python examples/trainer.py [epochs]            # half a minute on one core
 
 It needs the packages transformers and accelerate. The model is a small BERT with random weights and learns to tell
-which half of a sentence holds more small numbers, so nothing is downloaded. To resume a run from its last checkpoint:
+which half of a sentence has the smaller sum, so nothing is downloaded. To resume a run from its last checkpoint:
 trainer.train(resume_from_checkpoint=True).
 """
 
@@ -22,7 +22,7 @@ EPOCHS = int(sys.argv[1]) if len(sys.argv) > 1 else 5
 
 
 class Sentences(Dataset):
-    """Token numbers, and whether the second half has the smaller sum."""
+    """Token ids, and whether the second half has the smaller sum."""
 
     def __init__(self, count: int) -> None:
         self.tokens = torch.randint(64, (count, 16))
@@ -58,7 +58,7 @@ def main(folder: Path) -> None:
         logging_steps=50,
         report_to="none",
         disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(),  # on a CPU torch would warn
+        dataloader_pin_memory=torch.cuda.is_available(),  # torch would warn on a CPU
     )
     callback = NMCallback(nm.LBC("2:4", end=0.5), rules={"*.query": "1:4"})
     trainer = transformers.Trainer(
@@ -75,7 +75,7 @@ def main(folder: Path) -> None:
     save_packed(model, folder / "packed")
     sizes = [(folder / each / "model.safetensors").stat().st_size for each in ("model", "packed")]
     query, value = (getattr(model.bert.encoder.layer[0].attention.self, name).weight for name in ("query", "value"))
-    print(f"finished: {share(query):.0%} of the queries left, {share(value):.0%} of the values")
+    print(f"finished: {share(query):.0%} of the queries and {share(value):.0%} of the values kept")
     print(f"dense {sizes[0]:,} bytes, packed {sizes[1]:,}; accuracy {trainer.evaluate()['eval_accuracy']:.1%}")
 
 

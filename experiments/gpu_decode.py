@@ -1,11 +1,11 @@
-"""Packed weights over dense on a GPU: decode at several patterns, prefill at 2:4.
+"""Packed weights against dense on a GPU: decode at several patterns, prefill at 2:4.
 
     python experiments/gpu_decode.py --out results/gpu_decode.json
-    python experiments/gpu_decode.py --tune     # tries every launch, not only the default one
+    python experiments/gpu_decode.py --tune     # tries every launch configuration, not only the default
 
-Every call is measured inside a CUDA graph that multiplies by one copy of the weight after another, so many that neither
-the dense nor the packed copies stay in the cache. Graphs of dense and packed are replayed in turn; times are medians of
-the milliseconds per call. Dense is F.linear in bfloat16. A row says by how much its result differs from dense.
+Every call is measured inside a CUDA graph that cycles through enough copies of the weight that neither the dense nor
+the packed ones stay in the cache. Dense and packed graphs are replayed alternately; times are medians of milliseconds
+per call. Dense is F.linear in bfloat16. Each row records how much its result differs from dense.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ROTATED = 512 * 2**20  # bytes of copies of a weight, several times the largest 
 def main() -> None:
     args = parsed()
     if not torch.cuda.is_available():
-        sys.exit("experiments/gpu_decode.py: there is no CUDA device; it measures GPU kernels and nothing else")
+        sys.exit("experiments/gpu_decode.py: there is no CUDA device; this script measures only GPU kernels")
     if importlib.util.find_spec("triton") is None:
         sys.exit("experiments/gpu_decode.py: Triton is not installed; pip install 'nmlearn[gpu]'")
     torch.manual_seed(0)
@@ -57,7 +57,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--prefill", type=int, nargs="*", default=[512, 1024, 2048, 4096, 8192], help="tokens")
     parser.add_argument("--repeats", type=int, default=21)
     parser.add_argument(
-        "--tune", action="store_true", help="measure every launch and report the best beside the default"
+        "--tune", action="store_true", help="measure every launch configuration, and also report the best"
     )
     parser.add_argument("--out", type=Path, default=Path("results/gpu_decode.json"))
     return parser.parse_args()
@@ -134,7 +134,7 @@ def prefill(args: argparse.Namespace, outputs: int, inputs: int) -> list[dict[st
 
 
 def against_dense(x: Tensor, weight: Tensor, backend: semi_structured.Backend, repeats: int) -> dict[str, Any]:
-    """Times of one backend and of dense beside it; or the reason why there are none."""
+    """Times of one backend and of interleaved dense calls, or the reason why there are none."""
     if why := semi_structured.obstacle(x, Pattern("2:4"), weight.shape[0], weight.shape[1], backend):
         return {"why_not": why}
     dense = copies(weight)
@@ -145,7 +145,7 @@ def against_dense(x: Tensor, weight: Tensor, backend: semi_structured.Backend, r
             "packed": graph([partial(semi_structured.linear, x, w, None) for w in packed]),
         }
         error = difference(semi_structured.linear(x, packed[0], None), F.linear(x, weight))
-    except (RuntimeError, NotImplementedError) as failure:  # a device without a kernel says so only when it is called
+    except (RuntimeError, NotImplementedError) as failure:  # a device without a kernel fails only when it is called
         return {"why_not": str(failure).splitlines()[0]}
     ms = medians(sides, dict.fromkeys(sides, len(dense)), repeats)
     ratio = ms["dense"] / ms["packed"]
@@ -158,13 +158,13 @@ def sparse(outputs: int, inputs: int, pattern: Pattern) -> Tensor:
     return (w_gm * keep).flatten(1).to(torch.bfloat16)
 
 
-def copies(weight: Tensor, beside: int = 0) -> list[Tensor]:
-    """Copies that together, with as many bytes beside each, are more than any cache holds."""
-    return [weight.clone() for _ in range(-(-ROTATED // (weight.nbytes + beside)))]
+def copies(weight: Tensor, extra: int = 0) -> list[Tensor]:
+    """Copies of a weight that together, with `extra` further bytes each, exceed any cache."""
+    return [weight.clone() for _ in range(-(-ROTATED // (weight.nbytes + extra)))]
 
 
 def graph(calls: Sequence[partial[Tensor]]) -> torch.cuda.CUDAGraph:
-    """All calls, one after another, captured."""
+    """All calls, captured in sequence."""
     for call in calls[:2]:
         call()  # compiles, and chooses algorithms
     torch.cuda.synchronize()
@@ -176,7 +176,7 @@ def graph(calls: Sequence[partial[Tensor]]) -> torch.cuda.CUDAGraph:
 
 
 def medians(sides: dict[str, torch.cuda.CUDAGraph], counts: dict[str, int], repeats: int) -> dict[str, float]:
-    """Milliseconds per call, the sides taking turns."""
+    """Milliseconds per call, interleaved."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(repeats + 3):
         for name, captured in sides.items():
@@ -191,7 +191,7 @@ def medians(sides: dict[str, torch.cuda.CUDAGraph], counts: dict[str, int], repe
 
 
 def difference(out: Tensor, dense: Tensor) -> float:
-    """The largest difference, in units of the largest result."""
+    """The largest difference, relative to the largest result."""
     return float((out.double() - dense.double()).abs().max() / dense.double().abs().max())
 
 

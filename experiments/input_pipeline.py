@@ -1,11 +1,11 @@
-"""How fast images are read, decoded, augmented and batched: images per second of one core, and with worker processes.
+"""Speed of reading, decoding, augmenting and batching images: images per second on one core and with workers.
 
     python experiments/input_pipeline.py --out results/input_pipeline_cpu.json
 
-The images are JPEGs of 500 x 375 pixels, ImageNet's usual size, and a few of 2000 x 1500, with noise whose spectrum
-falls like that of photographs, so that files are about as large as ImageNet's. They are no photographs. Rates of one
-core are over CPU time, which other work on the machine changes little; those of the whole are over time too, and count
-the CPU time of all processes.
+The images are JPEGs of 500 x 375 pixels, the usual size in ImageNet, and a few of 2000 x 1500. They are not photographs
+but noise with a similar spectrum, so that files are about as large as ImageNet's. Rates for one core are per second of
+CPU time, which other work on the machine affects little. Rates of the whole pipeline are also per second of wall time,
+and count the CPU time of all processes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 import nmlearn.lab.data
-from nmlearn.lab.data import augment, picture
+from nmlearn.lab.data import augment, decoding
 from nmlearn.lab.data.folder import MEAN, STD, FolderOptions
 from nmlearn.lab.train.environment import environment
 
@@ -35,7 +35,7 @@ DEIT = PLAIN | {"interpolation": "bicubic", "randaugment": 9.0}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=192, help="images a class, of two classes")
+    parser.add_argument("--images", type=int, default=192, help="images per class, in two classes")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--repeats", type=int, default=5)
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def write(root: Path, per_class: int) -> list[Path]:
-    """JPEGs in ImageNet's layout; those for training."""
+    """Write JPEGs in ImageNet's layout; returns those for training."""
     random = np.random.default_rng(0)
     files = []
     for part, count in (("train", per_class), ("val", 8)):
@@ -83,7 +83,7 @@ def photograph(random: np.random.Generator, width: int, height: int) -> Image.Im
 
 
 def stages(files: list[Path], large: list[Path], batch: int) -> dict[str, Callable[[], int]]:
-    """Parts of the pipeline by name; each does some and says for how many images."""
+    """Stages of the pipeline by name; each call processes some images and returns their number."""
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
     uint8 = torch.randint(256, (batch, 224, 224, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
 
@@ -96,11 +96,11 @@ def stages(files: list[Path], large: list[Path], batch: int) -> dict[str, Callab
         return work
 
     def read(kind: str, options: dict[str, Any], files: list[Path] = files) -> Callable[[], int]:
-        look = FolderOptions(**options)
+        settings = FolderOptions(**options)
 
         def work() -> int:
             for number, file in enumerate(files):
-                picture.read(file, kind, look, (0, 0, number))
+                decoding.read(file, kind, settings, (0, 0, number))
             return len(files)
 
         return work
@@ -134,7 +134,7 @@ def stage(name: str, work: Callable[[], int], repeats: int) -> dict[str, Any]:
 
 
 def whole(root: Path, workers: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Epochs of the data set as training reads it; the first one, which starts the workers, is left out."""
+    """Time epochs as training reads them, without the first one, which starts the workers."""
     task = nmlearn.lab.data.load("image-folder", root, workers=workers, **PLAIN)
     rates, cpu_rates = [], []
     for epoch in range(args.repeats + 1):
@@ -150,12 +150,12 @@ def whole(root: Path, workers: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and its children that run, which /proc tells; Linux only."""
+    """CPU time of this process and its running children, from /proc; Linux only."""
     ticks = 0
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it ended meanwhile
+        except OSError:  # it has just ended
             continue
         if int(fields[1]) == os.getpid():
             ticks += int(fields[11]) + int(fields[12])

@@ -1,15 +1,14 @@
-"""Write a corpus of technical English from the documentation packages of Debian, for the data set "text".
+"""Write a corpus of technical English from Debian's documentation packages, for the data set "text".
 
-    python experiments/make_debian_corpus.py OUT                  # five packages of permissive licences, 30 MB to fetch
+    python experiments/make_debian_corpus.py OUT                  # five packages, permissive licences, 30 MB download
     python experiments/make_debian_corpus.py OUT --packages all   # nineteen; licences differ, see their copyright files
-    python experiments/make_debian_corpus.py OUT --debs FOLDER    # packages fetched before, by apt-get download
+    python experiments/make_debian_corpus.py OUT --debs FOLDER    # packages downloaded before with apt-get download
 
-Fetches each package with ``apt-get download`` and unpacks it with ``dpkg-deb``; nothing is installed. Pages lose their
-markup; a paragraph stays when it has 80 characters, more than 80 % of them letters and blanks, and was not seen before
-in any package. Each page becomes OUT/PACKAGE/PAGE.txt, so that nmlearn's "text" divides training and
-evaluation by page.
-OUT/packages.json records version, pages, paragraphs and bytes of each package: Debian's point releases move them, so
-report the versions with every figure. The mix is for your own use: the packages keep their licences.
+Downloads each package with ``apt-get download`` and unpacks it with ``dpkg-deb``; nothing is installed. Markup is
+stripped. A paragraph is kept if it has 80 characters, more than 80 % of them letters and blanks, and has not occurred
+before in any package. Each page becomes OUT/PACKAGE/PAGE.txt, so that nmlearn's "text" splits training and evaluation
+by page. OUT/packages.json records version, pages, paragraphs and bytes of each package. Debian's point releases change
+them, so report the versions with every figure. The corpus is for your own use: the packages keep their licences.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ OTHERS = (
     *("libreoffice-help-en-us", "nova-doc", "debian-policy", "gimp-help-en", "developers-reference"),
     "debian-reference-en",
 )
-# Sources beside the pages made of them, and translations.
+# Sources next to the pages built from them, and translations.
 SKIPPED = re.compile(r"/(_sources|translations)/|/apache2-doc/manual/(?!en/)|/(changelog|copyright|NEWS)[^/]*$")
 PAGE = re.compile(r"\.(html?|txt|pod|[1-8])(\.gz)?$")
 BLOCKS = {"p", "div", "li", "dd", "dt", "td", "th", "tr", "h1", "h2", "h3", "h4", "h5", "h6", "section", "blockquote"}
@@ -41,7 +40,7 @@ SHORTEST, LETTERS = 80, 0.8
 
 
 class Prose(html.parser.HTMLParser):
-    """Collects the text of a page, a blank line between blocks; code blocks and scripts stay out."""
+    """Collects the text of a page, with a blank line between blocks and without code blocks and scripts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--packages", nargs="+", default=list(PERMISSIVE), help="names, or all")
-    parser.add_argument("--debs", type=Path, help="folder with packages fetched before")
+    parser.add_argument("--debs", type=Path, help="folder with packages downloaded before")
     given = parser.parse_args()
     names = [*PERMISSIVE, *OTHERS] if given.packages == ["all"] else given.packages
     if given.out.exists() and any(given.out.iterdir()):
@@ -80,7 +79,7 @@ def main() -> None:
 
 
 def deb(name: str, folder: Path | None, out: Path) -> Path:
-    """The package's file, fetched into ``out`` when no folder was given."""
+    """The package's file, downloaded into ``out`` if no folder was given."""
     if folder is None:
         subprocess.run(["apt-get", "download", name], cwd=out, check=True)
     found = sorted((folder or out).glob(f"{name}_*.deb"))
@@ -90,7 +89,7 @@ def deb(name: str, folder: Path | None, out: Path) -> Path:
 
 
 def write_package(name: str, file: Path, out: Path, seen: set[bytes]) -> dict[str, object]:
-    """Write a package's pages and return what is recorded of it; a file that lies in ``out`` is removed."""
+    """Write a package's pages and return its record; a package file in ``out`` is deleted."""
     version = subprocess.run(
         ["dpkg-deb", "-f", str(file), "Version"], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -110,7 +109,7 @@ def write_package(name: str, file: Path, out: Path, seen: set[bytes]) -> dict[st
 
 
 def pages_under(folder: Path) -> list[Path]:
-    """Files that hold prose, in a fixed order: which of two equal paragraphs is kept depends on it."""
+    """Files with prose, in a fixed order, which determines which of two equal paragraphs is kept."""
     files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     return sorted(path for path in files if PAGE.search(path.name) and not SKIPPED.search(str(path)))
 
@@ -123,7 +122,7 @@ def prose(path: Path) -> Iterator[str]:
         reader = Prose()
         reader.feed(text)
         text = "".join(reader.parts)
-    elif re.search(r"\.[1-8]$", name):  # a manual page: requests stand at the start of a line, fonts are \fX
+    elif re.search(r"\.[1-8]$", name):  # a manual page: requests are at the start of a line, fonts are \fX
         text = re.sub(r"(?m)^[.'].*$", "", text)
         text = re.sub(r"\\f.|\\", "", text)
     for paragraph in re.split(r"\n[ \t]*\n", text):
@@ -138,7 +137,7 @@ def is_prose(text: str) -> bool:
 
 
 def is_new(text: str, seen: set[bytes]) -> bool:
-    """Whether the paragraph was not seen before; from now on it was."""
+    """Whether the paragraph is new; marks it as seen."""
     digest = hashlib.sha256(text.encode()).digest()
     known = digest in seen
     seen.add(digest)

@@ -2,7 +2,7 @@
 
     python experiments/make_fashion_subset.py [FOLDER WITH THE FOUR IDX FILES]
 
-Takes the first 1,000 training and 200 test pictures of each class, in their original order, and prints the SHA-256 of
+Takes the first 1,000 training and 200 test images of each class, in their original order, and prints the SHA-256 of
 the unpacked bytes that nmlearn/lab/data/fashion.py checks. Debian's package dataset-fashion-mnist has the files.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 from nmlearn.lab.data import fashion
 
 OUTPUT = Path(__file__).parents[1] / "src" / "nmlearn" / "lab" / "data" / "files" / fashion.SUBSET_FILE
-# Pixels are single bytes without alignment or repeated words: no position or literal context bits, 3 % smaller.
+# Pixels are single bytes without alignment: no position or literal context bits, 3 % smaller.
 FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 0, "pb": 0}]
 
 

@@ -1,20 +1,20 @@
-"""Pretrained models fine-tuned dense and sparse: what a pattern costs in accuracy, by method, over paired seeds.
+"""Fine-tunes pretrained models dense and sparse: the accuracy cost of patterns, by method, over paired seeds.
 
     python experiments/pretrained.py efficientnet            # writes results/pretrained-efficientnet.json
     python experiments/pretrained.py minilm --seeds 0 1      # the first two seeds
 
-Every arm of a seed starts from the same pretrained weights and the same new classifier and sees the same batches:
+All arms of a seed start from the same pretrained weights and the same new classifier, and see the same batches:
 
     dense     fine-tuned without sparsity
-    oneshot   the dense result, magnitude mask, no training after it (batch norm's statistics are taken anew)
-    asp       the dense result, magnitude mask, then the whole fine-tuning again under the fixed mask: ASP's recipe
+    oneshot   the dense result, magnitude mask, no training after it (batch norm statistics are re-estimated)
+    asp       the dense result, magnitude mask, then the whole fine-tuning again with the fixed mask: ASP's recipe
               (Mishra et al. 2021, arXiv 2104.08378), which thus sees the data TWICE as often as the others
     srste     SR-STE during the one fine-tuning
     lbc       LBC during the one fine-tuning
-    lbc-after the dense result, then LBC during the whole fine-tuning again: what asp is to oneshot, the data TWICE too
+    lbc-after the dense result, then LBC during a second fine-tuning: like asp, it sees the data TWICE
 
-Arms that are finished are kept, and the results file is written after each: stop it whenever you like and start it
-again. The same command started twice shares the work.
+Finished arms are kept, and the results file is written after each: stop at any time and run the command again. Several
+processes with the same command share the work.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from nmlearn.lab.train.statistics import interval
 
 MODELS = {"efficientnet": "pretrained_efficientnet", "minilm": "pretrained_minilm"}
 METHODS = ("oneshot", "asp", "srste", "lbc", "lbc-after")
-FROM_DENSE = {"oneshot": "oneshot", "asp": "oneshot", "lbc-after": "lbc"}  # and the method they go on with
+FROM_DENSE = {"oneshot": "oneshot", "asp": "oneshot", "lbc-after": "lbc"}  # and the method they continue with
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """Its folder's name."""
+        """The name of its folder."""
         pattern = f"-{self.pattern.replace(':', 'of')}" if self.pattern else ""
         return f"{self.method}{pattern}-s{self.seed}"
 
     @property
     def from_dense(self) -> bool:
-        """Whether it starts from the weights of the seed's dense arm."""
+        """Whether it starts from the weights of the same seed's dense arm."""
         return self.method in FROM_DENSE
 
     @property
@@ -65,7 +65,7 @@ class Arm:
 
 
 class FineTuning(Protocol):
-    """What a model's file offers."""
+    """The interface of a model's file."""
 
     recipe: dict[str, Any]
     """All settings, for the results file."""
@@ -74,7 +74,7 @@ class FineTuning(Protocol):
         """Train the arm and save folder/model/model.safetensors; ``dense`` is the folder of the seed's dense arm.
 
         Returns:
-            accuracy (0..1), loss (nats), seconds (of training) and whatever else the results shall say.
+            accuracy (0..1), loss (nats), seconds (of training) and any further values for the results.
         """
 
 
@@ -84,11 +84,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--patterns", nargs="+", default=["2:4", "1:4", "2:8"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--out", type=Path, help="folder of the runs; runs/pretrained-MODEL unless given")
+    parser.add_argument("--out", type=Path, help="folder for the runs (default: runs/pretrained-MODEL)")
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other sizes, e.g. train=4000")
     parser.add_argument("--lbc", nargs="*", default=[], metavar="KEY=VALUE", help="other options of LBC")
-    parser.add_argument("--held-out", action="store_true", help="evaluate on training examples not used: to tune")
+    parser.add_argument("--held-out", action="store_true", help="evaluate on held-out training examples, for tuning")
     given = parser.parse_args()
     torch.set_num_threads(1)
     out = given.out or Path("runs") / f"pretrained-{given.model}"
@@ -117,20 +117,20 @@ def options(given: list[str]) -> dict[str, Any]:
 
 
 def refuse_other(path: Path, recipe: dict[str, Any]) -> None:
-    """Arms of different settings must not stand in one table."""
+    """Refuse to mix arms of different settings in one table."""
     if path.exists() and files.read_json(path) != recipe:
         raise SystemExit(f"{path} has other settings: give another --out")
     files.write_json(path, recipe)
 
 
 def next_arm(arms: list[Arm], out: Path) -> contextlib.AbstractContextManager[Arm] | None:
-    """The first arm that is neither finished, nor waits for its dense arm, nor is another process's; None for none."""
+    """The first arm that is not finished, not waiting for its dense arm and not locked by another process, or None."""
     for arm in arms:
         dense = Arm("dense", None, arm.seed)
         ready = not arm.from_dense or result_path(dense, out).exists()
         if ready and not result_path(arm, out).exists():
             lock = open_lock(out / "locks" / arm.name)
-            if lock is not None and not result_path(arm, out).exists():  # it may have finished meanwhile
+            if lock is not None and not result_path(arm, out).exists():  # it may have been finished meanwhile
                 return held(arm, lock)
     return None
 
@@ -144,7 +144,7 @@ def held(arm: Arm, lock: FileLock) -> Iterator[Arm]:
 
 
 def open_lock(path: Path) -> FileLock | None:
-    """The lock, taken; None when another process has it. Its end frees it too."""
+    """The acquired lock; None if another process holds it. The end of a process releases it too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
@@ -155,7 +155,7 @@ def open_lock(path: Path) -> FileLock | None:
 
 
 def finish(tuning: FineTuning, arm: Arm, out: Path) -> None:
-    """Run an arm and write its result, last."""
+    """Run an arm, then write its result."""
     told = environment(torch.device("cpu"))
     found = tuning.run(arm, out / "runs" / arm.name, out / "runs" / Arm("dense", None, arm.seed).name)
     row = {"method": arm.method, "pattern": arm.pattern, "seed": arm.seed, "folder": arm.name, **found}
@@ -168,7 +168,7 @@ def result_path(arm: Arm, out: Path) -> Path:
 
 
 def results(model: str, recipe: dict[str, Any], out: Path) -> dict[str, Any]:
-    """The contents of the results file: all finished arms, also those of other calls."""
+    """The contents of the results file: all finished arms, including those of other calls."""
     rows = [files.read_json(path) for path in sorted(out.glob("runs/*/result.json"))]
     told = [row.pop("environment") for row in rows]
     for row, each in zip(rows, told, strict=True):
@@ -178,14 +178,14 @@ def results(model: str, recipe: dict[str, Any], out: Path) -> dict[str, Any]:
         "what": "pretrained",
         "model": model,
         "recipe": recipe,
-        "environment": told[0],  # of the first arm by name; each run says its own commit
+        "environment": told[0],  # of the first arm by name; each run records its own commit
         "runs": rows,
         "table": table(rows),
     }
 
 
 def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Accuracy by method and pattern, and its paired difference to dense; only seeds whose dense arm is finished."""
+    """Accuracy by method and pattern, and its paired difference from dense, for seeds whose dense arm has finished."""
     dense = {row["seed"]: row["accuracy"] for row in rows if row["method"] == "dense"}
     cells: dict[tuple[str, str | None], dict[int, float]] = {}
     for row in rows:

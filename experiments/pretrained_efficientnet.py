@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 on Fashion-MNIST, for experiments/pretrained.py: by recipes/pretrained-efficientnet.yaml."""
+"""EfficientNet-Lite0 on Fashion-MNIST, for experiments/pretrained.py, with recipes/pretrained-efficientnet.yaml."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from pretrained import Arm
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "pretrained-efficientnet.yaml"
-HELD_OUT = 10_000  # the last training pictures, for tuning
-REESTIMATED = 1000  # training pictures that give batch norm its statistics after the one-shot mask
+HELD_OUT = 10_000  # the last training images, for tuning
+REESTIMATED = 1000  # training images to re-estimate batch norm statistics after the one-shot mask
 
 
 def fine_tuning(sizes: dict[str, int], lbc: dict[str, Any], held_out: bool) -> Vision:
@@ -34,7 +34,7 @@ def fine_tuning(sizes: dict[str, int], lbc: dict[str, Any], held_out: bool) -> V
     config = recipe.build(TrainConfig, recipe.load(RECIPE))
     limits = {"train_limit": sizes.get("train"), "eval_limit": sizes.get("test")}
     name = "fashion-mnist-held-out" if held_out else config.data.name
-    data.DATASETS["fashion-mnist-held-out"] = held_out_pictures
+    data.DATASETS["fashion-mnist-held-out"] = held_out_images
     source = replace(config.data, name=name, options={**config.data.options, **limits})
     method = replace(config.method, options={**config.method.options, **lbc})
     config = replace(config, data=source, method=method, epochs=sizes.get("epochs", config.epochs), threads=1)
@@ -42,7 +42,7 @@ def fine_tuning(sizes: dict[str, int], lbc: dict[str, Any], held_out: bool) -> V
 
 
 class Vision:
-    """Trains by a recipe; one-shot masks what the dense arm learned."""
+    """Trains with a recipe; one-shot masks the dense arm's weights."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
@@ -79,8 +79,8 @@ class Vision:
         return {"accuracy": found["accuracy"], "loss": found["loss"], "seconds": seconds} | {"old_batch_norm": before}
 
 
-def held_out_pictures(path: Path | None = None, **options: object) -> data.Task:
-    """Fashion-MNIST's training pictures alone, the last 10,000 for evaluation: tuning sees no test picture."""
+def held_out_images(path: Path | None = None, **options: object) -> data.Task:
+    """Fashion-MNIST's training images only, the last 10,000 for evaluation: tuning sees no test image."""
     folder = path or fashion.DEBIAN_FOLDER
     images, labels = (fashion.read_idx(folder / f"train-{part}-ubyte.gz") for part in ("images-idx3", "labels-idx1"))
     whole = fashion.labelled(images, labels)

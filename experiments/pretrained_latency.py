@@ -1,13 +1,12 @@
-"""What the learned models gain: file size and latency, packed, of seed 0 of experiments/pretrained.py and of the GPT.
+"""File size and latency of packed models: seed 0 of experiments/pretrained.py and of the GPT comparison.
 
     python experiments/pretrained_latency.py               # writes results/pretrained_latency.json
-    python experiments/pretrained_latency.py --sizes-only  # without timing, which wants an idle machine
+    python experiments/pretrained_latency.py --sizes-only  # without timing, which needs an idle machine
 
-A file is float32: the dense model's with ``nm.save(packed=False)``, the sparse one's packed. Latency is of one batch:
-the best dense (eager in its better memory format, or torch.compile with freezing) and ``nm.accelerate``, as it is or
-compiled in the same way, all calls in turns, medians. Where no layer was exchanged the sparse model is an ordinary one,
-and runs as the dense one does.
-Patterns whose models are not there are left out.
+A file is float32: the dense model's with ``nm.save(packed=False)``, the sparse one's packed. Latency is for one batch:
+the best dense (eager in its better memory format, or torch.compile with freezing) and ``nm.accelerate``, eager or
+compiled in the same way; medians of interleaved calls. If no layer was replaced, the sparse model is an ordinary one
+and runs like the dense one. Patterns without models are omitted.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pretrained_minilm
 import torch
 from torch import nn
 
 import nmlearn as nm
+import pretrained_minilm
 from nmlearn.acceleration.timing import interleaved
 from nmlearn.lab import models
 from nmlearn.lab.bench.whole import frozen
@@ -38,7 +37,7 @@ PATTERNS = ("2:4", "1:4", "2:8")
 
 @dataclass(frozen=True)
 class Learned:
-    """A model of a comparison: how it is built, where its runs lie, what it takes."""
+    """A model of a comparison: how it is built, where its runs are, and its inputs."""
 
     name: str
     runs: str
@@ -48,7 +47,7 @@ class Learned:
 
 
 def efficientnet() -> nn.Module:
-    """The network with fresh weights."""
+    """The network with newly initialised weights."""
     return models.build("efficientnet_lite_pytorch:efficientnet-lite0", classes=10, input_shape=(1, 64, 64))
 
 
@@ -78,7 +77,7 @@ LEARNED = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the comparisons' folders")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="parent folder of the comparisons")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
@@ -95,7 +94,7 @@ def main() -> None:
 
 
 def measure(learned: Learned, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row a pattern whose model is there."""
+    """One row for each pattern with a model."""
     folder = given.runs / learned.runs / "runs"
     files = {p: folder / f"lbc-{p.replace(':', 'of')}-s{given.seed}" / "model" / "model.safetensors" for p in PATTERNS}
     files = {pattern: path for pattern, path in files.items() if path.exists()}
@@ -138,18 +137,18 @@ def timed(
     learned: Learned, dense: nn.Module, sparse: dict[str, nn.Module], batch: int, seconds: float
 ) -> dict[str, dict[str, float]]:
     """By pattern: milliseconds of eager, the best dense and the accelerated model, and how many layers changed."""
-    torch.compiler.reset()  # of the models before, which would share a cache of limited length with these
+    torch.compiler.reset()  # drop earlier models, which share a cache of limited length with these
     example = repeated(learned.example, batch)
     last = copy.deepcopy(dense).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ways: dict[str, Any] = {"eager": dense, "channels_last": last, "frozen": compiled(dense, example)}
+    variants: dict[str, Any] = {"eager": dense, "channels_last": last, "frozen": compiled(dense, example)}
     packed = {}
     for pattern, model in sparse.items():
-        ways[pattern] = copy.deepcopy(model)
-        report = nm.accelerate(ways[pattern], example, cache=None)
+        variants[pattern] = copy.deepcopy(model)
+        report = nm.accelerate(variants[pattern], example, cache=None)
         packed[pattern] = sum(row.chosen for row in report.rows)
-        ways[f"{pattern} frozen"] = compiled(ways[pattern], example)
+        variants[f"{pattern} frozen"] = compiled(variants[pattern], example)
         print(f"{learned.name}, batch {batch}, {pattern}\n{report}", flush=True)
-    calls = {name: lambda model=model: call(model, example) for name, model in ways.items()}
+    calls = {name: lambda model=model: call(model, example) for name, model in variants.items()}
     with torch.inference_mode():
         times = {name: 1e3 * value for name, value in interleaved(calls, seconds=seconds, least=15).items()}
     eager = min(times["eager"], times["channels_last"])
@@ -161,14 +160,14 @@ def timed(
 
 
 def repeated(example: Any, batch: int) -> Any:
-    """The example as a batch of equal ones."""
+    """A batch of copies of the example."""
     if isinstance(example, dict):
         return {key: repeated(value, batch) for key, value in example.items()}
     return example.repeat(batch, *[1] * (example.dim() - 1))
 
 
 def compiled(model: nn.Module, example: Any) -> Any:
-    """The model as torch.compile freezes it."""
+    """The model compiled with frozen weights."""
     return frozen(model, **example) if isinstance(example, dict) else frozen(model, example)
 
 

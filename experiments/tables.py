@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def filled(page: Path) -> str:
-    """The page with every marked table made again."""
+    """The page with every marked table regenerated."""
     return _MARKED.sub(lambda match: "\n".join([match[1].rstrip(), *_lines(match[2]), match[4]]), page.read_text())
 
 
@@ -45,7 +45,7 @@ def _read(file: str) -> dict[str, Any]:
 
 
 def methods() -> list[str]:
-    """A line a registered method: its name in Python and on the command line, and the start of its docstring."""
+    """A line per registered method: its name in Python and on the command line, and the start of its docstring."""
     from nmlearn.methods import METHODS
 
     rows = [
@@ -60,7 +60,7 @@ def _first_sentence(kind: type) -> str:
 
 
 def summary() -> list[str]:
-    """README's table: what LBC from scratch costs and gives, a column a pattern."""
+    """README's table: costs and gains of LBC from scratch, with a column per pattern."""
     patterns = ("2:4", "1:4", "1:8", "1:16")
     learned = {row["pattern"]: _gap(row) for row in _read("fashion-compare.json")["table"] if row["method"] == "lbc"}
     steps = {
@@ -130,7 +130,7 @@ def comparison(result: dict[str, Any]) -> list[str]:
 
 
 def kernels(result: dict[str, Any]) -> list[str]:
-    """A line a suite and dtype: over the best dense, and over eager in brackets."""
+    """A line per suite and dtype: speed-up over the best dense, and over eager in brackets."""
     found = result["summary"]
     patterns = list(dict.fromkeys(line["pattern"] for line in found))
     rows = []
@@ -142,7 +142,7 @@ def kernels(result: dict[str, Any]) -> list[str]:
 
 
 def input_pipeline(result: dict[str, Any]) -> list[str]:
-    """What one core does of each part, and all of it with worker processes."""
+    """The speed of each stage on one core, and of the whole with worker processes."""
     rows = [[row["stage"], f"{row['images_per_cpu_second']:.0f}", ""] for row in result["stages"]]
     for row in result["whole"]:
         name = f"`image-folder`, whole, {row['workers'] or 'no'} worker{'s' * (row['workers'] != 1)}"
@@ -151,12 +151,14 @@ def input_pipeline(result: dict[str, Any]) -> list[str]:
 
 
 def pretrained(result: dict[str, Any]) -> list[str]:
-    """A line a method, a column a pattern: accuracy, and the gap to dense."""
+    """A line per method, a column per pattern: accuracy, and the gap to dense."""
+    from pretrained import METHODS
+
     cells = {(row["method"], row["pattern"]): row for row in result["table"]}
     patterns = [p for p in ("2:4", "1:4", "2:8") if any(pattern == p for _, pattern in cells)]
     dense = cells["dense", None]
     rows = [["dense", *[f"{100 * dense['accuracy_mean']:.1f}"] * len(patterns), _seeds(dense)]]
-    for method in ("oneshot", "asp", "srste", "lbc", "lbc-after"):
+    for method in METHODS:
         found = [cells.get((method, pattern)) for pattern in patterns]
         values = [f"{100 * row['accuracy_mean']:.1f}, {_gap(row, 1)}" if row else "" for row in found]
         if any(values):
@@ -168,7 +170,7 @@ METHODS_IN_GAINS = {"lbc": "LBC", "srste": "SR-STE", "asp": "ASP, data twice"}
 
 
 def gains(result: dict[str, Any]) -> list[str]:
-    """A line a model and pattern: what the methods lose, and what the packed model, LBC's, gains."""
+    """A line per model and pattern: losses of the methods, and gains of LBC's packed model."""
     head = ["model", "pattern", "dense", *METHODS_IN_GAINS.values(), "seeds", "file, MB", "smaller"]
     batches = [str(batch) for batch in result["settings"]["batch"]]
     head += [f"faster, batch {batch}" for batch in batches]
@@ -183,7 +185,7 @@ def _gain(row: dict[str, Any], batches: list[str]) -> list[str]:
 
 
 def quality(row: dict[str, Any]) -> list[str]:
-    """Of the comparison that a model comes from: dense, the methods' mean differences to it, and the seeds of LBC."""
+    """From a model's comparison: dense, the methods' mean differences from it, and the number of LBC's seeds."""
     table = _read(row["from"])["table"]
     found = {each["method"]: each for each in table if each["pattern"] in (None, row["pattern"])}
     dense, language = found["dense"], found["dense"].get("accuracy_mean") is None
@@ -211,7 +213,7 @@ def _mean(row: dict[str, Any], language: bool) -> str:
 
 
 def _loss_gap(row: dict[str, Any]) -> str:
-    """In bits per byte; data of one byte a token."""
+    """In bits per byte, for data with one byte per token."""
     values = (row[f"loss_gap_{key}"] for key in ("mean", "low", "high"))
     return _told([None if value is None else value / math.log(2) for value in values], 3)
 
@@ -223,7 +225,7 @@ def _gap(row: dict[str, Any], digits: int = 2) -> str:
 
 
 def _told(values: list[float | None], digits: int) -> str:
-    """Mean and interval; nothing for dense, the mean alone for one seed."""
+    """Mean and interval; empty for dense, only the mean for one seed."""
     mean, low, high = values
     if mean is None:
         return ""

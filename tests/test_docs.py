@@ -1,7 +1,6 @@
 """The documentation says what the results say, and what it shows runs."""
 
 import contextlib
-import importlib.util
 import io
 import json
 import re
@@ -15,14 +14,11 @@ import pytest
 
 import doc_pages
 import nmlearn as nm
+import tables
 from nmlearn import cli
 from nmlearn.cli import bench, export, import_lbc, inspect, pack, parsing, plan, report, unpack
 from nmlearn.lab.train import CompareConfig, TrainConfig
 from places import ROOT
-
-spec = importlib.util.spec_from_file_location("tables", ROOT / "experiments" / "tables.py")
-tables = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tables)
 
 PAGES = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 LIVING = [page for page in PAGES if not page.startswith(("CHANGELOG", "docs/decisions/0"))]  # the others are history

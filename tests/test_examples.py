@@ -17,12 +17,12 @@ from processes import apart
 
 EXAMPLES = ROOT / "examples"
 SAID = {
-    "plain_loop": "finished, 6.25% of the hidden layer left",
+    "plain_loop": "finished, 6.25% of the hidden layer kept",
     "huggingface_packed": "same logits: True",
-    "trainer": "finished: 25% of the queries left, 50% of the values",
-    "accelerate_loop": "finished after 128 steps, 50% of the middle left",
-    "lightning_fit": "finished, 25.00% of the hidden layer left",
-    "timm_train": "finished, at most 50.0% of each of 14 weights left",
+    "trainer": "finished: 25% of the queries and 50% of the values kept",
+    "accelerate_loop": "finished after 128 steps, 50% of the middle kept",
+    "lightning_fit": "finished, 25.00% of the hidden layer kept",
+    "timm_train": "finished, at most 50.0% of each of 14 sparse layers kept",
     "lora": "base untouched by the adapter: True; 14 merged weights are 2:4",
 }
 NEEDS = {

@@ -1,4 +1,4 @@
-"""The commands from end to end, on toys and on a few pictures."""
+"""The commands from end to end, on toys and on a few images."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_train_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         "report.html",
     ):
         assert part in shown
-    assert "was finished before" in output(capsys, "train", "--config", str(path))
+    assert "had already finished" in output(capsys, "train", "--config", str(path))
     page = tmp_path / "run" / "report.html"
     assert page.stat().st_size > 1000
     page.unlink()
@@ -64,7 +64,7 @@ def test_other_processes_of_torchrun_are_silent(
 
 
 def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # Real pictures, because processes of their own know no toys.
+    # Real images, because separate processes do not know the toys.
     train_config = replace(toy.config(tmp_path), out=None, epochs=1, batch_size=32)
     data = train.DataConfig(options={"train_limit": 64, "eval_limit": 50})
     model = train.ModelConfig("resnet8", options={"width": 8})
@@ -97,7 +97,7 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
     shown = output(capsys, "plan", "--data.name", "toy", "--model.name", "toy-conv", "--method.pattern", "1:16")
     assert "0.weight" in shown and "first convolution" in shown
-    assert "16×16×3×3" in shown and "1:16" in shown and "16 combinations" in shown
+    assert "16×16×3×3" in shown and "1:16" in shown and "16, removed" in shown
     assert "1 of 3 weights sparse" in shown
     shown = output(
         capsys, "plan", "--model.name", "resnet20", "--input_shape", "[3,32,32]", "--classes", "7",
@@ -177,7 +177,7 @@ def test_doctor_lists_the_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setenv("NMLEARN_KERNELS", str(tmp_path / "none.so"))
     (state, _, text), *_ = doctor._kernels()
     assert state is False
-    assert "was not built; packed layers run by the reference kernel" in text
+    assert "was not built; packed layers use the reference kernel" in text
     assert "apt install g++" in text
     (tmp_path / "text.so").write_text("no library")
     monkeypatch.setenv("NMLEARN_KERNELS", str(tmp_path / "text.so"))

@@ -1,4 +1,4 @@
-"""``nmlearn export``, on a toy run and on a run of real pictures."""
+"""``nmlearn export``, on a toy run and on a run with real images."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_text_model_without_data(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "config.yaml").write_text(recipe.dumps(config))
     assert cli.main(["export", str(tmp_path), "--input_shape", "[6]", "--classes", "4"]) == 0
     shown = capsys.readouterr().out
-    assert "No weight has a pattern N:M." in shown and "same outputs" in shown
+    assert "No weight has an N:M pattern." in shown and "same outputs" in shown
 
 
 def test_a_broken_run_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,7 +111,7 @@ def test_a_broken_run_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureF
 def test_what_is_no_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (tmp_path, tmp_path / "nothing.safetensors", run / "config.yaml"):
         assert cli.main(["export", str(path)]) == 2
-        assert "not the folder of a finished run" in capsys.readouterr().err
+        assert "neither the folder of a finished run" in capsys.readouterr().err
     for words in (["--batch", "0"], ["--format", "coreml"]):
         with pytest.raises(SystemExit):
             cli.main(["export", str(run), *words])

@@ -56,7 +56,7 @@ def test_check_says_good_or_bad_by_its_exit_code(run: Path, tmp_path: Path, caps
     assert cli.main(["inspect", "--check", str(run)]) == 0
     file = str(run / "model" / "model.safetensors")
     for words in (["--check", file], [file, "--check"], [file, "--check", "2:4"]):
-        assert cli.main(["inspect", *words]) == 0  # the file says which weights were taken
+        assert cli.main(["inspect", *words]) == 0  # the file records which weights are sparse
     tensors = load_file(file)
     tensors["3.weight"][1, 0:3, 2, 1] = 1.0
     save_file(tensors, tmp_path / "touched.safetensors")  # as anybody's: without a word on patterns
@@ -109,7 +109,7 @@ def test_inputs_of_transposed_layers_run_along_axis_0(tmp_path: Path, capsys: py
 def test_a_bad_group_of_few_inputs_is_named_along_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weight = sparse((64, 12), 1, Pattern("2:4"))
     weight[7, 4:8] = 1.0
-    save_file({"fc": weight, "odd": torch.rand(64, 10)}, tmp_path / "m.safetensors")  # 4 does not divide 10: left out
+    save_file({"fc": weight, "odd": torch.rand(64, 10)}, tmp_path / "m.safetensors")  # 4 does not divide 10: skipped
     assert cli.main(["inspect", str(tmp_path / "m.safetensors"), "--check", "2:4"]) == 1
     shown = capsys.readouterr().out
     assert "bad fc" in shown and "the first is [7, 4:8] with 4 non-zeros" in shown

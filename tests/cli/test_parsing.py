@@ -80,7 +80,7 @@ def test_wrong_words(words: list[str], said: str) -> None:
 
 
 def test_lists_are_asked_for_plainly() -> None:
-    for option, said in (("patterns", r"'\[2:4, 1:4\]'"), ("seeds", r"each a whole number.*'\[1, 2, 3\]'")):
+    for option, said in (("patterns", r"'\[2:4, 1:4\]'"), ("seeds", r"each entry a whole number.*'\[1, 2, 3\]'")):
         with pytest.raises(ConfigError, match=said):
             parsing.parse(CompareConfig, "compare", [f"--{option}", "2:4"], "")
 
@@ -177,7 +177,11 @@ def test_print_config_prints_a_recipe(capsys: pytest.CaptureFixture[str]) -> Non
 def test_help_says_what_belongs_there(capsys: pytest.CaptureFixture[str]) -> None:
     for command, texts in {
         "train": ("Passes over the training data. (a whole number; default: 8)", "--optim.name NAME, --optim NAME"),
-        "compare": ('(a list, each text; default: ["2:4"])', "--train.data.name NAME, --data NAME", "What all runs"),
+        "compare": (
+            '(a list, each entry text; default: ["2:4"])',
+            "--train.data.name NAME, --data NAME",
+            "that all runs share",
+        ),
         "plan": (
             "Passes over the training data.",
             "(one of fp32, bf16; default: fp32)",
@@ -238,7 +242,7 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
     monkeypatch.setattr(cli, "_run", interrupt)
     assert cli.main(["train"]) == 130
-    assert "goes on" in capsys.readouterr().err
+    assert "resumes from the last checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("package", cli.CLI_PACKAGES)
@@ -272,5 +276,5 @@ def test_sigterm_is_an_interruption(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(cli, "_run", lambda words: signal.raise_signal(signal.SIGTERM))
     assert cli.main(["compare"]) == 130
-    assert "goes on" in capsys.readouterr().err
+    assert "resumes from the last checkpoint" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -12,12 +11,10 @@ from pathlib import Path
 
 import pytest
 
+import make_debian_corpus as corpus
 from places import ROOT
 
 SCRIPT = ROOT / "experiments" / "make_debian_corpus.py"
-spec = importlib.util.spec_from_file_location("make_debian_corpus", SCRIPT)
-corpus = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(corpus)
 
 PLAIN = "This paragraph is about nothing in particular, yet it is long enough to be taken for prose by the rule"
 OTHER = "Another paragraph that stands on one page alone and is as long as the rule for paragraphs wants it to be"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,21 +10,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from places import ROOT
+import pretrained
+import tables
 
-BENCH = ROOT / "experiments"
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-pretrained, tables = script("pretrained"), script("tables")
 LOSS = {"dense": 0.0, "oneshot": 0.2, "asp": 0.04, "srste": 0.03, "lbc": 0.02, "lbc-after": 0.01}
 
 
@@ -132,7 +119,8 @@ def test_the_tables_say_what_the_results_say(made: Made, tmp_path: Path, monkeyp
 
 
 def test_an_interrupted_trainer_goes_on_from_a_whole_checkpoint(tmp_path: Path) -> None:
-    minilm = script("pretrained_minilm")
+    import pretrained_minilm as minilm
+
     assert minilm.last_checkpoint(tmp_path, "nmlearn.pt") is None
     for step in (50, 100, 150):
         (tmp_path / f"checkpoint-{step}").mkdir()

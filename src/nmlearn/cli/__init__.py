@@ -1,4 +1,4 @@
-"""The command line: ``nmlearn COMMAND``. One file per command, imported only when it is asked for."""
+"""The command line: ``nmlearn COMMAND``. One file per command, imported only when that command runs."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import nmlearn
 from nmlearn.errors import ConfigError, NMLearnError
 
 COMMANDS = {
-    "train": "train a model, learning N:M sparsity on the way",
-    "compare": "methods x patterns x seeds under one protocol",
-    "plan": "which weights of a model would be taken, and why the others not",
-    "inspect": "which pattern the weights of a file have",
-    "export": "the model of a run as an ONNX file, checked",
-    "bench": "how fast packed layers are on this machine",
-    "pack": "a model file, smaller by its zeros",
-    "unpack": "an ordinary safetensors file out of a packed one",
-    "import-lbc": "a model file out of a checkpoint of LBC's authors",
-    "report": "one HTML page about a run or a comparison",
-    "doctor": "what is installed or missing; data, models and methods with their options",
+    "train": "train a model and learn N:M sparsity during training",
+    "compare": "train methods x patterns x seeds under one protocol and compare them",
+    "plan": "show which weights of a model become sparse, and why the others stay dense",
+    "inspect": "show which N:M patterns the weights in a file have",
+    "export": "export the model of a run to ONNX and check the file",
+    "bench": "measure how fast packed layers are on this machine",
+    "pack": "write a smaller model file that leaves out the zeros",
+    "unpack": "convert a packed file to an ordinary safetensors file",
+    "import-lbc": "convert a checkpoint of the LBC authors' code to a model file",
+    "report": "write the HTML report of a run or a comparison",
+    "doctor": "show what is installed, and the data sets, models and methods with their options",
 }
 
 CLI_PACKAGES = ("pydantic", "rich", "ruamel")
@@ -36,35 +36,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: the words after ``nmlearn``; those of this process when None.
+        arguments: what follows ``nmlearn``; None means this process's own arguments.
 
     Returns:
         The exit code: 0 for success, 1 for a check that failed, 2 for an error, 130 when interrupted.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         with _terminated_as_interrupted():
-            return _explained(words, debug)
+            return _explained(arguments, debug)
     except KeyboardInterrupt:
-        goes_on = " The same command goes on from the last checkpoint." if words[:1] in (["train"], ["compare"]) else ""
-        sys.stderr.write(f"\nInterrupted.{goes_on}\n")
+        resumes = arguments[:1] in (["train"], ["compare"])
+        hint = " The same command resumes from the last checkpoint." if resumes else ""
+        sys.stderr.write(f"\nInterrupted.{hint}\n")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+    except BrokenPipeError:  # the reader of the pipe, such as head, has closed it
         sys.stderr.close()
         return 0
     except ModuleNotFoundError as error:
         if debug or (error.name or "").partition(".")[0] not in CLI_PACKAGES:
             raise
-        sys.stderr.write(f"nmlearn: no package {error.name}; the command line needs it: pip install 'nmlearn[cli]'\n")
+        sys.stderr.write(f"nmlearn: the command line needs the package {error.name}: pip install 'nmlearn[cli]'\n")
         return EXIT_ERROR
 
 
-def _explained(words: list[str], debug: bool) -> int:
-    """Run the words; what goes wrong on purpose, or in the file system, is shown in four parts."""
+def _explained(arguments: list[str], debug: bool) -> int:
+    """Run the command; errors that nmlearn raises, and those of the file system, are shown in four parts."""
     try:
-        return _run(words)
+        return _run(arguments)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -89,7 +90,7 @@ def _of_files(error: OSError) -> NMLearnError:
 
 def _show(error: NMLearnError) -> None:
     rank = os.environ.get("RANK", "0")
-    if rank != "0":  # under torchrun all processes may say the same: one panel, and a line from each of the others
+    if rank != "0":  # under torchrun all may fail alike: one panel, one line each from the others
         sys.stderr.write(f"process {rank}: {error}\n")
         return
     from nmlearn.cli import console
@@ -99,7 +100,7 @@ def _show(error: NMLearnError) -> None:
 
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C, so that a comparison ends its runs; only the main thread may."""
+    """Treat SIGTERM like Ctrl-C, so that a comparison stops its runs. Only the main thread may do this."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -110,25 +111,25 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         sys.stdout.write(_help())
         return 0
-    if words[0] in ("-V", "--version"):
+    if arguments[0] in ("-V", "--version"):
         sys.stdout.write(f"nmlearn {nmlearn.__version__}\n")
         return 0
-    command = words[0]
+    command = arguments[0]
     if command not in COMMANDS:
         import difflib
 
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean nmlearn {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"
         raise ConfigError(where="nmlearn", given=command, wrong="there is no such command", fix=hint)
-    return int(importlib.import_module(f"nmlearn.cli.{command.replace('-', '_')}").run(words[1:]))
+    return int(importlib.import_module(f"nmlearn.cli.{command.replace('-', '_')}").run(arguments[1:]))
 
 
 def _help() -> str:
-    lines = [f"  {name:10} {what}" for name, what in COMMANDS.items()]
+    lines = [f"  {name:12}{what}" for name, what in COMMANDS.items()]
     return "\n".join(
         [
             "usage: nmlearn COMMAND [OPTIONS]",
@@ -137,9 +138,9 @@ def _help() -> str:
             "",
             *lines,
             "",
-            "  nmlearn COMMAND --help   the options of a command",
+            "  nmlearn COMMAND --help   show the options of a command",
             "  --debug                  show Python's traceback of an error",
-            "  --version                the version",
+            "  --version                show the version",
             "",
             "Start with: nmlearn train",
             "",

@@ -1,4 +1,4 @@
-"""Progress bars: listeners of a training and of a comparison."""
+"""Progress bars: listeners for training and for comparisons."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from nmlearn.lab.train.config import TrainConfig
 
 
 class TrainBar:
-    """A bar over the steps of one training, and a line for every evaluation.
+    """A bar over the steps of one run, and a line for each evaluation.
 
     Attributes:
-        started: whether the training began; it does not when the run is finished already.
+        started: whether training began; it does not when the run had already finished.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -27,7 +27,7 @@ class TrainBar:
         self.started = False
 
     def __enter__(self) -> TrainBar:
-        return self  # the bar starts with the training: an error before it leaves no empty line
+        return self  # the bar starts with training: an earlier error leaves no empty line
 
     def __exit__(self, *error: object) -> None:
         _stop(self._bar)
@@ -43,7 +43,7 @@ class TrainBar:
                 loss = console.number(event["loss"], 3)
                 self._update(note=f"loss {loss}, {event['examples_per_second']:.0f} examples/s")
             case "left_out":
-                line = f" at step {event['step']}: the loss is not finite, the step is left out"
+                line = f" at step {event['step']}: the loss is not finite; the step is skipped"
                 self._bar.console.print(console.say("yellow", "warning", line))
             case "sparsity":
                 self._density = event["density"]
@@ -53,7 +53,7 @@ class TrainBar:
     def _start(self, event: dict[str, Any]) -> None:
         self.started = True
         self._bar.start()
-        start = f", going on from step {event['step']}" if event["resumed"] else ""
+        start = f", resuming from step {event['step']}" if event["resumed"] else ""
         sizes = f"{event['train_size']} training and {event['eval_size']} test examples"
         self._bar.console.print(console.say("bold", self._title, f": {sizes}{start}"))
         self._task = self._bar.add_task("training", total=event["total_steps"], completed=event["step"], note="")
@@ -77,7 +77,7 @@ class TrainBar:
 
 
 class CompareBar:
-    """A bar over all runs, one for each run that goes on, and a line for every run that ends.
+    """A bar over all runs, one for each active run, and a line for each run that ends.
 
     Args:
         total: how many runs there are.
@@ -131,7 +131,7 @@ class CompareBar:
 
 
 def _stop(bar: Progress) -> None:
-    if bar.live.is_started:  # else it would still end its line
+    if bar.live.is_started:  # otherwise it would print an empty line
         bar.stop()
 
 

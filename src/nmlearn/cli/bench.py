@@ -10,16 +10,16 @@ from typing import Any
 from nmlearn.cli import console
 from nmlearn.errors import ConfigError, check_name
 
-DESCRIPTION = """Measure packed layers against both dense baselines on this machine: eager, and the best dense (oneDNN
-with a pre-packed weight; torch.compile with freezing for whole models). Calls take turns, medians are compared. Let
-nothing else run meanwhile: threads wait for each other."""
+DESCRIPTION = """Measure packed layers against two dense baselines on this machine: eager, and the best dense (oneDNN
+with a pre-packed weight; torch.compile with freezing for whole models). Calls are interleaved and medians compared. Run
+nothing else at the same time: the threads wait for each other."""
 SUITES = ("linear", "decode", "conv", "model")
 DTYPES = ("float32", "bfloat16")
 
 
-def run(words: list[str]) -> int:
-    """Measure as the words say."""
-    given = parser().parse_args(words)
+def run(arguments: list[str]) -> int:
+    """Run the benchmark."""
+    given = parser().parse_args(arguments)
     import torch
 
     from nmlearn.lab import bench
@@ -33,7 +33,7 @@ def run(words: list[str]) -> int:
     if given.threads:
         torch.set_num_threads(given.threads)
     if not native.isa():
-        wrong = "the CPU kernels are not built or not for this machine"
+        wrong = "the CPU kernels are not built, or do not support this machine"
         raise ConfigError(where="nmlearn bench", given=native.isa(), wrong=wrong, fix="see nmlearn doctor")
     console.out.print(f"{native.isa()} kernels, {torch.get_num_threads()} threads")
     rows: list[dict[str, Any]] = []
@@ -44,7 +44,7 @@ def run(words: list[str]) -> int:
                 for row in bench.SUITES[suite](given.pattern or bench.PATTERNS, getattr(torch, dtype), given.seconds):
                     rows.append(row)
                     _say(row)
-            if given.out:  # what is measured is kept, also when it is interrupted
+            if given.out:  # after each suite, so that an interruption loses nothing measured
                 found = {"what": "nmlearn bench", "environment": started, "summary": bench.summary(rows), "rows": rows}
                 files.write_text(given.out, json.dumps(found, indent=1) + "\n")
     _table(bench.summary(rows))
@@ -52,14 +52,14 @@ def run(words: list[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command takes."""
+    """The command's options."""
     parser = argparse.ArgumentParser(prog="nmlearn bench", description=DESCRIPTION)
-    parser.add_argument("suite", nargs="*", help=f"any of {', '.join(SUITES)}; all of them when none is named")
-    parser.add_argument("--pattern", nargs="+", help="patterns; 2:4 4:8 1:4 2:8 1:8 2:16 1:16 unless given")
+    parser.add_argument("suite", nargs="*", help=f"any of {', '.join(SUITES)} (default: all)")
+    parser.add_argument("--pattern", nargs="+", help="patterns (default: 2:4 4:8 1:4 2:8 1:8 2:16 1:16)")
     parser.add_argument("--dtype", nargs="+", default=["float32"], choices=DTYPES)
-    parser.add_argument("--threads", type=int, default=0, help="threads; torch's own number unless given")
+    parser.add_argument("--threads", type=int, default=0, help="number of threads (default: torch's)")
     parser.add_argument("--seconds", type=float, default=1.0, help="how long to time each case")
-    parser.add_argument("--out", type=Path, help="a JSON file for all rows")
+    parser.add_argument("--out", type=Path, help="JSON file to write all rows to")
     return parser
 
 
@@ -74,7 +74,7 @@ def _table(found: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     patterns = list(dict.fromkeys(line["pattern"] for line in found))
-    table = Table(title="times faster than the best dense (than eager)")
+    table = Table(title="speed-up over the best dense (over eager)")
     table.add_column("")
     for pattern in patterns:
         table.add_column(pattern, justify="right")

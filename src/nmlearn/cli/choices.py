@@ -1,4 +1,4 @@
-"""What names and options there are to choose from, read off the code that takes them."""
+"""The available names and options, read from the code that accepts them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Row = tuple[bool | None, str, str]
 
 
 def models() -> Iterator[Row]:
-    """The models of our own, and where others come from; each with its options and their defaults."""
+    """Our own models and the sources of others, each with its options and their defaults."""
     from nmlearn.lab.models import MODELS, external, option_parameters
 
     for name in MODELS:

@@ -11,12 +11,12 @@ from nmlearn.lab.train.config import CompareConfig
 
 DESCRIPTION = """Train methods x patterns x seeds under one protocol, and compare them with dense training.
 
-Runs of one seed share initial weights and batches. Finished runs are kept: the same command goes on where it was."""
+Runs of one seed share initial weights and batches. Finished runs are kept: the same command resumes the rest."""
 
 
-def run(words: list[str]) -> int:
-    """Compare as the words say; 1 when a run failed."""
-    config = parsing.parse(CompareConfig, "compare", words, DESCRIPTION)
+def run(arguments: list[str]) -> int:
+    """Run the comparison; 1 when a run failed."""
+    config = parsing.parse(CompareConfig, "compare", arguments, DESCRIPTION)
     from nmlearn.lab.train.compare import compare, plan_runs, results_path
 
     runs = list(plan_runs(config))
@@ -28,7 +28,7 @@ def run(words: list[str]) -> int:
     _notes(results)
     import nmlearn.lab.report
 
-    for result in results["runs"]:  # first, because the comparison's page links to those that are there
+    for result in results["runs"]:  # first, because the comparison's page links to the reports that exist
         nmlearn.lab.report.write(Path(config.folder) / "runs" / result["folder"])
     path = Path(config.folder) / "results.json" if results["failures"] else results_path(config)
     console.out.print(f"results  {path}", soft_wrap=True)
@@ -67,11 +67,11 @@ def _gap(row: dict[str, Any]) -> str:
 
 def _notes(results: dict[str, Any]) -> None:
     seeds = len(results["seeds"])
-    paired = f"with its 95 % t-interval over {seeds} paired seeds" if seeds > 1 else "of the one seed"
+    paired = f"with its 95 % t-interval over {seeds} paired seeds" if seeds > 1 else "of a single seed"
     console.out.print(
-        f"\ngap: percentage points to the dense run {paired}. time: training, median. state: bytes beside the "
-        "model per weight taken, at most. arithmetic: training FLOPs of the layers taken relative to dense; fewer "
-        "FLOPs are fewer seconds only where a kernel makes use of them.\n",
+        f"\ngap: percentage points to the dense run {paired}. time: training, median. state: peak bytes "
+        "per sparse weight in addition to the model. arithmetic: training FLOPs of the sparse layers relative to "
+        "dense; fewer FLOPs save time only where a kernel exploits them.\n",
         style="dim",
     )
     for failure in results["failures"]:

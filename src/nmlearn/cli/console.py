@@ -1,4 +1,4 @@
-"""How things look in a terminal: one console, one way to show errors, tables and numbers."""
+"""Terminal output: one console, and how errors, tables and numbers are shown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.text import Text
 
 from nmlearn.errors import NMLearnError
 
-# Names of weights, files and options may hold square brackets: no markup unless a line of ours asks for it.
+# Names of weights, files and options may hold square brackets: no markup unless one of our lines needs it.
 out = Console(highlight=False, markup=False)
 err = Console(stderr=True, highlight=False, markup=False)
 DASH = "–"
@@ -29,7 +29,7 @@ def show_error(error: NMLearnError) -> None:
 
 
 def say(style: str, word: str, rest: str = "", width: int = 0) -> Text:
-    """A word in a style, and plain text after it; ``width`` pads the word."""
+    """A styled word followed by plain text; ``width`` pads the word."""
     return Text.assemble((word.ljust(width), style), rest)
 
 
@@ -38,7 +38,7 @@ def table(*columns: str, right: str = "") -> Table:
 
     Args:
         columns: headings.
-        right: those of them, separated by commas, whose cells are numbers: aligned to the right.
+        right: the headings of right-aligned (numeric) columns, separated by commas.
     """
     numbers = {name for name in right.split(",") if name}
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -50,12 +50,12 @@ def table(*columns: str, right: str = "") -> Table:
 
 
 def percent(value: float | None, digits: int = 2) -> str:
-    """A share as a percentage."""
+    """A fraction as a percentage."""
     return DASH if value is None else f"{100 * value:.{digits}f} %"
 
 
 def precisions(values: dict[str, Any]) -> list[tuple[str, float]]:
-    """Names and values of a detector's average precisions; none of other models."""
+    """Names and values of a detector's average precisions; empty for other models."""
     known = {"box_ap": "box AP", "mask_ap": "mask AP"}
     return [(name, values[key]) for key, name in known.items() if values.get(key) is not None]
 

@@ -1,4 +1,4 @@
-"""``nmlearn doctor``: what is installed, what is missing, what to do about it, and what there is to choose from."""
+"""``nmlearn doctor``: show what is installed or missing, and the available data sets, models and methods."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ PACKAGES = {
     "onnxruntime": "nmlearn export, to compare outputs",
 }
 BUILD_KERNELS = (
-    "It is built with nmlearn where there is a C++ compiler (on Debian: apt install g++): install nmlearn again, or "
-    "type `make kernels` in a clone of it"
+    "Installing nmlearn builds it where there is a C++ compiler (on Debian: apt install g++): reinstall nmlearn, or "
+    "run `make kernels` in a clone"
 )
 INSTALL_NAMES = {"PIL": "pillow"}
-MARGIN = 26  # columns before a row's text
+MARGIN = 26  # columns before the text of a row
 
 
-def run(words: list[str]) -> int:
-    """Print what there is. Nothing that is missing is an error: all of it is optional."""
-    argparse.ArgumentParser(prog="nmlearn doctor", description=(__doc__ or "").split(": ", 1)[1]).parse_args(words)
+def run(arguments: list[str]) -> int:
+    """Print what is available. A missing part is no error: all of them are optional."""
+    argparse.ArgumentParser(prog="nmlearn doctor", description=(__doc__ or "").split(": ", 1)[1]).parse_args(arguments)
     parts = {
         "This machine": _machine(),
         "Kernels for packed weights": _kernels(),
@@ -56,7 +56,7 @@ def run(words: list[str]) -> int:
 
 
 def _print(state: bool | None, name: str, text: str) -> None:
-    """One row; lines break between words only, so that addresses stay whole."""
+    """One row; lines break only between words, so that URLs stay whole."""
     width = max(MARGIN + 20, console.out.width)
     lines = [
         line
@@ -80,7 +80,9 @@ def _machine() -> Iterator[Row]:
     yield None, "nmlearn", nmlearn.__version__
     yield None, "Python", f"{platform.python_version()}, {sys.executable}"
     yield None, "torch", torch.__version__
-    yield None, "processor", f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used by torch"
+    threads = torch.get_num_threads()
+    used = f"{threads} thread{'s' * (threads != 1)} used by torch"
+    yield None, "processor", f"{cpu_name()}, {os.cpu_count()} cores, {used}"
     yield None, "instructions", _instructions()
     cuda = torch.cuda.is_available()
     yield cuda, "CUDA", torch.cuda.get_device_name() if cuda else "not available: training runs on the processor"
@@ -100,7 +102,7 @@ def _kernels() -> Iterator[Row]:
     from nmlearn.packed.kernels import semi_structured, triton_decode
 
     problem = native.problem()
-    slow = "packed layers run by the reference kernel, which is slower than dense"
+    slow = "packed layers use the reference kernel, which is slower than dense"
     yield not problem, "CPU", f"{problem}; {slow}. {BUILD_KERNELS}" if problem else f"{native.isa()} instructions"
     example = torch.zeros(1, 64, dtype=torch.bfloat16, device="cuda" if torch.cuda.is_available() else "cpu")
     gpu = {
@@ -125,9 +127,10 @@ def _install(name: str) -> str:
     from nmlearn.lab.models.external import NEED_TORCHVISION
 
     if name in NEED_TORCHVISION and torch.version.cuda is None:
+        package = "" if name == "torchvision" else f"{name} and "
         return (
-            f"install {name} with a torchvision built like this torch, {torch.__version__}: a plain pip install can "
-            "bring one for CUDA, which does not import beside it"
+            f"install {package}a torchvision built for this torch, {torch.__version__}: a plain pip install may "
+            "pull in a CUDA build, which this torch cannot import"
         )
     return f"pip install {INSTALL_NAMES.get(name, name)}"
 

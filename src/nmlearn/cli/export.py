@@ -1,4 +1,4 @@
-"""``nmlearn export``: the model of a run for other runtimes."""
+"""``nmlearn export``: export the model of a run for other runtimes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Write the model of a run, dense with its zeros, as an ONNX file.
 
-The file is run in ONNX Runtime when that is installed, and its outputs are compared with the model's; every sparse
-weight is looked up in the file. The table shows where it lies there, and whether TensorRT's 2:4 kernels may take it."""
+If ONNX Runtime is installed, the file is run in it and the outputs are compared with the model's. Every sparse weight
+is looked up in the file: the table shows where it is stored, and whether TensorRT's 2:4 kernels can use it."""
 MODEL = Path("model", "model.safetensors")
 PATTERNS = "nmlearn.patterns"  # in a file's metadata: JSON, weight -> pattern
-EXAMPLES = 2  # a batch of one is where exporters take a free dimension for a fixed one
+EXAMPLES = 2  # exporters treat a free dimension as fixed when the batch size is one
 
 
-def run(words: list[str]) -> int:
-    """Export as the words say."""
-    given = parser().parse_args(words)
+def run(arguments: list[str]) -> int:
+    """Run the export."""
+    given = parser().parse_args(arguments)
     folder, file = _found(given.path)
     from nmlearn.integrations.onnx import export_onnx
     from nmlearn.lab.train import recipe, setting
@@ -50,14 +50,14 @@ def run(words: list[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command takes."""
+    """The command's options."""
     parser = argparse.ArgumentParser(prog="nmlearn export", description=DESCRIPTION)
     parser.add_argument("path", type=Path, help="a run folder, or a model in one: RUN/model/average.safetensors")
     parser.add_argument("--format", choices=["onnx"], default="onnx", help="what to write (default: onnx)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: beside the model)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: next to the model)")
     parser.add_argument("--batch", type=_positive, metavar="B", help="fix the batch size (default: any)")
-    parser.add_argument("--opset", type=int, default=20, help="the version of ONNX's operators (default: 20)")
-    parser.add_argument("--input_shape", metavar="[C,H,W]", help="of one input; with --classes, no data is read")
+    parser.add_argument("--opset", type=int, default=20, help="ONNX operator set version (default: 20)")
+    parser.add_argument("--input_shape", metavar="[C,H,W]", help="shape of one input; with --classes, no data is read")
     parser.add_argument("--classes", type=_positive, help="number of outputs")
     return parser
 
@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return number
 
 
@@ -77,14 +77,14 @@ def _found(path: Path) -> tuple[Path, Path]:
         raise ConfigError(
             where="export",
             given=path,
-            wrong=f"not the folder of a finished run, nor a model in one: no {missing[0]}",
-            fix="give what nmlearn train wrote; a model of your own goes through nmlearn.integrations.onnx.export_onnx",
+            wrong=f"neither the folder of a finished run nor a model in one: no {missing[0]}",
+            fix="give a run of nmlearn train; export your own model with nmlearn.integrations.onnx.export_onnx",
         )
     return folder, file
 
 
 def _patterns(file: Path) -> dict[str, str] | None:
-    """What the file says of its weights; None where it says nothing, and their zeros have to."""
+    """The patterns recorded in the file; None where there are none, and the zeros decide."""
     from safetensors import safe_open
 
     with safe_open(file, "pt") as opened:
@@ -109,7 +109,7 @@ def _of_data(config: TrainConfig, given: argparse.Namespace) -> tuple[nn.Module,
 
 
 def _of_shape(config: TrainConfig, given: argparse.Namespace) -> tuple[nn.Module, Tensor]:
-    """The run's model, not loaded yet, and made-up inputs: noise, or tokens that every vocabulary has."""
+    """The run's model, not loaded yet, and synthetic inputs: noise, or tokens that every vocabulary has."""
     import torch
 
     from nmlearn.lab import models
@@ -132,8 +132,8 @@ def _shape(given: argparse.Namespace) -> tuple[int, ...]:
         raise ConfigError(
             where="export",
             given=f"--input_shape {given.input_shape}, --classes {given.classes}",
-            wrong="a model needs the shape of its inputs, a list of numbers, and the number of its outputs",
-            fix="give both, for instance --input_shape '[3,224,224]' --classes 1000, or none: then the data says",
+            wrong="both the input shape (a list of numbers) and the number of outputs are needed",
+            fix="give both, e.g. --input_shape '[3,224,224]' --classes 1000, or neither, to take them from the data",
         )
     return tuple(shape)
 
@@ -142,12 +142,12 @@ def _show(export: OnnxExport) -> None:
     if export.weights:
         console.out.print(_table(export))
     else:
-        console.out.print("No weight has a pattern N:M.")
+        console.out.print("No weight has an N:M pattern.")
     for name in export.unused:
         console.out.print(f"{name} is not in the file: no output depends on it.", soft_wrap=True)
     found = export.difference
     if found is None:
-        console.out.print(console.say("yellow", "not compared", ": pip install onnxruntime to run the file"))
+        console.out.print(console.say("yellow", "not compared", ": run pip install onnxruntime to check the file"))
     else:
         ratio = f"{found.relative:.1e} of the largest output, {found.absolute:.1e} absolute"
         console.out.print(console.say("green", "same outputs", f" in ONNX Runtime: the largest difference is {ratio}"))

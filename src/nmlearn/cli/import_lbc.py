@@ -1,4 +1,4 @@
-"""``nmlearn import-lbc``: a model file out of a checkpoint of LBC's authors."""
+"""``nmlearn import-lbc``: convert a checkpoint of the LBC authors' code to a model file."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from nmlearn.errors import FormatError
 if TYPE_CHECKING:
     from nmlearn.files.lbc_authors import Layer
 
-DESCRIPTION = """Read a checkpoint of the code of LBC's authors, which holds dense weights and a score for each
-combination, and write the final model: in every group the zeros of its best combination, and ordinary names. The file
-is read as tensors and plain values; no code in it is run."""
+DESCRIPTION = """Convert a checkpoint of the LBC authors' code, which holds dense weights and a score for each
+combination, to a final model. Every group gets the zeros of its best combination, and weights get ordinary names. The
+file is read as tensors and plain values; no code in it is run."""
 
 
-def run(words: list[str]) -> int:
-    """Convert as the words say."""
-    given = parser().parse_args(words)
+def run(arguments: list[str]) -> int:
+    """Run the conversion."""
+    given = parser().parse_args(arguments)
     from nmlearn.files import lbc_authors as authors
     from nmlearn.files import model_file as checkpoint
 
@@ -44,39 +44,39 @@ def run(words: list[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command takes."""
+    """The command's options."""
     parser = argparse.ArgumentParser(prog="nmlearn import-lbc", description=DESCRIPTION)
     add = parser.add_argument
-    add("source", metavar="IN", type=Path, help="a checkpoint that torch.save wrote")
+    add("source", metavar="IN", type=Path, help="a checkpoint written by torch.save")
     add("target", metavar="OUT", type=Path, help="the file to write, packed")
     add("--dense", action="store_true", help="write an ordinary safetensors file with the zeros in place")
-    add("--strict", action="store_true", help="refuse when a group has not come down to one combination")
-    add("--ema", action="store_true", help="the weights of model_ema, with the masks of the model")
-    add("--pattern", metavar="N:M", help="refuse tables of another pattern; N of M are kept")
-    add("--state", metavar="KEY", help="the entry that holds the state dict; state_dict or model unless given")
-    add("--scores", metavar="NAME", default="alpha", help="what a layer's scores are called (default: alpha)")
-    add("--table", metavar="NAME", default="index_list", help="and its combinations (default: index_list)")
+    add("--strict", action="store_true", help="fail if a group has more than one combination left")
+    add("--ema", action="store_true", help="use the weights of model_ema, with the masks of the model")
+    add("--pattern", metavar="N:M", help="fail on tables of another pattern; N of M are kept")
+    add("--state", metavar="KEY", help="entry with the state dict (default: state_dict or model)")
+    add("--scores", metavar="NAME", default="alpha", help="name of a layer's scores (default: alpha)")
+    add("--table", metavar="NAME", default="index_list", help="name of a layer's combinations (default: index_list)")
     return parser
 
 
 def _read(path: Path) -> object:
-    """What a file holds, tensors and plain values only.
+    """The contents of a file, tensors and plain values only.
 
     Raises:
-        FormatError: a file that is damaged, or that could only be read by running code.
+        FormatError: the file is damaged, or can only be read by running code.
     """
     import torch
 
     # The DeiT code stores its command line: a Namespace is a bag of values, and building one runs nothing.
     allowed = torch.serialization.safe_globals([argparse.Namespace])
-    damaged = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError)  # OSError from a cut archive
+    damaged = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError)  # OSError from a truncated archive
     with path.open("rb") as file, allowed:
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
         except damaged as error:
             why = (str(error) or type(error).__name__).splitlines()[0]
             wrong = f"it cannot be read as tensors: {why}"
-            fix = "give a checkpoint of torch.save; if you trust it, save its state dict alone and give that"
+            fix = "give a checkpoint of torch.save; if you trust this one, save only its state dict and give that"
             raise FormatError(where=str(path), given="IN", wrong=wrong, fix=fix) from error
 
 
@@ -84,10 +84,10 @@ def _say(found: list[Layer]) -> None:
     for pattern in dict.fromkeys(each.grouping.pattern for each in found):
         own = [each for each in found if each.grouping.pattern == pattern]
         groups = sum(len(each.scores) for each in own)
-        console.out.print(f"{len(own)} weights are {pattern}: {groups:,} groups, each of them verified")
+        console.out.print(f"{len(own)} weights are {pattern}: {groups:,} groups, all verified")
     for what, count in (
-        ("had several combinations alive; the best-scored one was taken", sum(each.undecided for each in found)),
-        ("had none alive and are all zeros, as in the network that was trained", sum(each.empty for each in found)),
+        ("had several combinations left; the best-scored one was used", sum(each.undecided for each in found)),
+        ("had none left and are all zeros, as in the trained network", sum(each.empty for each in found)),
     ):
         if count:
             console.out.print(f"{count:,} groups {what}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""``nmlearn inspect``: the patterns that the zeros of a file show."""
+"""``nmlearn inspect``: show the patterns of the zeros in a file."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ if TYPE_CHECKING:
     from nmlearn.files.model_file import Stored
 
 EXIT_BAD = 1
-DESCRIPTION = """Show of each weight the tightest pattern N:M that its zeros fulfil along the input dimension (M of 2,
-4, 8, 16, 32, 64), and of a packed file also the pattern and the index code with which it is stored. Where neither a
-run's plan nor a packed file says which dimension that is, it is found from the zeros.
+DESCRIPTION = """Show the tightest N:M pattern that the zeros of each weight satisfy along the input dimension (M of 2,
+4, 8, 16, 32, 64). For a packed file, also show the stored pattern and index code. Where neither a run's plan nor a
+packed file records which dimension that is, it is inferred from the zeros.
 
-With --check the weights must fulfil a pattern: the exit code is 1 when one does not, and the first bad group is
-named. In a run folder or a model of nmlearn's these are the weights that were taken, in another file all that M
+With --check the weights must satisfy a pattern: if one does not, the exit code is 1 and the first bad group is named.
+In a run folder or a model written by nmlearn the sparse weights are checked; in other files, all weights that M
 divides."""
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight of a file."""
+    """A weight in a file."""
 
     name: str
     tensor: Tensor
     axis: int | None
-    """What the run's plan or the file says runs along its inputs; None where neither says."""
+    """The input axis recorded in the run's plan or the file; None where neither records it."""
     pattern: str | None
-    """What the run's plan or the file says it has; None where neither says, or for a dense weight."""
+    """The pattern recorded in the run's plan or the file; None where neither does, or for a dense weight."""
     nbytes: int
-    """How many the file takes for it; a further name of a tied weight takes none."""
+    """Its size in the file; a further name of a tied weight takes no bytes."""
     stored: str
-    """Pattern and index code when it is packed."""
+    """Pattern and index code of a packed weight."""
 
     def along(self, pattern: Pattern | None) -> int:
-        """The axis of its inputs, guessed where nothing says it; a pattern that it should have helps."""
+        """Its input axis, inferred from the zeros where it is not recorded; an expected pattern helps."""
         from nmlearn.maths.zeros import input_axis
 
         return input_axis(self.tensor != 0, pattern) if self.axis is None else self.axis
 
 
-def run(words: list[str]) -> int:
-    """Inspect as the words say; 1 when a check failed."""
-    given = parser().parse_args(_check_apart(words))
+def run(arguments: list[str]) -> int:
+    """Run the inspection; 1 when a check failed."""
+    given = parser().parse_args(_check_apart(arguments))
     weights = [weight for weight in _read(given.path) if fnmatch.fnmatchcase(weight.name, given.only)]
     if given.check is None:
         console.out.print(_table(weights))
@@ -63,7 +63,7 @@ def run(words: list[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command takes."""
+    """The command's options."""
     parser = argparse.ArgumentParser(prog="nmlearn inspect", description=DESCRIPTION)
     parser.add_argument("path", type=Path, help="a safetensors file or a run folder")
     parser.add_argument(
@@ -73,16 +73,16 @@ def parser() -> argparse.ArgumentParser:
         const="plan",
         help="fail unless this pattern holds; without N:M, unless each weight has the pattern it was trained with",
     )
-    parser.add_argument("--only", metavar="GLOB", default="*", help="look only at weights whose name matches")
+    parser.add_argument("--only", metavar="GLOB", default="*", help="only weights whose name matches")
     return parser
 
 
-def _check_apart(words: list[str]) -> list[str]:
-    """--check takes the word after it only when that looks like a pattern, not when it is the path."""
-    following = [*words[1:], ""]
+def _check_apart(arguments: list[str]) -> list[str]:
+    """--check takes the argument after it only when that looks like a pattern, not when it is the path."""
+    following = [*arguments[1:], ""]
     return [
-        f"{word}=plan" if word == "--check" and (":" not in after or Path(after).exists()) else word
-        for word, after in zip(words, following, strict=True)
+        f"{argument}=plan" if argument == "--check" and (":" not in after or Path(after).exists()) else argument
+        for argument, after in zip(arguments, following, strict=True)
     ]
 
 
@@ -106,7 +106,7 @@ def _read(path: Path) -> list[Weight]:
 
 
 def _patterns(file: Path) -> dict[str, str]:
-    """The patterns that a run wrote into its model; packing and unpacking keep them."""
+    """The patterns that a run recorded in its model file; packing and unpacking keep them."""
     from nmlearn.files import model_file as checkpoint
 
     text = checkpoint.notes(file).get(PATTERNS, "{}")
@@ -119,8 +119,8 @@ def _patterns(file: Path) -> dict[str, str]:
         raise FormatError(
             where=f"{file}: {PATTERNS}",
             given="metadata",
-            wrong=f"no patterns can be read from it: {error}",
-            fix="give the file of a run, or one without this metadata",
+            wrong=f"its patterns cannot be read: {error}",
+            fix="give the model file of a run, or a file without this metadata",
         ) from error
 
 
@@ -166,15 +166,15 @@ def _check(weights: list[Weight], given: argparse.Namespace) -> int:
             console.out.print(console.say("red", "bad", f" {weight.name}"), soft_wrap=True)
             console.out.print(f"    {why}", markup=False, soft_wrap=True)
             return EXIT_BAD
-    console.out.print(console.say("green", "good", f" every group of {len(wanted)} weights fulfils its pattern"))
+    console.out.print(console.say("green", "good", f" every group of {len(wanted)} weights satisfies its pattern"))
     for weight, _, axis in wanted:
-        if weight.axis is None and axis != 1:  # a guess, which the reader may know to be wrong
+        if weight.axis is None and axis != 1:  # inferred; the reader may know better
             console.out.print(console.say("yellow", "note", f" {weight.name}:{_said(axis)}"), soft_wrap=True)
     return 0
 
 
 def _said(axis: int) -> str:
-    """Nothing about the usual axis."""
+    """Empty for the usual axis."""
     return "" if axis == 1 else f" along axis {axis}"
 
 
@@ -182,8 +182,8 @@ def _wanted(weights: list[Weight], given: argparse.Namespace) -> list[tuple[Weig
     """The weights to check, each with its pattern and its axis."""
     planned = [weight for weight in weights if weight.pattern]
     asked = None if given.check == "plan" else Pattern(given.check)
-    taken = planned if planned or asked is None else weights
-    patterns = [(weight, asked or Pattern(str(weight.pattern))) for weight in taken]
+    chosen = planned if planned or asked is None else weights
+    patterns = [(weight, asked or Pattern(str(weight.pattern))) for weight in chosen]
     wanted = [(weight, pattern, weight.along(pattern)) for weight, pattern in patterns]
     if not planned:
         wanted = [one for one in wanted if one[0].tensor.shape[one[2]] % one[1].m == 0]
@@ -191,7 +191,7 @@ def _wanted(weights: list[Weight], given: argparse.Namespace) -> list[tuple[Weig
         raise ConfigError(
             where="inspect --check",
             given=given.path,
-            wrong="no weight to check: none was taken, or M divides none",
+            wrong="no weight to check: none is sparse, or M divides none",
             fix="give a pattern, another --only, or a run folder with sparse weights",
         )
     return wanted

@@ -1,4 +1,4 @@
-"""The model file that a command line names, and what became of it."""
+"""The model file named on the command line, and the file written from it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from nmlearn.cli import console
 
 
 def locate(path: Path) -> Path:
-    """The file itself; of a run folder, its finished model."""
+    """The file itself, or the finished model in a run folder."""
     return path / "model" / "model.safetensors" if path.is_dir() else path
 
 
 def written(source: Path, target: Path, write: Callable[[], None]) -> None:
-    """Write a file from another and say how large they are.
+    """Convert a file and print both sizes.
 
     Raises:
-        WriteError: the system refuses, for want of space or a permission.
+        WriteError: the system refuses, for lack of space or permission.
     """
     before = source.stat().st_size if source.exists() else 0  # the two may be one file
     write()

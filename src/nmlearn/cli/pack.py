@@ -1,4 +1,4 @@
-"""``nmlearn pack``: a model file, smaller by its zeros."""
+"""``nmlearn pack``: write a model file that leaves out the zeros."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from nmlearn.cli import console
 from nmlearn.cli.model_file import locate, written
 from nmlearn.errors import ConfigError
 
-DESCRIPTION = """Pack a model file: of every weight whose zeros show a pattern N:M along its inputs, N values of every
-group and an index are stored, the rest as it is. `nmlearn unpack` restores every bit but the sign of zeros."""
+DESCRIPTION = """Pack a model file: a weight whose zeros form an N:M pattern along its inputs is stored as N values and
+an index per group, all other tensors unchanged. `nmlearn unpack` restores every bit except the sign of zeros."""
 
 
-def run(words: list[str]) -> int:
-    """Pack as the words say."""
-    given = parser().parse_args(words)
+def run(arguments: list[str]) -> int:
+    """Pack the file."""
+    given = parser().parse_args(arguments)
     from nmlearn.files import model_file as checkpoint
 
     source, patterns = locate(given.source), dict(_rule(text) for text in given.pattern)
     written(source, given.target, lambda: checkpoint.convert(source, given.target, patterns=patterns))
     stored = checkpoint.stored(given.target)
     packed = sum(one.encoding is not None for one in stored.values())
-    console.out.print(f"packed {packed} of {len(stored)} tensors; nmlearn inspect shows which")
+    console.out.print(f"packed {packed} of {len(stored)} tensors; nmlearn inspect lists them")
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command takes."""
+    """The command's options."""
     parser = argparse.ArgumentParser(prog="nmlearn pack", description=DESCRIPTION)
     parser.add_argument("source", metavar="IN", type=Path, help="a safetensors file or a run folder")
     parser.add_argument("target", metavar="OUT", type=Path, help="the packed file")
@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="GLOB=N:M",
         action="append",
         default=[],
-        help="pack what matches with this pattern instead of its tightest, or GLOB=dense not at all; the last one wins",
+        help="pack matching weights with this pattern, not their tightest; GLOB=dense: do not pack; last match wins",
     )
     return parser
 
@@ -44,5 +44,5 @@ def parser() -> argparse.ArgumentParser:
 def _rule(text: str) -> tuple[str, str | None]:
     glob, equals, pattern = text.rpartition("=")
     if not equals:
-        raise ConfigError(where="--pattern", given=text, wrong="it is not GLOB=N:M", fix="write for instance 'fc*=2:4'")
+        raise ConfigError(where="--pattern", given=text, wrong="not GLOB=N:M", fix="write for instance 'fc*=2:4'")
     return glob, None if pattern == "dense" else pattern

@@ -1,7 +1,7 @@
 """Command line and recipe files -> configuration dataclasses.
 
-Options and the keys of recipes (``--config FILE``) are laid over each other in the order they are given;
-:mod:`nmlearn.lab.train.recipe` checks the whole once, and its errors get the option or file that gave the value.
+Options and recipes (``--config FILE``) override each other in the order given. :mod:`nmlearn.lab.train.recipe` checks
+the result once, and its errors name the option or file that the value came from.
 """
 
 from __future__ import annotations
@@ -21,26 +21,28 @@ Config = TypeVar("Config")
 Settings = Mapping[str, recipe.Schema]
 Place = tuple[str, ...]
 
-# A comparison has its models in `train`, and methods and patterns of its own.
+# A comparison has its model in `train`, and its own methods and patterns.
 SHORT = {f"{above}{group}.name": f"--{group}" for group in ("data", "model", "optim") for above in ("", "train.")}
 SHORT |= {"method.name": "--method", "method.pattern": "--pattern"}
 
 
-def parse(kind: type[Config], command: str, words: list[str], description: str, hidden: tuple[str, ...] = ()) -> Config:
+def parse(
+    kind: type[Config], command: str, arguments: list[str], description: str, hidden: tuple[str, ...] = ()
+) -> Config:
     """The configuration that a command line asks for; ``--help`` and ``--print_config`` print and exit.
 
     Args:
         kind: the configuration's dataclass.
         command: the command's name.
-        words: what came after it.
+        arguments: what follows the command.
         description: what the command does, for its help.
-        hidden: options that the command takes, for the sake of recipes, and makes nothing of.
+        hidden: options that the command accepts, because recipes have them, and ignores.
 
     Raises:
         ConfigError: an unknown option or key, or a value that does not fit.
     """
     known = recipe.settings(kind)
-    given = _given(_parser(kind, known, f"nmlearn {command}", description, hidden, words), known, words)
+    given = _given(_parser(kind, known, f"nmlearn {command}", description, hidden, arguments), known, arguments)
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for place, schema, text in given.laid:
@@ -60,14 +62,12 @@ def parse(kind: type[Config], command: str, words: list[str], description: str, 
 
 
 def _parser(
-    kind: type, known: Settings, program: str, description: str, hidden: tuple[str, ...], words: list[str]
+    kind: type, known: Settings, program: str, description: str, hidden: tuple[str, ...], arguments: list[str]
 ) -> argparse.ArgumentParser:
     usage = f"{program} [--config RECIPE.yaml] [OPTIONS]"
     parser = argparse.ArgumentParser(program, usage, description, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--print_config", action="store_true", help="Print the recipe that all this makes, and exit.")
-    _add(
-        parser, ["--config"], (), {}, help="A recipe: a YAML file with any of the options below.", metavar="RECIPE.yaml"
-    )
+    parser.add_argument("--print_config", action="store_true", help="Print the resulting recipe and exit.")
+    _add(parser, ["--config"], (), {}, help="YAML file that sets any of the options below.", metavar="RECIPE.yaml")
     groups = {"": parser.add_argument_group((kind.__doc__ or "").rstrip("."))}
     for key, schema in known.items():
         if "properties" in schema:
@@ -77,7 +77,7 @@ def _parser(
         options = [f"--{key}", *filter(None, [SHORT.get(key)])]
         about = argparse.SUPPRESS if key in hidden else _about(schema)
         _add(groups[above], options, (*key.split("."),), schema, help=about, metavar=name.upper())
-        inside = {word.partition("=")[0] for word in words if word.startswith(f"--{key}.")}
+        inside = {each.partition("=")[0] for each in arguments if each.startswith(f"--{key}.")}
         for option in inside if "additionalProperties" in schema else ():
             place, inner = _entry(option.removeprefix(f"--{key}."), schema["additionalProperties"])
             _add(parser, [option], (*key.split("."), *place), inner, help=argparse.SUPPRESS)
@@ -85,7 +85,7 @@ def _parser(
 
 
 def _add(group: Any, options: list[str], place: Place, schema: recipe.Schema, **looks: str) -> None:
-    """Add an option whose values are kept in the order of the words, with what they are for."""
+    """Add an option whose values are collected in command-line order, with their place and schema."""
     kept = {"dest": "laid", "action": "append", "default": []}
     group.add_argument(*options, **kept, type=lambda text: (place, schema, text), **looks)
 
@@ -97,7 +97,7 @@ def _about(schema: recipe.Schema) -> str:
 
 
 def _entry(name: str, schema: Any) -> tuple[Place, recipe.Schema]:
-    """The keys of an entry of a mapping (globs have dots; mappings of mappings two keys), and what belongs there."""
+    """The keys of an entry of a mapping (globs have dots; nested mappings have two keys), and its schema."""
     if schema is True:  # anything
         return (name,), {}
     first, dot, rest = name.partition(".")
@@ -106,24 +106,24 @@ def _entry(name: str, schema: Any) -> tuple[Place, recipe.Schema]:
     return (name,), recipe.single(schema)
 
 
-def _given(parser: argparse.ArgumentParser, known: Settings, words: list[str]) -> argparse.Namespace:
+def _given(parser: argparse.ArgumentParser, known: Settings, arguments: list[str]) -> argparse.Namespace:
     see = f"{parser.prog} --help lists all options"
     try:
-        given, rest = parser.parse_known_args(words)
+        given, rest = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
         where, wrong = str(error.argument_name), error.message
-        raise ConfigError(where=where, given=" ".join(words), wrong=wrong, fix=see) from error
+        raise ConfigError(where=where, given=" ".join(arguments), wrong=wrong, fix=see) from error
     if not rest:
         return given
     option = rest[0].partition("=")[0]
     near = recipe.nearest(option.lstrip("-"), [key for key, schema in known.items() if "properties" not in schema])
     hint = f"did you mean {' or '.join(f'--{key}' for key in near)}? " if near else ""
-    wrong = "unknown option" if option.startswith("-") else "a word without an option before it"
+    wrong = "unknown option" if option.startswith("-") else "an argument without an option before it"
     raise ConfigError(where="command line", given=option, wrong=wrong, fix=hint + see)
 
 
 def _value(place: Place, schema: recipe.Schema, text: str) -> Any:
-    """An option's value: its text where text belongs, YAML elsewhere."""
+    """An option's value: plain text for text settings, YAML for all others."""
     if schema.get("type") != "string":
         return recipe.loads(text, f"--{'.'.join(place)}")
     return None if "null" in schema and text in ("null", "~") else text
@@ -143,12 +143,12 @@ def _put(values: dict[str, Any], place: Place, value: Any) -> None:
     for key in place[:-1]:
         values = values.setdefault(key, {})
         if not isinstance(values, dict):
-            return  # the check will say that a mapping belongs there
+            return  # the check will report that a mapping is required
     values[place[-1]] = value
 
 
 def _recipe(kind: type, path: str) -> dict[str, Any]:
-    """What a file holds, unless its unknown keys are those of the other command's recipes."""
+    """The contents of a recipe, unless its unknown keys belong to the other command's recipes."""
     values = recipe.load(path)
     other, command = (TrainConfig, "train") if issubclass(kind, CompareConfig) else (CompareConfig, "compare")
     own, others = ({field.name for field in dataclasses.fields(each)} for each in (kind, other))

@@ -1,4 +1,4 @@
-"""``nmlearn plan``: what a training would take, without training."""
+"""``nmlearn plan``: show which weights would become sparse, without training."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from nmlearn.cli import console, parsing
 from nmlearn.errors import ConfigError, DataError
 from nmlearn.lab.train.config import TrainConfig
 
-DESCRIPTION = """Show which weights of a model would be taken, with which pattern, and why the others stay dense.
+DESCRIPTION = """Show which weights of a model would become sparse, with which pattern, and why the others stay dense.
 
-Takes the options and recipes of `nmlearn train`. The data decides the model's inputs and outputs; --input_shape and
---classes replace it."""
+Accepts the options and recipes of `nmlearn train`. The data determines the model's inputs and outputs, unless
+--input_shape and --classes are given."""
 
-# Of no use without training, but part of its recipes.
+# Unused without training, but part of its recipes.
 HIDDEN = ("out", "resume", "tensorboard", "log_every", "eval_every", "checkpoint_every", "eval_batch_size", "threads")
 
 
 @dataclass(frozen=True)
 class PlanConfig(TrainConfig):
-    """A training that is only planned."""
+    """A training run that is only planned."""
 
     input_shape: tuple[int, ...] | None = None
     """Shape of one input, e.g. [3,224,224]; with classes, no data is read."""
@@ -28,9 +28,9 @@ class PlanConfig(TrainConfig):
     """Number of outputs."""
 
 
-def run(words: list[str]) -> int:
-    """Plan as the words say."""
-    config = parsing.parse(PlanConfig, "plan", words, DESCRIPTION, HIDDEN)
+def run(arguments: list[str]) -> int:
+    """Show the plan."""
+    config = parsing.parse(PlanConfig, "plan", arguments, DESCRIPTION, HIDDEN)
     import nmlearn
     from nmlearn import methods
 
@@ -49,15 +49,15 @@ def _model(config: PlanConfig) -> Any:
         try:
             task = load_task(config.data)
         except DataError as error:
-            fix = f"{error.fix}; or give for instance {_without_data(config)} to plan without data"
+            fix = f"{error.fix}; or give, for instance, {_without_data(config)} to plan without data"
             raise DataError(where=error.where, given=error.given, wrong=error.wrong, fix=fix) from error
         return build_model(config.model, task)
     if config.input_shape is None or config.classes is None:
         raise ConfigError(
             where="plan",
             given="one of --input_shape and --classes",
-            wrong="a model needs both",
-            fix=f"give both, for instance {_without_data(config)}, or none: then the data says",
+            wrong="both are needed",
+            fix=f"give both, for instance {_without_data(config)}, or neither, to take them from the data",
         )
     kind = "image" if len(config.input_shape) == 3 else "language" if config.model.name == "gpt" else "text"
     return models.build(
@@ -72,17 +72,17 @@ def _without_data(config: PlanConfig) -> str:
 
 
 def _table(plan: Any) -> Any:
-    table = console.table("weight", "layer", "shape", "pattern", "how, or why not")
+    table = console.table("weight", "layer", "shape", "pattern", "combinations / why dense")
     table.columns[0].overflow = "fold"
     for row in plan.rows:
-        taken = row.pattern is not None
-        how = f"{row.combinations:,} combinations, removed by {row.elimination}" if row.elimination else row.reason
+        sparse = row.pattern is not None
+        how = f"{row.combinations:,}, removed by {row.elimination}" if row.elimination else row.reason
         table.add_row(
             row.name,
             row.kind,
             "×".join(map(str, row.shape)),
-            str(row.pattern) if taken else "dense",
+            str(row.pattern) if sparse else "dense",
             how,
-            style=None if taken else "dim",
+            style=None if sparse else "dim",
         )
     return table

@@ -1,4 +1,4 @@
-"""``nmlearn report``: the HTML page of a run or a comparison."""
+"""``nmlearn report``: write the HTML report of a run or a comparison."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from nmlearn.cli import console
 
 
-def run(words: list[str]) -> int:
-    """Write the page again and say where it is."""
-    path = parser().parse_args(words).path
+def run(arguments: list[str]) -> int:
+    """Write the page and print its path."""
+    path = parser().parse_args(arguments).path
     import nmlearn.lab.report
 
     console.out.print(nmlearn.lab.report.write(path), soft_wrap=True)
@@ -18,11 +18,11 @@ def run(words: list[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command takes."""
+    """The command's options."""
     parser = argparse.ArgumentParser(
         prog="nmlearn report",
-        description="Write report.html for a run folder, a comparison's folder or a results/*.json file: one page that "
-        "needs no network, also while the run is going on.",
+        description="Write report.html for a run folder, a comparison folder or a results/*.json file: one page that "
+        "needs no network. It also works while the run is in progress.",
     )
     parser.add_argument("path", type=Path, help="run folder, comparison folder or results file")
     return parser

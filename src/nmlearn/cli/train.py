@@ -1,4 +1,4 @@
-"""``nmlearn train``: one training, with progress bars, and its report."""
+"""``nmlearn train``: train with progress bars and write the report."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from nmlearn.cli import console, parsing
 from nmlearn.cli.bars import TrainBar
 from nmlearn.lab.train.config import TrainConfig
 
-DESCRIPTION = """Train a model, learning N:M sparsity on the way.
+DESCRIPTION = """Train a model and learn N:M sparsity during training.
 
-Without options: ResNet-8 learns a 2:4 sparse form of itself on the Fashion-MNIST pictures that come with nmlearn.
-Interrupted runs go on where they were when the same command is given again."""
+Without options, a 2:4 sparse ResNet-8 is trained on the Fashion-MNIST images that come with nmlearn. The same command
+resumes an interrupted run."""
 
 
-def run(words: list[str]) -> int:
-    """Train as the words say."""
-    config = parsing.parse(TrainConfig, "train", words, DESCRIPTION)
-    # After the options are known to be right: this takes a second or two.
+def run(arguments: list[str]) -> int:
+    """Run the training."""
+    config = parsing.parse(TrainConfig, "train", arguments, DESCRIPTION)
+    # Only after the options are checked: this takes a second or two.
     from nmlearn.lab.train.loop import train
 
     if os.environ.get("RANK", "0") != "0":
@@ -28,7 +28,7 @@ def run(words: list[str]) -> int:
     with TrainBar(config) as bar:
         summary = train(config, bar)
     if not bar.started:
-        console.out.print(f"{config.folder} was finished before; --resume none trains it anew.", soft_wrap=True)
+        console.out.print(f"{config.folder} had already finished; --resume none trains it again.", soft_wrap=True)
     _show(summary, config, _report(Path(config.folder)))
     return 0
 
@@ -44,17 +44,17 @@ def _show(summary: dict[str, Any], config: TrainConfig, report: Path) -> None:
     if summary["accuracy"] is not None:
         table.add_row("accuracy", console.percent(summary["accuracy"]))
     if summary["ema_accuracy"] is not None:
-        table.add_row("accuracy of the average", console.percent(summary["ema_accuracy"]))
+        table.add_row("accuracy of the EMA", console.percent(summary["ema_accuracy"]))
     if summary["bits_per_byte"] is not None:
         table.add_row("bits per byte", console.number(summary["bits_per_byte"], 4))
     for name, precision in console.precisions(summary):
         table.add_row(name, console.percent(precision))
     table.add_row("loss", console.number(summary["loss"], 4))
     if config.method.name != "dense":
-        table.add_row("density", f"{console.percent(summary['density'])} of the weights taken, every group verified")
-        table.add_row("state while training", f"{summary['state_bytes_per_weight']:.1f} bytes per weight taken")
+        table.add_row("density", f"{console.percent(summary['density'])} of the sparse layers, every group verified")
+        table.add_row("state while training", f"{summary['state_bytes_per_weight']:.1f} bytes per sparse weight")
         ratio = console.number(summary["training_flops_ratio"])
-        table.add_row("training arithmetic", f"{ratio} of dense, in the layers taken")
+        table.add_row("training arithmetic", f"{ratio} of dense, in the sparse layers")
     table.add_row("training time", console.duration(summary["seconds"]))
     table.add_row("model", str(Path(config.folder) / "model" / "model.safetensors"))
     table.add_row("report", str(report))

@@ -1,4 +1,4 @@
-"""``nmlearn unpack``: an ordinary safetensors file out of a packed one."""
+"""``nmlearn unpack``: convert a packed file to an ordinary safetensors file."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 from nmlearn.cli.model_file import locate, written
 
-DESCRIPTION = """Unpack a model file: an ordinary safetensors file with the zeros in place, equal bit for bit to what
-was packed but for the sign of zeros, that any reader understands."""
+DESCRIPTION = """Convert a packed model file to an ordinary safetensors file that any reader understands. The zeros are
+in place, and every bit is as before packing except the sign of zeros."""
 
 
-def run(words: list[str]) -> int:
-    """Unpack as the words say."""
-    given = parser().parse_args(words)
+def run(arguments: list[str]) -> int:
+    """Unpack the file."""
+    given = parser().parse_args(arguments)
     from nmlearn.files import model_file as checkpoint
 
     source = locate(given.source)
@@ -22,7 +22,7 @@ def run(words: list[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command takes."""
+    """The command's options."""
     parser = argparse.ArgumentParser(prog="nmlearn unpack", description=DESCRIPTION)
     parser.add_argument("source", metavar="IN", type=Path, help="a packed file")
     parser.add_argument("target", metavar="OUT", type=Path, help="the dense file")

@@ -1,1 +1,1 @@
-"""What the command line trains, compares and reports with."""
+"""Training, comparison and reports for the command line."""

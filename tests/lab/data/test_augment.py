@@ -11,7 +11,7 @@ import torch
 
 from nmlearn.errors import ConfigError
 from nmlearn.lab import data
-from nmlearn.lab.data import augment, picture
+from nmlearn.lab.data import augment, decoding
 from nmlearn.lab.data.folder import FolderOptions
 from nmlearn.lab.data.randaugment import CHANGES, randaugment
 from nmlearn.lab.models import external
@@ -34,13 +34,13 @@ def test_changes_are_timms(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"img_mean": (124, 116, 104), "interpolation": image.Resampling.BICUBIC}
     pixels = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
     pixels[:20] //= 3
-    picture = image.fromarray(pixels)
+    original = image.fromarray(pixels)
     for sign, draw in ((-1.0, 0.9), (1.0, 0.1)):
         monkeypatch.setattr(random, "random", lambda draw=draw: draw)
         for magnitude in (0, 3.7, 9, 9.99 if name == "Posterize" else 10):  # timm and Pillow 13 fail at 10 there
             op = auto_augment.AugmentOp(theirs, prob=1.0, magnitude=magnitude, hparams=options)
-            assert np.array_equal(op(picture), CHANGES[name](picture, magnitude / 10, sign)), (magnitude, sign)
-            assert CHANGES[name](picture, 1.0, sign).size == picture.size
+            assert np.array_equal(op(original), CHANGES[name](original, magnitude / 10, sign)), (magnitude, sign)
+            assert CHANGES[name](original, 1.0, sign).size == original.size
     assert len(CHANGES) == len(auto_augment._RAND_INCREASING_TRANSFORMS)
 
 
@@ -115,9 +115,9 @@ def test_large_jpegs_are_decoded_small(tmp_path: Path) -> None:
     large.save(tmp_path / "a.jpg", quality=95)
     large.save(tmp_path / "a.png")
     for kind in ("none", "random-resized-crop"):
-        look = FolderOptions(image_size=100, crop_scale=0.5)
-        ours = picture.read(tmp_path / "a.jpg", kind, look, (3, 1)).float()
-        exact = picture.read(tmp_path / "a.png", kind, look, (3, 1)).float()
+        options = FolderOptions(image_size=100, crop_scale=0.5)
+        ours = decoding.read(tmp_path / "a.jpg", kind, options, (3, 1)).float()
+        exact = decoding.read(tmp_path / "a.png", kind, options, (3, 1)).float()
         assert float((ours - exact).abs().mean()) < 2  # of 255: the same part of the image
     with image.open(tmp_path / "a.jpg") as opened:
         opened.draft(None, (115, 100))

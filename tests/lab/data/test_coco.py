@@ -52,7 +52,7 @@ def test_a_wrong_mask_is_named_as_one(wrong: object, tmp_path: Path) -> None:
     for each in found["annotations"]:
         each["segmentation"] = wrong
     file.write_text(json.dumps(found))
-    with pytest.raises(DataError, match="a wrong segmentation") as raised:
+    with pytest.raises(DataError, match="has an invalid segmentation") as raised:
         next(loaded(tmp_path, masks=True).eval_batches(4))
     assert "annotation file" in raised.value.fix
     next(loaded(tmp_path).eval_batches(4))  # boxes alone need no masks
@@ -96,15 +96,15 @@ def test_files_that_are_not_right(tmp_path: Path) -> None:
     write_coco(tmp_path)
     image = next((tmp_path / "val2017").iterdir())
     image.write_bytes(image.read_bytes()[:100])
-    with pytest.raises(DataError, match=rf"{image.name}: no image"):
+    with pytest.raises(DataError, match=rf"{image.name}: not an image"):
         list(loaded(tmp_path).eval_batches(2))
     file = tmp_path / "annotations" / "instances_val2017.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps({**content, "categories": content["categories"][:2]}))
-    with pytest.raises(DataError, match=r"no annotation file of COCO's \(KeyError: 18\)"):
+    with pytest.raises(DataError, match=r"not a COCO annotation file \(KeyError: 18\)"):
         data.load("coco", tmp_path)
     file.write_text(json.dumps({**content, "categories": [*content["categories"], {"id": 90, "name": "other"}]}))
-    with pytest.raises(DataError, match="other categories than train2017"):
+    with pytest.raises(DataError, match="its categories differ from those of train2017"):
         data.load("coco", tmp_path)
 
 

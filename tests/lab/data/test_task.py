@@ -72,7 +72,7 @@ def test_evaluation_sees_every_example_once_over_all_ranks(task: data.Task) -> N
 def test_ranks_share_no_training_example(size: int, batch: int, world: int, seed: int) -> None:
     task = numbered(size)
     if size < batch * world:
-        with pytest.raises(ConfigError, match="not one full batch"):
+        with pytest.raises(ConfigError, match="less than one batch"):
             task.train_batches(batch, epoch=0, seed=seed, world=world)
         return
     epochs = [list(task.train_batches(batch, epoch=0, seed=seed, rank=rank, world=world)) for rank in range(world)]

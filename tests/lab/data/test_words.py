@@ -49,7 +49,7 @@ def test_tokens_are_padded_cut_and_below_the_vocabulary(tmp_path: Path) -> None:
 
 def test_files_without_nouns_are_refused(tmp_path: Path) -> None:
     (tmp_path / "data.noun").write_text("nothing\n")
-    with pytest.raises(DataError, match="holds no noun definitions"):
+    with pytest.raises(DataError, match="has no noun definitions"):
         data.load("wordnet", tmp_path)
 
 

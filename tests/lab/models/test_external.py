@@ -51,12 +51,12 @@ def test_packages_that_do_not_import_are_named(
 
 @pytest.mark.parametrize("name", ["timm:resnet18", "torchvision:resnet18"])
 def test_image_packages_refuse_other_data(name: str) -> None:
-    with pytest.raises(ConfigError, match="takes images, and this is text data"):
+    with pytest.raises(ConfigError, match="takes images, but this is text data"):
         models.build(name, classes=10, input_shape=(32,), kind="text")
 
 
 def test_torchvision_refuses_grey_images() -> None:
-    with pytest.raises(ConfigError, match="takes 3 input channels, and the data has 1"):
+    with pytest.raises(ConfigError, match="takes 3 input channels, but the data has 1"):
         models.build("torchvision:resnet18", classes=10, input_shape=(1, 28, 28))
 
 

@@ -206,6 +206,6 @@ def test_what_a_builder_refuses_is_explained(monkeypatch: pytest.MonkeyPatch) ->
         return nn.Linear(-size, 1)
 
     monkeypatch.setitem(models.MODELS, "refusing", refuse)
-    with pytest.raises(ConfigError, match="no network can be made") as caught:
+    with pytest.raises(ConfigError, match="no network can be built") as caught:
         models.build("refusing", classes=3, input_shape=(3, 32, 32), size=4)
     assert caught.value.where == "model.options"

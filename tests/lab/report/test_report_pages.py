@@ -226,7 +226,7 @@ def test_a_comparison_on_its_way_is_made_of_its_run_folders(tmp_path: Path) -> N
         tmp_path / "runs" / "lbc-1of4-s9", pattern="1:4", seed=9, done=0.4, epochs=8, steps_per_epoch=156
     )
     found = page(tmp_path)
-    assert "No results file yet: 26 runs are finished." in found.text
+    assert "No results file yet: 26 runs have finished." in found.text
     assert "Highest mean accuracy" in found.text
     page(tmp_path / "runs")  # the folder of run folders does as well
 
@@ -235,7 +235,7 @@ def test_a_single_seed_has_no_interval_and_names_no_winner(tmp_path: Path) -> No
     found = page(examples.write_comparison(tmp_path, seeds=1))
     assert "interval" not in found.text and "±" not in found.text and "std" not in found.text
     assert "oneshot, gradual, srste and lbc at 1:4, 1:8 and 1:16" in found.text
-    assert "No method is named best at 1:4, 1:8 and 1:16" in found.text
+    assert "No best method at 1:4, 1:8 and 1:16" in found.text
     assert "Best mean" not in found.text and "Highest" not in found.text and "Next:" not in found.text
     assert not any(attributes.get("class") == "best" for _, attributes in found.tags)
     assert not any(attributes.get("class") in ("seed", "whisker") for _, attributes in found.tags)

@@ -82,7 +82,7 @@ def three(folder: Path, **changes: Any) -> CompareConfig:
 
 @pytest.fixture
 def copied(compared: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> Path:
-    """A folder of its own with all that the comparison wrote."""
+    """A separate folder with everything that the comparison wrote."""
     return shutil.copytree(compared[0], tmp_path, dirs_exist_ok=True)
 
 
@@ -131,8 +131,8 @@ def test_a_failed_run_loses_nothing_and_is_tried_again(copied: Path) -> None:
     assert [run["method"] for run in again["runs"]] == ["dense", "lbc"]
     assert again["failures"] == []
     assert results_path(plan).exists()
-    anew = compare(replace(plan, train=replace(plan.train, resume="none")), None, broken)
-    assert anew["failures"] and [run["method"] for run in anew["runs"]] == ["dense"]
+    again = compare(replace(plan, train=replace(plan.train, resume="none")), None, broken)
+    assert again["failures"] and [run["method"] for run in again["runs"]] == ["dense"]
     assert json.loads(results_path(plan).read_text()) == again  # what was whole stays
 
 

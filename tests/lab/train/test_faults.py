@@ -1,4 +1,4 @@
-"""What happens when a training is killed, interrupted, or finds the disk full: docs/faults.md, line by line."""
+"""What happens when training is killed, interrupted, or the disk is full: docs/faults.md, line by line."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_an_interruption_says_so_and_goes_on(
             nmlearn.lab.train.journal.Journal, "tell", lambda self, e: (moments.pass_by(e["event"]), tell(self, e))
         )
         assert cli.main(["train", "--config", str(path)]) == 130
-    assert "same command goes on from the last checkpoint" in capsys.readouterr().err
+    assert "same command resumes from the last checkpoint" in capsys.readouterr().err
     assert checkpoints.load(tmp_path / "run" / "checkpoints" / "last.pt")["step"] in (3, 6)
     assert not list(tmp_path.rglob("*.partial"))
     assert cli.main(["train", "--config", str(path)]) == 0

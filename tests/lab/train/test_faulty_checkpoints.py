@@ -78,7 +78,7 @@ def test_a_checkpoint_that_is_cut_short(run: Path, share: float) -> None:
     path.write_bytes(octets[: int(share * len(octets))])
     with pytest.raises(StateError) as caught:
         train(toy.config(run))
-    check_message(caught.value, "last.pt", "cut short", "--resume")
+    check_message(caught.value, "last.pt", "truncated", "--resume")
 
 
 def test_a_flipped_bit_is_noticed_wherever_it_matters(run: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_flipped_bit_is_noticed_wherever_it_matters(run: Path) -> None:
             loaded = checkpoints.load(path)
         except StateError as error:
             refused += 1
-            check_message(error, "last.pt", "changed")
+            check_message(error, "last.pt", "modified")
         else:  # padding, dates and the like
             assert dying.equal(loaded, sound)
     assert refused > 50
@@ -172,7 +172,7 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any]], object], tuple[str, ...]]] =
     ("an option", lambda s: s["sparsifier"]["options"].update(end=0.7), ("end", "0.7", "0.5")),
     ("a length", lambda s: s["sparsifier"].update(total_steps=19), ("total_steps", "19", "18")),
     ("a pattern", lambda s: lbc(s).update(pattern="1:4"), ("3.weight", "1:4", "2:4")),
-    ("a taken weight", lambda s: s["sparsifier"]["weights"].pop("3.weight"), ("3.weight",)),
+    ("a sparse weight", lambda s: s["sparsifier"]["weights"].pop("3.weight"), ("3.weight",)),
     ("a score's shape", lambda s: lbc(s)["state"].update(score=torch.zeros(2)), ("3.weight score", "(2,)")),
     (
         "a score's dtype",

@@ -1,4 +1,4 @@
-"""The loop: what it learns, what it writes, and that a killed run goes on to the same bits."""
+"""The loop: what it learns, what it writes, and that a killed run resumes to the same bits."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
 
 def test_other_settings_do_not_go_on_from_a_run(tmp_path: Path) -> None:
     train(toy.config(tmp_path, epochs=1))
-    with pytest.raises(ConfigError, match=r"epochs = 2: the run that is there has 1"):
+    with pytest.raises(ConfigError, match=r"epochs = 2: the existing run has 1"):
         train(toy.config(tmp_path, epochs=2))
 
 
@@ -318,7 +318,7 @@ def test_values_of_options_are_checked(tmp_path: Path, changes: dict[str, Any], 
 
 
 def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
-    with RunFolder(tmp_path).locked(), pytest.raises(StateError, match="another process trains here"):
+    with RunFolder(tmp_path).locked(), pytest.raises(StateError, match="another process is training here"):
         train(toy.config(tmp_path, epochs=1))
     assert train(toy.config(tmp_path, epochs=1))["epochs"] == 1
 

@@ -1,7 +1,7 @@
-"""Every recipe for data that cannot come along is typed as a user would type it, on a few pictures in the real layout.
+"""Every recipe for data that nmlearn cannot include is run from its command line, on a few images in the real layout.
 
 The networks are the recipes' own, on small images and few classes. torchvision's detectors need operators that the
-usual build lacks beside a CPU build of torch: `small_detection.provide_operators` lends them then.
+usual build lacks next to a CPU build of torch: then `small_detection.provide_operators` supplies them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FEW = ["--epochs", "2", "--data.options.workers", "0", "--compile", "false", "--
 
 
 def trained(recipe: str, data: Path, out: Path, *words: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The summary and the saved weights of a training by a recipe."""
+    """The summary and the saved weights of a run of a recipe."""
     config = ["--config", str(ROOT / "recipes" / f"{recipe}.yaml"), "--data.path", str(data), "--out", str(out)]
     assert cli.main(["train", *config, *words]) == 0
     weights = load_file(out / "model" / "model.safetensors")

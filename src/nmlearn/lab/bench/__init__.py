@@ -1,10 +1,10 @@
-"""What ``nmlearn bench`` measures: packed kernels over both dense baselines, on the machine it runs on.
+"""What ``nmlearn bench`` measures: packed kernels against both dense baselines, on this machine.
 
-Every ratio comes from calls that take turns in one run, and is one of medians. Suites are in `SUITES`; each yields rows
+Every ratio is one of medians over interleaved calls in one run. Suites are in `SUITES`; each yields rows
 
     suite, case, pattern, dtype, eager_ms, best_ms, sparse_ms, kernel
 
-where best is the better of eager and oneDNN with a pre-packed weight (of a whole model: torch.compile with freezing).
+where best is the faster of eager and oneDNN with a pre-packed weight (for a whole model: torch.compile with freezing).
 """
 
 from __future__ import annotations

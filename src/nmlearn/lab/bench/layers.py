@@ -24,21 +24,21 @@ Row = dict[str, Any]
 LINEAR = ((1152, 384), (384, 384), (1536, 384), (384, 1536), (2304, 768), (768, 768), (3072, 768), (768, 3072))
 TOKENS = (128, 197, 512, 1576)
 DECODE = ((4096, 4096), (11008, 4096))
-NARROWEST = 64  # input channels of ResNet-50's convolutions but the first; all others are multiples
-OUT_OF_CACHE = 320_000_000  # bytes of weights that are gone through before one is used again
+NARROWEST = 64  # fewest input channels of ResNet-50's convolutions after the first; others are multiples
+OUT_OF_CACHE = 320_000_000  # bytes of weights read before one is used again
 
 
 def check(suites: Iterable[str], patterns: Iterable[str]) -> None:
-    """Refuse patterns that the weights of a suite do not fit, before anything is measured.
+    """Refuse patterns that do not fit the weights of a suite, before anything is measured.
 
     Raises:
-        PatternError, KernelError: what packing such a weight raises.
+        PatternError, KernelError: as raised by packing such a weight.
     """
     widths = {"linear": {inputs for _, inputs in LINEAR}, "decode": {inputs for _, inputs in DECODE}}
     widths["conv"] = {NARROWEST}
     for suite, pattern in itertools.product(suites, patterns):
         layouts = ("rows",) if suite == "decode" else _layouts(pattern)
-        for inputs, layout in itertools.product(widths.get(suite, ()), layouts):  # networks leave the rest dense
+        for inputs, layout in itertools.product(widths.get(suite, ()), layouts):  # networks keep the rest dense
             PackedLinear(torch.zeros(1, inputs), None, pattern, layout=layout)
 
 
@@ -56,7 +56,7 @@ def linear(patterns: Sequence[str], dtype: torch.dtype, seconds: float) -> Itera
 
 
 def decode(patterns: Sequence[str], dtype: torch.dtype, seconds: float) -> Iterator[Row]:
-    """One token; weights take turns so that none is in a cache when its turn comes."""
+    """One token; the weights rotate so that none is in a cache when it is used."""
     for out, inputs in DECODE:
         x, layer = torch.randn(1, inputs).to(dtype), nn.Linear(inputs, out).to(dtype)
         dense = [copy.deepcopy(layer).requires_grad_(False) for _ in range(_copies(layer.weight.nbytes))]
@@ -75,7 +75,7 @@ def decode(patterns: Sequence[str], dtype: torch.dtype, seconds: float) -> Itera
 
 
 def convolutions(patterns: Sequence[str], dtype: torch.dtype, seconds: float) -> Iterator[Row]:
-    """All convolutions of ResNet-50 but the first, batch 1; `count` says how often a shape comes."""
+    """All convolutions of ResNet-50 except the first, batch 1; `count` is how often a shape occurs."""
     network = models.build("resnet50", classes=1000, input_shape=(3, 224, 224)).eval()
     with torch.inference_mode():
         seen = observe(network, lambda: network(torch.randn(1, 3, 224, 224)))
@@ -102,10 +102,10 @@ def convolutions(patterns: Sequence[str], dtype: torch.dtype, seconds: float) ->
         }
         for pattern in patterns:
             weight = sparse_(torch.randn_like(layer.weight, dtype=torch.float32), pattern).to(dtype)
-            for layout, given, way in (("rows", last, "rows"), ("tokens", last, "tokens"), ("tokens", x, "planes")):
-                if way != "rows" or 16 % Pattern(pattern).m == 0:
+            for layout, given, variant in (("rows", last, "rows"), ("tokens", last, "tokens"), ("tokens", x, "planes")):
+                if variant != "rows" or 16 % Pattern(pattern).m == 0:
                     packed = PackedConv2d(weight, layer.bias, pattern, stride=stride, padding=padding, layout=layout)  # type: ignore[arg-type]
-                    calls[f"{pattern} {way}"] = _on(packed, given)
+                    calls[f"{pattern} {variant}"] = _on(packed, given)
         case = f"{out}x{inputs}x{kernel[0]}x{kernel[1]} stride {stride[0]}, {size[2]}x{size[3]}"
         for row in _rows("conv", case, dtype, patterns, interleaved(calls, seconds=seconds)):
             yield row | {"count": count}
@@ -122,8 +122,8 @@ def _rows(suite: str, case: str, dtype: torch.dtype, patterns: Sequence[str], ti
     eager = min(t for name, t in times.items() if name.startswith("eager"))
     best = min(t for name, t in times.items() if name.startswith(("eager", "prepacked")))
     for pattern in patterns:
-        ways = {name.split()[1]: t for name, t in times.items() if name.startswith(f"{pattern} ")}
-        kernel = min(ways, key=ways.__getitem__)
+        variants = {name.split()[1]: t for name, t in times.items() if name.startswith(f"{pattern} ")}
+        kernel = min(variants, key=variants.__getitem__)
         yield {
             "suite": suite,
             "case": case,
@@ -131,9 +131,9 @@ def _rows(suite: str, case: str, dtype: torch.dtype, patterns: Sequence[str], ti
             "dtype": str(dtype).removeprefix("torch."),
             "eager_ms": 1e3 * eager,
             "best_ms": 1e3 * best,
-            "sparse_ms": 1e3 * ways[kernel],
+            "sparse_ms": 1e3 * variants[kernel],
             "kernel": kernel,
-            "ways_ms": {name: 1e3 * t for name, t in ways.items()},
+            "ways_ms": {name: 1e3 * t for name, t in variants.items()},
         }
 
 

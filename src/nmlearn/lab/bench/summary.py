@@ -1,4 +1,4 @@
-"""Rows to one number for each suite, dtype and pattern."""
+"""Reduces rows to one number for each suite, dtype and pattern."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 
 def summary(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Dense over sparse time, against both baselines: of the sums for convolutions, else the geometric mean of cases.
+    """Dense over sparse time, against both baselines: of sums for convolutions, else the geometric mean over cases.
 
-    Networks are not averaged: each is a line of its own.
+    Networks are not averaged: each gets its own line.
     """
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:

@@ -20,7 +20,7 @@ def sparse_(weight: Tensor, pattern: str) -> Tensor:
 
 
 def sparse_network_(model: nn.Module, pattern: str) -> nn.Module:
-    """Every Linear and Conv2d whose input channels M divides; batch norms get statistics that matter when folded."""
+    """Every Linear and Conv2d whose input channels M divides; batch norms get statistics that folding cannot ignore."""
     m = Pattern(pattern).m
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.shape[1] % m == 0:

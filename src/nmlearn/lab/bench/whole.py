@@ -18,7 +18,7 @@ NETWORKS = ("resnet50", "deit-small")
 
 
 def networks(patterns: Sequence[str], dtype: torch.dtype, seconds: float) -> Iterator[dict[str, Any]]:
-    """Batch 1, 224x224. Weights' bytes are those of all layers, packed or not, over dense."""
+    """Batch 1, 224x224. The bytes of all layers, packed or not, are relative to dense."""
     for name in NETWORKS:
         torch.manual_seed(0)
         dense = models.build(name, classes=1000, input_shape=(3, 224, 224)).eval().requires_grad_(False).to(dtype)
@@ -29,8 +29,8 @@ def networks(patterns: Sequence[str], dtype: torch.dtype, seconds: float) -> Ite
 
 
 def _measured(dense: nn.Module, pattern: str, seconds: float) -> dict[str, Any]:
-    """The dense network, as it is and compiled, and the packed one likewise, taking turns."""
-    # Compiled networks of one class share a cache of limited length, which every call searches: these two alone.
+    """The dense and the packed network, each eager and compiled, interleaved."""
+    # Compiled networks of one class share a cache of limited length that every call searches: keep only these two.
     torch.compiler.reset()
     x = torch.randn(1, 3, 224, 224, dtype=next(dense.parameters()).dtype)
     last = copy.deepcopy(dense).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -58,7 +58,7 @@ def nbytes(model: nn.Module) -> int:
 
 
 def frozen(model: nn.Module, *inputs: Any, **named: Any) -> Any:
-    """The model compiled with its weights as constants, called once: the best dense that torch itself offers."""
+    """The model compiled with its weights as constants, called once: the best dense that torch offers."""
     import torch._inductor.config as inductor
 
     with inductor.patch(freezing=True), torch.inference_mode():

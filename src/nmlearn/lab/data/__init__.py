@@ -1,10 +1,9 @@
-"""The data that the command line trains with: real sources, read deterministically.
+"""The data sets of the command line: real sources, read deterministically.
 
     task = nmlearn.lab.data.load("cifar10", path="/data", augment="crop-flip")
     for inputs, targets in task.train_batches(128, epoch=0, seed=0): ...
 
-Bring-your-own training loops need none of this. `DATASETS` is the whole registry: a name and the function that loads
-it.
+Your own training loop needs none of this. `DATASETS` is the whole registry: names and the functions that load them.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ OPTIONS: dict[str, type[Limits]] = {
     "wordnet": WordNetOptions,
     "text": TextOptions,
 }
-"""The options that each takes, for those who list them."""
+"""The options of each data set, for listings."""
 
 
 def load(name: str, path: str | Path | None = None, **options: object) -> Task:
@@ -54,8 +53,8 @@ def load(name: str, path: str | Path | None = None, **options: object) -> Task:
     Options are those of the source's options dataclass; one that is None means its default.
 
     Raises:
-        ConfigError: an unknown name or option, or a value that makes no sense.
-        DataError: files that are missing or are not what they should be; it says what to put where.
+        ConfigError: an unknown name or option, or an invalid value.
+        DataError: files are missing or wrong; the error says what to put where.
     """
     check_name("data.name", name, DATASETS, "data set")
     return DATASETS[name](None if path is None else Path(path).expanduser(), **options)

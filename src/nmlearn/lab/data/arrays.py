@@ -1,4 +1,4 @@
-"""Image sets that fit in memory: uint8 tensors, augmented a batch at a time in the training process."""
+"""Image data sets that fit in memory: uint8 tensors, augmented batch by batch in the training process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ArrayImages(Task):
 
     Args:
         name, source, classes: as in `Task`.
-        train, evaluation: the examples, in a fixed order that is not sorted by class (limits take the first ones).
+        train, evaluation: the examples, in a fixed order that is not sorted by class (limits keep the first ones).
         mean, std: of the training pixels per channel, in [0, 1].
     """
 

@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from their python archives, packed or unpacked.
 
-The archives hold pickles. A pickle can run any program when it is loaded, so these are read with an unpickler that
-knows bytes, text, numbers, lists, dicts and numpy arrays, and refuses everything else.
+The archives hold pickles, which can run arbitrary code when loaded. They are therefore read with an unpickler that
+accepts bytes, text, numbers, lists, dicts and numpy arrays, and refuses everything else.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DEFAULT_FOLDER = Path("data")
 
 @dataclass(frozen=True)
 class Archive:
-    """What one of the two archives holds."""
+    """The contents of one of the two archives."""
 
     name: str
     file: str
@@ -42,7 +42,7 @@ class Archive:
 
     @property
     def fix(self) -> str:
-        """What to do when it is not there."""
+        """How to get it."""
         return (
             f"download https://www.cs.toronto.edu/~kriz/{self.file}, put it (or the unpacked folder {self.folder}) "
             "into a folder and set data.path to that folder"
@@ -74,7 +74,7 @@ CIFAR100 = Archive(
 
 
 def cifar10(path: Path | None = None, **options: object) -> Task:
-    """CIFAR-10, float32 [3, 32, 32]. `path`: the archive, its unpacked folder, or either's folder (None: data/)."""
+    """CIFAR-10, float32 [3, 32, 32]. `path`: the archive, its unpacked folder, or the parent folder (None: data/)."""
     return _load(CIFAR10, path or DEFAULT_FOLDER, options)
 
 
@@ -102,13 +102,13 @@ def _load(archive: Archive, path: Path, given: dict[str, object]) -> Task:
 
 
 def _find(archive: Archive, path: Path) -> Path:
-    """The archive file or the unpacked folder that `path` means."""
+    """The archive file or the unpacked folder for `path`."""
     if path.is_file() or (path / archive.test).is_file():
         return path
     for place in (path / archive.folder, path / archive.file):
         if place.exists():
             return place
-    wrong = f"neither {archive.file} nor a folder {archive.folder} there"
+    wrong = f"neither {archive.file} nor a folder {archive.folder} found"
     raise DataError(where="data.path", given=path, wrong=wrong, fix=archive.fix)
 
 
@@ -116,7 +116,7 @@ def _read_folder(archive: Archive, folder: Path) -> dict[str, bytes]:
     names = (*archive.train, archive.test)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise DataError(where="data.path", given=folder, wrong=f"no file {missing[0]} there", fix=archive.fix)
+        raise DataError(where="data.path", given=folder, wrong=f"no file {missing[0]} found", fix=archive.fix)
     return {name: (folder / name).read_bytes() for name in names}
 
 
@@ -131,7 +131,7 @@ def _read_tar(archive: Archive, file: Path) -> dict[str, bytes]:
                 if stream is not None:
                     found[wanted[member.name]] = stream.read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        wrong = f"is no whole tar archive ({error})"
+        wrong = f"is not a complete tar archive ({error})"
         raise DataError(where=archive.file, given=file, wrong=wrong, fix=archive.fix) from error
     missing = set(wanted.values()) - set(found)
     if missing:
@@ -145,7 +145,7 @@ def _labelled(archive: Archive, name: str, raw: bytes) -> Labelled:
     content: dict[bytes, Any] = batch if isinstance(batch, dict) else {}
     data, labels = content.get(b"data", []), content.get(archive.labels, [])
     if not _fits(data, labels, archive.classes):
-        wrong = f"holds no uint8 pictures of 3072 bytes with labels below {archive.classes}"
+        wrong = f"does not hold uint8 images of 3072 bytes with labels below {archive.classes}"
         raise DataError(where=name, given=archive.file, wrong=wrong, fix=archive.fix)
     return Labelled(torch.from_numpy(data.copy()).view(-1, 3, 32, 32), torch.tensor(labels))
 
@@ -164,23 +164,23 @@ def read_pickle(raw: bytes, name: str) -> Any:
     """The plain data in a pickle, with Python 2 strings as bytes.
 
     Raises:
-        DataError: damaged, or it names anything but plain data; nothing of it has been run.
+        DataError: it is damaged, or names anything but plain data; nothing in it has been run.
     """
     try:
         return PlainUnpickler(io.BytesIO(raw), encoding="bytes").load()
-    except Exception as error:  # unpickling damaged bytes can raise nearly anything
+    except Exception as error:  # unpickling damaged bytes can raise almost anything
         fix = "download the archive again from its home page"
-        raise DataError(where=name, given=f"{len(raw)} bytes", wrong=f"no plain pickle ({error})", fix=fix) from error
+        raise DataError(where=name, given=f"{len(raw)} bytes", wrong=f"not plain data ({error})", fix=fix) from error
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Builds plain data and numpy arrays only."""
+    """Builds only plain data and numpy arrays."""
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        """The few callables that pickled arrays need, from their old and new places."""
+        """The few callables that pickled arrays need, under their old and new names."""
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
             return _empty_array
-        # `ndarray` is only ever handed to `_reconstruct`, which needs none: called, it would make arrays of any size.
+        # `ndarray` is only an argument of `_reconstruct`, which ignores it: called, it could make arrays of any size.
         allowed: dict[tuple[str, str], Callable[..., Any]] = {
             ("numpy", "ndarray"): _empty_array,
             ("numpy", "dtype"): _number_type,
@@ -192,7 +192,7 @@ class PlainUnpickler(pickle.Unpickler):
 
 
 def _empty_array(*_ignored: object) -> np.ndarray:
-    """numpy's own `_reconstruct` as pickles use it: the values follow by __setstate__."""
+    """numpy's `_reconstruct` as pickles use it: the values follow through __setstate__."""
     return np.empty((0,), np.uint8)
 
 
@@ -204,7 +204,7 @@ def _number_type(code: str | bytes, *_flags: object) -> np.dtype[Any]:
 
 
 def _latin1(text: str, encoding: str | bytes = "latin1") -> bytes:
-    """How Python 3 writes bytes into old pickles; only that encoding, so that no codec is looked up."""
+    """The way Python 3 writes bytes into old pickles; only that encoding, so that no codec is looked up."""
     if encoding not in ("latin1", b"latin1"):
         raise pickle.UnpicklingError(f"it asks for the encoding {encoding!r}")
     return text.encode("latin1")

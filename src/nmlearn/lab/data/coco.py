@@ -1,11 +1,11 @@
-"""Object detection in COCO's layout: annotations/instances_NAME.json, and its images in NAME/.
+"""Object detection in COCO's layout: annotations/instances_NAME.json, with its images in NAME/.
 
     inputs   a list of float32 [3, H, W] in [0, 1], each of its own size
     targets  a list of dicts: boxes float32 [n, 4] as x0, y0, x1, y1 in pixels; labels int64 [n] from 1 (0 is the
              background); crowd bool [n]; with the option masks: masks uint8 [n, H, W]
 
-which is what torchvision's detection models take. As their reference training does it, training leaves out crowds and
-images without any object; evaluation has them all.
+which is the input of torchvision's detection models. As in their reference training, training omits crowds and images
+without objects; evaluation includes all of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 from nmlearn.errors import DataError
 from nmlearn.lab.data import outlines
 from nmlearn.lab.data.options import Limits, parse, require
-from nmlearn.lab.data.pipeline import Broken, Key, Pipeline, needs, pictures_below, processes
+from nmlearn.lab.data.pipeline import Broken, Key, Pipeline, image_root, needs, processes
 from nmlearn.lab.data.task import Batch, Draw, Task
 
 LAYOUT = (
@@ -39,9 +39,9 @@ class CocoOptions(Limits):
     """Options of "coco".
 
     Attributes:
-        train, val: names of the two parts: of the folder of images, and in the name of the annotation file.
+        train, val: names of the two parts, i.e. of the image folder and in the annotation file's name.
         masks: read the instances' masks, for Mask R-CNN.
-        flip: mirror half of the training images.
+        flip: mirror half of the training images horizontally.
         workers: decoding processes (None: this process's share of the usable cores, at most 16; 0: decode in the
             training process).
     """
@@ -63,10 +63,10 @@ class Instance(NamedTuple):
     label: int
     box: tuple[float, float, float, float]
     crowd: bool
-    segmentation: bytes  # one object in place of hundreds of numbers: each worker process holds all of them
+    segmentation: bytes  # one object instead of hundreds of numbers: every worker process holds all instances
 
 
-class Picture(NamedTuple):
+class LabelledImage(NamedTuple):
     """One image file and its objects."""
 
     file: Path
@@ -76,29 +76,29 @@ class Picture(NamedTuple):
 class Annotated(Dataset[tuple[Tensor, Target] | Broken]):
     """uint8 images [3, H, W] and their targets by Key; lives in the worker processes."""
 
-    def __init__(self, parts: dict[str, list[Picture]], options: CocoOptions) -> None:
+    def __init__(self, parts: dict[str, list[LabelledImage]], options: CocoOptions) -> None:
         self.parts, self.options = parts, options
 
     def __getitem__(self, key: Key) -> tuple[Tensor, Target] | Broken:
-        picture = self.parts[key.part][key.number]
+        example = self.parts[key.part][key.number]
         try:
-            image, target = _read(picture)
-        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on damaged files
-            return Broken(picture.file, str(error))
+            image, target = _read(example)
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow raises these on damaged files
+            return Broken(example.file, str(error))
         if self.options.masks:
             try:
-                target["masks"] = _masks(picture, *image.shape[1:])
+                target["masks"] = _masks(example, *image.shape[1:])
             except (ValueError, TypeError) as error:
-                return Broken(picture.file, str(error), "a wrong segmentation", "correct it in the annotation file")
+                return Broken(example.file, str(error), "has an invalid segmentation", "correct the annotation file")
         mirrored = key.seeds and self.options.flip and np.random.default_rng((*key.seeds, key.number)).random() < 0.5
         return flip(image, target) if mirrored else (image, target)
 
 
 class Coco(Task):
-    """A detection task read from files as it goes."""
+    """A detection task that reads files on the fly."""
 
     name, kind = "coco", "detection"
-    input_shape = (3, 800, 800)  # of no image in particular: they differ
+    input_shape = (3, 800, 800)  # nominal: image sizes vary
 
     def __init__(self, root: Path, options: CocoOptions) -> None:
         self.source, self.options = str(root), options
@@ -106,9 +106,10 @@ class Coco(Task):
         evaluation, others = read_annotations(root, options.val, options.masks)
         if others != categories:
             file = annotation_file(root, options.val)
-            raise DataError(where="data.path", given=file, wrong=f"other categories than {options.train}", fix=LAYOUT)
+            wrong = f"its categories differ from those of {options.train}"
+            raise DataError(where="data.path", given=file, wrong=wrong, fix=LAYOUT)
         self.categories, self.classes = categories, len(categories) + 1
-        train = [picture for picture in (_without_crowds(each) for each in train) if picture.instances]
+        train = [example for example in (_without_crowds(each) for each in train) if example.instances]
         train, evaluation = train[: options.train_limit], evaluation[: options.eval_limit]
         self.train_size, self.eval_size = len(train), len(evaluation)
         examples = Annotated({"train": train, "val": evaluation}, options)
@@ -131,26 +132,26 @@ def coco(path: Path | None = None, **options: object) -> Task:
 
     Raises:
         ConfigError: an option is wrong, or Pillow or pycocotools is missing.
-        DataError: a file is missing or is no annotation file; while iterating: a file is no image.
+        DataError: a file is missing or not an annotation file; while iterating: a file is not an image.
     """
     settings = parse(CocoOptions, options)
     needs("coco", "pycocotools.cocoeval", "pycocotools", "pip install 'nmlearn[detection]'")
-    return Coco(pictures_below(path, "coco", LAYOUT), settings)
+    return Coco(image_root(path, "coco", LAYOUT), settings)
 
 
 def annotation_file(root: Path, part: str) -> Path:
-    """Where the annotations of a part lie."""
+    """The annotation file of a part."""
     return root / "annotations" / f"instances_{part}.json"
 
 
-def read_annotations(root: Path, part: str, masks: bool) -> tuple[list[Picture], list[str]]:
+def read_annotations(root: Path, part: str, masks: bool) -> tuple[list[LabelledImage], list[str]]:
     """The images of a part by their id, with their objects, and the names of the categories.
 
-    Category ids, which have gaps, become labels from 1 in their order. Boxes are cut to the image; those without area
-    are left out.
+    Category ids, which have gaps, become consecutive labels from 1. Boxes are clipped to the image; those without area
+    are dropped.
 
     Raises:
-        DataError: the file is missing or is no annotation file of COCO's.
+        DataError: the file is missing or not a COCO annotation file.
     """
     file = annotation_file(root, part)
     try:
@@ -161,16 +162,16 @@ def read_annotations(root: Path, part: str, masks: bool) -> tuple[list[Picture],
         for annotation in found["annotations"]:
             by_image[annotation["image_id"]].append(annotation)
         images = sorted(found["images"], key=lambda each: each["id"])
-        pictures = [
-            Picture(root / part / image["file_name"], _instances(image, by_image[image["id"]], labels, masks))
+        examples = [
+            LabelledImage(root / part / image["file_name"], _instances(image, by_image[image["id"]], labels, masks))
             for image in images
         ]
-        return pictures, [each["name"] for each in categories]
+        return examples, [each["name"] for each in categories]
     except OSError as error:
         raise DataError(where="data.path", given=file, wrong=f"cannot be read ({error})", fix=LAYOUT) from error
     except (ValueError, KeyError, TypeError) as error:
-        wrong = f"no annotation file of COCO's ({type(error).__name__}: {error})"
-        raise DataError(where="data.path", given=file, wrong=wrong, fix="unpack it anew") from error
+        wrong = f"not a COCO annotation file ({type(error).__name__}: {error})"
+        raise DataError(where="data.path", given=file, wrong=wrong, fix="unpack it again") from error
 
 
 def _instances(
@@ -188,17 +189,17 @@ def _instances(
     return found
 
 
-def _without_crowds(picture: Picture) -> Picture:
-    return picture._replace(instances=[each for each in picture.instances if not each.crowd])
+def _without_crowds(example: LabelledImage) -> LabelledImage:
+    return example._replace(instances=[each for each in example.instances if not each.crowd])
 
 
-def _read(picture: Picture) -> tuple[Tensor, Target]:
-    """The image, uint8 [3, H, W], and its targets but for masks."""
+def _read(example: LabelledImage) -> tuple[Tensor, Target]:
+    """The image, uint8 [3, H, W], and its targets without masks."""
     from PIL import Image
 
-    with Image.open(picture.file) as opened:
+    with Image.open(example.file) as opened:
         image = torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)
-    instances = picture.instances
+    instances = example.instances
     target = {
         "boxes": torch.tensor([each.box for each in instances], dtype=torch.float32).view(-1, 4),
         "labels": torch.tensor([each.label for each in instances], dtype=torch.int64),
@@ -207,8 +208,8 @@ def _read(picture: Picture) -> tuple[Tensor, Target]:
     return image, target
 
 
-def _masks(picture: Picture, height: int, width: int) -> Tensor:
-    drawn = [outlines.mask(json.loads(each.segmentation), height, width) for each in picture.instances]
+def _masks(example: LabelledImage, height: int, width: int) -> Tensor:
+    drawn = [outlines.mask(json.loads(each.segmentation), height, width) for each in example.instances]
     return torch.from_numpy(np.array(drawn, np.uint8).reshape(-1, height, width))
 
 

@@ -1,7 +1,7 @@
-"""Fashion-MNIST (Xiao et al. 2017): 28 x 28 grey pictures of ten kinds of clothing. MIT licence, Zalando SE.
+"""Fashion-MNIST (Xiao et al. 2017): 28 x 28 grey-scale images of ten kinds of clothing. MIT licence, Zalando SE.
 
-"fashion-mnist" is the subset inside this package (1,000 training and 200 test pictures of each class);
-"fashion-mnist-full" is all 60,000 + 10,000 from Debian's dataset-fashion-mnist or a folder with the four IDX files.
+"fashion-mnist" is the subset inside this package (1,000 training and 200 test images of each class);
+"fashion-mnist-full" has all 60,000 + 10,000, from Debian's dataset-fashion-mnist or a folder with the four IDX files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SUBSET_FILE = "fashion-mnist-subset.xz"  # uint8: train images, train labels, te
 SUBSET_SIZES = (10_000, 2_000)
 SUBSET_SHA256 = "d5b91c929ef64cdf3fac6a13820932f698037ef77030a9584f3d6499a1ccee00"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-# md5 of the unpacked files: Debian compresses them anew, so the archives' own sums differ between distributors.
+# md5 of the unpacked files: Debian recompresses them, so the sums of the archives differ between distributors.
 UNPACKED_MD5 = {
     "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
     "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
@@ -40,7 +40,7 @@ GET_IT = (
 
 
 def fashion_mnist(path: Path | None = None, **options: object) -> Task:
-    """The shipped subset: 10,000 + 2,000 pictures, float32 [1, 28, 28], 10 classes.
+    """The included subset: 10,000 + 2,000 images, float32 [1, 28, 28], 10 classes.
 
     Raises:
         ConfigError: a path is given, or an option is wrong.
@@ -50,13 +50,13 @@ def fashion_mnist(path: Path | None = None, **options: object) -> Task:
         raise ConfigError(
             where="data.path",
             given=path,
-            wrong="fashion-mnist is the subset inside the package and reads no path",
-            fix="leave data.path out, or use data.name: fashion-mnist-full",
+            wrong="fashion-mnist is the subset inside the package and takes no path",
+            fix="omit data.path, or use data.name: fashion-mnist-full",
         )
     packed = resources.files("nmlearn.lab.data").joinpath("files", SUBSET_FILE)
     raw = lzma.decompress(packed.read_bytes())
     if hashlib.sha256(raw).hexdigest() != SUBSET_SHA256:
-        raise DataError(where=SUBSET_FILE, given=packed, wrong="its checksum differs", fix="install nmlearn again")
+        raise DataError(where=SUBSET_FILE, given=packed, wrong="its checksum is wrong", fix="reinstall nmlearn")
     parts, start = [], 0
     for size in SUBSET_SIZES:
         pixels, end = start + size * 28 * 28, start + size * 28 * 28 + size
@@ -66,11 +66,11 @@ def fashion_mnist(path: Path | None = None, **options: object) -> Task:
 
 
 def fashion_mnist_full(path: Path | None = None, **options: object) -> Task:
-    """All 60,000 + 10,000 pictures, float32 [1, 28, 28], 10 classes, from `path` or Debian's folder.
+    """All 60,000 + 10,000 images, float32 [1, 28, 28], 10 classes, from `path` or Debian's folder.
 
     Raises:
         ConfigError: an option is wrong.
-        DataError: a file is missing or is not Fashion-MNIST's.
+        DataError: a file is missing or is not from Fashion-MNIST.
     """
     folder = path or DEBIAN_FOLDER
     train, test = (
@@ -90,19 +90,19 @@ def read_idx(path: Path) -> np.ndarray:
     """The uint8 array in one IDX file, plain or gzip.
 
     Raises:
-        DataError: damaged, or no IDX file of bytes.
+        DataError: it is damaged, or not an IDX file of bytes.
     """
     return parse_idx(unpacked(path), path)
 
 
 def unpacked(path: Path) -> bytes:
-    """The file's bytes, after gzip when its name ends in .gz."""
+    """The file's bytes, decompressed when its name ends in .gz."""
     if path.suffix != ".gz":
         return path.read_bytes()
     try:
         return gzip.decompress(path.read_bytes())
     except (EOFError, OSError, zlib.error) as error:
-        raise DataError(where=path.name, given=path, wrong=f"does not unpack ({error})", fix=GET_IT) from error
+        raise DataError(where=path.name, given=path, wrong=f"cannot be decompressed ({error})", fix=GET_IT) from error
 
 
 def parse_idx(raw: bytes, path: Path) -> np.ndarray:
@@ -111,14 +111,14 @@ def parse_idx(raw: bytes, path: Path) -> np.ndarray:
     start = 4 + 4 * dimensions
     shape = [int(size) for size in np.frombuffer(raw[4:start], ">u4")] if len(raw) >= start else [-1]
     if not dimensions or len(raw) - start != np.prod(shape):
-        raise DataError(where=path.name, given=path, wrong="is no whole IDX file of bytes", fix=GET_IT)
+        raise DataError(where=path.name, given=path, wrong="is not a complete IDX file of bytes", fix=GET_IT)
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
 
 
 def _checked(folder: Path, name: str) -> np.ndarray:
     path = next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)
     if path is None:
-        raise DataError(where="data.path", given=folder, wrong=f"no file {name}.gz or {name} there", fix=GET_IT)
+        raise DataError(where="data.path", given=folder, wrong=f"no file {name}.gz or {name} found", fix=GET_IT)
     raw = unpacked(path)
     if hashlib.md5(raw, usedforsecurity=False).hexdigest() != UNPACKED_MD5[name]:
         raise DataError(where=name, given=path, wrong="its unpacked bytes are not Fashion-MNIST's", fix=GET_IT)

@@ -1,7 +1,6 @@
 """Any image folder in ImageNet's layout: train/CLASS/*.jpg and val/CLASS/*.jpg, decoded by Pillow in worker processes.
 
-What happens to an image depends on (seed, epoch, its number) alone: not on the workers, the rank or the batch it falls
-into.
+The augmentation of an image depends only on (seed, epoch, its number): not on the workers, the rank or the batch.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nmlearn.errors import DataError
-from nmlearn.lab.data import augment, picture
+from nmlearn.lab.data import augment, decoding
 from nmlearn.lab.data.mix import mix
 from nmlearn.lab.data.options import ImageOptions, parse, require
-from nmlearn.lab.data.pipeline import Broken, Key, Pipeline, pictures_below, processes
+from nmlearn.lab.data.pipeline import Broken, Key, Pipeline, image_root, processes
 from nmlearn.lab.data.task import Batch, Draw, Task, generator
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as pretrained models expect
@@ -33,13 +32,13 @@ LAYOUT = (
 
 @dataclass(frozen=True)
 class FolderOptions(ImageOptions):
-    """Options of "image-folder": those of all images, and
+    """Options of "image-folder", in addition to those of all image sources.
 
     Attributes:
-        randaugment: magnitude of RandAugment in [0, 10], 0 for off; DeiT has 9 (see `nmlearn.lab.data.randaugment`).
-        erasing: probability that a box of a training image is filled with noise; DeiT has 0.25.
-        repeats: how often an epoch shows each image it shows, augmented anew; DeiT has 3, and a third of the images.
-        interpolation: "bilinear" or "bicubic", of the resizing.
+        randaugment: magnitude of RandAugment in [0, 10], 0 for off; DeiT uses 9 (see `nmlearn.lab.data.randaugment`).
+        erasing: probability that a box of a training image is filled with noise; DeiT uses 0.25.
+        repeats: how often an epoch shows each image, with a new augmentation; DeiT uses 3, with a third of the images.
+        interpolation: "bilinear" or "bicubic", for resizing.
         workers: decoding processes (None: this process's share of the usable cores, at most 16; 0: decode in the
             training process).
     """
@@ -60,12 +59,12 @@ class FolderOptions(ImageOptions):
         require(0 <= share <= 1, "erasing", share, "not in [0, 1]", "use 0 for off, or for instance 0.25")
         require(shown >= 1, "repeats", shown, "not positive", "use 1, or for instance 3")
         known = self.interpolation in ("bilinear", "bicubic")
-        require(known, "interpolation", self.interpolation, "no such one", "use bilinear or bicubic")
+        require(known, "interpolation", self.interpolation, "no such interpolation", "use bilinear or bicubic")
         require(self.workers is None or self.workers >= 0, "workers", self.workers, "negative", "use 0 or more")
 
     @property
     def side(self) -> int:
-        """Height and width of what the network sees."""
+        """Height and width of the network's input."""
         return self.image_size or 224
 
 
@@ -77,7 +76,7 @@ class Example(NamedTuple):
 
 
 class Decoded(Dataset[tuple[Tensor, int] | Broken]):
-    """uint8 images by Key; lives in the worker processes. Copies of an image have numbers beyond the last one's."""
+    """uint8 images by Key; lives in the worker processes. Repeated images have numbers past the last one."""
 
     def __init__(self, parts: dict[str, list[Example]], options: FolderOptions) -> None:
         self.parts, self.options = parts, options
@@ -87,15 +86,15 @@ class Decoded(Dataset[tuple[Tensor, int] | Broken]):
         file, label = examples[key.number % len(examples)]
         kind = self.options.augment if key.part == "train" else "none"
         try:
-            return picture.read(file, kind, self.options, (*key.seeds, key.number)), label
-        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on damaged files
+            return decoding.read(file, kind, self.options, (*key.seeds, key.number)), label
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow raises these on damaged files
             return Broken(file, str(error))
 
 
 class ImageFolder(Task):
-    """An image classification task read from files as it goes.
+    """An image classification task that reads files on the fly.
 
-    Workers hand over uint8 in the memory order of channels_last; the rest happens on `device`.
+    Workers return uint8 in channels_last memory order; the rest happens on `device`.
     """
 
     kind = "image"
@@ -135,10 +134,10 @@ def image_folder(path: Path | None = None, **options: object) -> Task:
 
     Raises:
         ConfigError: an option is wrong, or Pillow is missing.
-        DataError: a folder is missing or empty; while iterating: a file is no image.
+        DataError: a folder is missing or empty; while iterating: a file is not an image.
     """
     settings = parse(FolderOptions, options)
-    return ImageFolder(pictures_below(path, "image-folder", LAYOUT), settings)
+    return ImageFolder(image_root(path, "image-folder", LAYOUT), settings)
 
 
 def class_names(root: Path) -> list[str]:
@@ -152,7 +151,7 @@ def class_names(root: Path) -> list[str]:
 
 
 def list_images(root: Path, part: str, names: Sequence[str]) -> list[Example]:
-    """The images under root/part, ordered by the hash of their place in it: limits then take some of every class."""
+    """The images under root/part, ordered by the hash of their relative path: limits then keep some of every class."""
     if not (root / part).is_dir():
         raise DataError(where="data.path", given=root / part, wrong="no such folder", fix=LAYOUT)
     strange = sorted({entry.name for entry in (root / part).iterdir() if entry.is_dir()} - set(names))
@@ -170,7 +169,7 @@ def list_images(root: Path, part: str, names: Sequence[str]) -> list[Example]:
 
 
 def collate(items: Sequence[tuple[Tensor, int] | Broken]) -> Batch | Broken:
-    """uint8 [b, 3, size, size] in the memory order of channels_last and int64 [b], or the first broken image."""
+    """uint8 [b, 3, size, size] in channels_last memory order and int64 [b], or the first broken image."""
     for item in items:
         if isinstance(item, Broken):
             return item

@@ -13,20 +13,19 @@ def mix(
 ) -> tuple[Tensor, Tensor]:
     """The batch blended with a permutation of itself; unchanged when both alphas are 0.
 
-    With both on, one of the two is drawn with equal probability for the batch, as DeiT's recipe does (Touvron et al.
-    2021).
+    With both on, each batch uses one of them with equal probability, as in DeiT's recipe (Touvron et al. 2021).
 
     Args:
         images: float32 [b, C, H, W], after normalisation.
         labels: int64 [b].
-        mixup, cutmix: alphas of the Beta(alpha, alpha) distribution of the share, 0 for off.
+        mixup, cutmix: alphas of the Beta(alpha, alpha) distribution of the mixing ratio, 0 for off.
 
     Returns:
-        images of the same shape and float32 targets [b, classes] whose rows sum to 1 (labels as they are when off).
+        images of the same shape and float32 targets [b, classes] whose rows sum to 1 (the labels unchanged when off).
     """
     if not (mixup or cutmix):
         return images, labels
-    # torch draws no Beta with a generator in public, numpy does.
+    # torch has no public Beta sampling with a generator; numpy does.
     random = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     use_cutmix = bool(cutmix) and (not mixup or random.random() < 0.5)
     alpha = cutmix if use_cutmix else mixup
@@ -41,9 +40,9 @@ def mix(
 
 
 def paste(images: Tensor, others: Tensor, share: float, random: np.random.Generator) -> tuple[Tensor, float]:
-    """`images` with one box of about 1 - share of the area taken from `others` (Yun et al. 2019, equations 1 and 2).
+    """`images` with one box, about 1 - share of the area, copied from `others` (Yun et al. 2019, equations 1 and 2).
 
-    The box is clipped at the border, so the share that really remains is returned with the images.
+    The box is clipped at the border, so the share that actually remains is returned with the images.
     """
     height, width = images.shape[-2:]
     side = (1 - share) ** 0.5

@@ -1,4 +1,4 @@
-"""Options of the sources: one frozen dataclass each, built from a dict with errors that name the nearest option."""
+"""Options of the sources: one frozen dataclass each, built from a dict. Errors name the nearest option."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Limits:
     """Options of every source.
 
     Attributes:
-        train_limit, eval_limit: use only the first so many examples (None: all).
+        train_limit, eval_limit: use only this many examples, the first ones (None: all).
     """
 
     train_limit: int | None = None
@@ -39,10 +39,10 @@ class ImageOptions(Limits):
         augment: "none", "flip" (horizontal), "crop-flip" (random crop after padding by an eighth, and flip; He et al.
         2016,
             section 4.2) or "random-resized-crop" (random area and aspect ratio, and flip; Szegedy et al. 2015).
-        crop_scale: smallest share of the area that a random-resized crop keeps.
+        crop_scale: smallest fraction of the area that a random-resized crop keeps.
         mixup: alpha of mixup's Beta distribution, 0 for off (Zhang et al. 2018).
-        cutmix: alpha of cutmix's Beta distribution, 0 for off (Yun et al. 2019). With both on, each batch takes one.
-        image_size: side of the square images the network sees (None: the source's own).
+        cutmix: alpha of cutmix's Beta distribution, 0 for off (Yun et al. 2019). With both on, each batch uses one.
+        image_size: side of the square input images (None: the source's own size).
     """
 
     augment: str = "crop-flip"
@@ -65,7 +65,7 @@ class ImageOptions(Limits):
 
 
 def require(condition: bool, name: str, given: object, wrong: str, fix: str) -> None:
-    """Raise a ConfigError about option `name` unless `condition` holds."""
+    """Raise a ConfigError for option `name` unless `condition` holds."""
     if not condition:
         raise ConfigError(where=f"data.options.{name}", given=repr(given), wrong=wrong, fix=fix)
 
@@ -74,7 +74,7 @@ def parse(kind: type[AnyOptions], given: Mapping[str, object]) -> AnyOptions:
     """`given` as `kind`; None means the default.
 
     Raises:
-        ConfigError: an unknown option, a value of the wrong type or out of range.
+        ConfigError: an unknown option, or a value of the wrong type or out of range.
     """
     known = {field.name: str(field.type) for field in dataclasses.fields(kind)}
     for name, value in given.items():

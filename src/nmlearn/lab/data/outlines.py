@@ -1,7 +1,7 @@
-"""COCO's three ways to write down an instance's mask: polygons, and run lengths as numbers or as text.
+"""COCO's three encodings of an instance's mask: polygons, and run lengths as numbers or as text.
 
-pycocotools fills the polygons. It checks no run lengths: where they fall short of the image it hands out memory that
-nobody has written to. So these are read here.
+pycocotools fills the polygons. It does not check run lengths: where they fall short of the image it returns
+uninitialised memory. They are therefore decoded here.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 
-FARTHEST = 1e6  # pixels from the corner of the image: pycocotools walks along all edges, and knows no NaN
+FARTHEST = 1e6  # pixels from the image's corner: pycocotools walks along all edges, and does not handle NaN
 
 
 def mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     """The mask, uint8 [height, width] of 0 and 1.
 
     Args:
-        segmentation: as an annotation has it: a list of polygons [x0, y0, x1, y1, ...] in pixels, or a mapping with
-            "size" [height, width] and "counts", which is a list of run lengths or their text.
+        segmentation: as in an annotation: a list of polygons [x0, y0, x1, y1, ...] in pixels, or a mapping with
+            "size" [height, width] and "counts", a list of run lengths or their text encoding.
 
     Raises:
-        ValueError: it is neither, or of another size.
+        ValueError: it is neither, or its size differs.
     """
     if isinstance(segmentation, list):
         return fill(segmentation, height, width)
@@ -34,7 +34,7 @@ def mask(segmentation: Any, height: int, width: int) -> np.ndarray:
 
 
 def fill(polygons: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
-    """Polygons, closed by themselves, as uint8 [height, width]."""
+    """Polygons, implicitly closed, as uint8 [height, width]."""
     from pycocotools import mask as coco
 
     for polygon in polygons:
@@ -50,7 +50,7 @@ def fill(polygons: Sequence[Sequence[float]], height: int, width: int) -> np.nda
 
 
 def runs(counts: Sequence[int], height: int, width: int) -> np.ndarray:
-    """Run lengths of zeros, ones, zeros ... down the columns, as uint8 [height, width].
+    """Run lengths of zeros, ones, zeros ... in column-major order, as uint8 [height, width].
 
     Raises:
         ValueError: a negative length, or they do not add up to the image.
@@ -62,11 +62,11 @@ def runs(counts: Sequence[int], height: int, width: int) -> np.ndarray:
 
 
 def lengths(text: str | bytes) -> list[int]:
-    """Run lengths from their text: five bits and a continuation bit a character, from 48 on; from the third one on each
-    is told as its difference to the one before the last.
+    """Run lengths from their text: each character, from 48 up, holds five bits and a continuation bit. From the
+    third one on, each is stored as the difference from the one two places before.
 
     Raises:
-        ValueError: the text ends in the middle of a number or has characters that are none of these.
+        ValueError: the text ends in the middle of a number or has other characters.
     """
     codes = [code - 48 for code in (text.encode("ascii") if isinstance(text, str) else text)]
     if any(not 0 <= code < 64 for code in codes) or (codes and codes[-1] & 32):

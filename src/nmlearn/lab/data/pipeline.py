@@ -1,7 +1,6 @@
-"""Reading ahead: worker processes decode and batch examples while the network computes.
+"""Prefetching: worker processes decode and batch examples while the network computes.
 
-The processes stay from one epoch to the next. What is read depends on the keys alone, so neither they nor their number
-change anything.
+The processes persist between epochs. What is read depends only on the keys, so the number of processes changes nothing.
 """
 
 from __future__ import annotations
@@ -21,15 +20,16 @@ from nmlearn.lab.data.task import generator
 MOST_PROCESSES = 16
 
 
-def pictures_below(path: Path | None, source: str, layout: str) -> Path:
-    """The folder of a source that reads image files, after a look at what it needs.
+def image_root(path: Path | None, source: str, layout: str) -> Path:
+    """The folder of a source that reads image files, after a check of its requirements.
 
     Args:
-        source: its name, for errors; layout: what the folder should hold, likewise.
+        source: its name, for errors.
+        layout: the expected contents of the folder, for errors.
 
     Raises:
         ConfigError: Pillow is missing.
-        DataError: no folder.
+        DataError: there is no such folder.
     """
     if path is None or not path.is_dir():
         wrong = "data.path is not set" if path is None else "no such folder"
@@ -42,7 +42,7 @@ def needs(source: str, module: str, name: str, fix: str) -> None:
     """Refuse a source whose optional package is missing, before anything is read.
 
     Raises:
-        ConfigError: it is.
+        ConfigError: the package cannot be imported.
     """
     try:
         importlib.import_module(module)
@@ -51,7 +51,7 @@ def needs(source: str, module: str, name: str, fix: str) -> None:
 
 
 class Key(NamedTuple):
-    """What is read: an example's place in a part of the data, and the seeds of all that is random about it."""
+    """An example to read: its index in a part of the data, and the seeds of its augmentation."""
 
     part: str
     number: int
@@ -59,16 +59,16 @@ class Key(NamedTuple):
 
 
 class Broken(NamedTuple):
-    """What a worker hands over in place of a file that it cannot read: exceptions lose their type on the way."""
+    """Returned by a worker for an unreadable file: exceptions would lose their type on the way."""
 
     file: Path
     reason: str
-    wrong: str = "no image"
+    wrong: str = "not an image"
     fix: str = "replace or remove the file"
 
 
 class Keys:
-    """The batches of keys of the epoch at hand; a DataLoader that stays asks anew for them."""
+    """The batches of keys of the current epoch; a persistent DataLoader iterates over them once per epoch."""
 
     def __init__(self) -> None:
         self.batches: Sequence[list[Key]] = ()
@@ -81,12 +81,12 @@ class Keys:
 
 
 class Pipeline:
-    """Batches of examples, read ahead.
+    """Prefetched batches of examples.
 
     Args:
-        examples: from a Key to an example, or to a Broken.
-        collate: a batch of examples, or the first Broken, from a list of them.
-        processes: that read; 0 reads in this one.
+        examples: maps a Key to an example, or to a Broken.
+        collate: turns a list of examples into a batch, or into its first Broken.
+        processes: number of worker processes; 0 reads in this process.
     """
 
     def __init__(self, examples: Dataset[Any], collate: Callable[[list[Any]], Any], processes: int) -> None:
@@ -94,12 +94,12 @@ class Pipeline:
         self._idle: list[tuple[Keys, DataLoader[Any]]] = []
 
     def batches(self, keys: Sequence[list[Key]]) -> Iterator[Any]:
-        """The batches of these keys, in order; with a GPU in pinned memory, so that copying them does not wait.
+        """The batches of these keys, in order; in pinned memory if there is a GPU, so that copies are asynchronous.
 
-        Several may be read in turns: each has processes of its own.
+        Several pipelines may be read in turns: each has its own processes.
 
         Raises:
-            DataError: a file that cannot be read.
+            DataError: a file cannot be read.
         """
         mine, loader = pair = self._idle.pop() if self._idle else self._new()
         mine.batches = keys
@@ -121,12 +121,12 @@ class Pipeline:
             persistent_workers=self._processes > 0,
             collate_fn=self._collate,
             pin_memory=torch.cuda.is_available(),
-            generator=generator(0),  # else the loader draws its workers' seeds from the global one
+            generator=generator(0),  # otherwise the loader draws its workers' seeds from the global one
         )
         return keys, loader
 
 
 def processes(asked: int | None) -> int:
-    """How many processes read: as many as asked, or this rank's share of the usable cores, at most 16."""
+    """The number of reading processes: as requested, or this rank's share of the usable cores, at most 16."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(MOST_PROCESSES, max(1, len(os.sched_getaffinity(0)) // ranks)) if asked is None else asked

@@ -1,8 +1,8 @@
 """RandAugment (Cubuk et al. 2020) as DeiT uses it, which timm calls rand-mMAGNITUDE-mstd0.5-inc1.
 
-Two of fifteen changes are drawn, with replacement, and each is made with probability 1/2, at a magnitude drawn from a
-normal distribution with standard deviation 0.5 and clipped to [0, 10]. All changes grow with the magnitude. Pillow is
-imported here: this runs in the decoding processes.
+Two of fifteen changes are drawn, with replacement. Each is applied with probability 1/2, at a magnitude drawn from a
+normal distribution with standard deviation 0.5 and clipped to [0, 10]. All changes grow with the magnitude. This runs
+in the worker processes, which import Pillow.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FILL = (124, 116, 104)  # ImageNet's mean colour, where a change leaves nothing
+FILL = (124, 116, 104)  # ImageNet's mean colour, for areas that a change leaves empty
 Change = Callable[["Image", float, float], "Image"]  # image, magnitude / 10, sign -> image
 
 
 def randaugment(image: Image, magnitude: float, random: np.random.Generator) -> Image:
-    """An RGB image changed at random; `random` is where all randomness comes from. Same size."""
+    """An RGB image, randomly changed; all randomness comes from `random`. Same size."""
     for name in random.choice(list(CHANGES), 2):
         made, level, sign = random.random() < 0.5, random.normal(magnitude, 0.5), random.choice((-1.0, 1.0))
         if made:
@@ -52,7 +52,7 @@ def _solarize_add(image: Image, level: float, _sign: float) -> Image:
 
 
 def _posterize(image: Image, level: float, _sign: float) -> Image:
-    dropped = 2 ** (4 + int(4 * level))  # Pillow's own refuses to drop all eight bits
+    dropped = 2 ** (4 + int(4 * level))  # Pillow's own posterize refuses to drop all eight bits
     return image.point([value // dropped * dropped for value in range(256)] * 3)
 
 

@@ -1,4 +1,4 @@
-"""What a source of training data is, and the one deterministic order in which all sources are read."""
+"""The interface of a data source, and the deterministic order in which all sources are read."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ Batch = tuple[Any, Any]
 
 
 class Draw(NamedTuple):
-    """One training batch before it is read: which examples, and the seed of everything random about it."""
+    """One training batch before it is read: its examples, and the seed of its augmentation."""
 
     indices: Tensor  # int64 [b]
     seed: int
 
 
 def mixed_seed(*numbers: int) -> int:
-    """One 63-bit seed from several non-negative numbers; near inputs give unrelated seeds."""
+    """One 63-bit seed from several non-negative numbers; similar inputs give unrelated seeds."""
     state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
     return int(state[0]) & (2**63 - 1)
 
 
 def generator(seed: int) -> torch.Generator:
-    """A CPU generator of its own: the global one belongs to the training loop."""
+    """A separate CPU generator: the global one belongs to the training loop."""
     return torch.Generator().manual_seed(seed)
 
 
@@ -46,9 +46,9 @@ class Task(ABC):
         source: where the data came from, for reports.
         vocabulary: number of token ids for "text" and "language", else None.
         bytes_per_token: mean bytes per token for "language" (bits per byte = loss / ln 2 / bytes_per_token), else None.
-        repeats: how often an epoch shows each example that it shows, each time augmented anew; see `train_batches`.
-        device: where batches are finished and handed over, for sources that make use of it; others leave it to the
-            caller. Assign to it.
+        repeats: how often an epoch shows each of its examples, with a new augmentation each time; see `train_batches`.
+        device: where batches are finished and returned, for sources that support it; others leave it to the caller. It
+            may be assigned.
     """
 
     name: str
@@ -68,19 +68,19 @@ class Task(ABC):
     ) -> Iterator[Batch]:
         """One epoch of shuffled, augmented batches for one rank: train_size // (batch_size * world) of them.
 
-        A function of (seed, epoch, rank, world) alone. Batch k of all ranks together is the k-th slice of one
-        permutation, so ranks never share an example. `skip` starts at that batch and gives the very batches of the
-        unskipped epoch.
+        The result depends only on (seed, epoch, rank, world). Batch k of all ranks together is the k-th slice of one
+        permutation, so ranks never share an example. `skip` starts at that batch; the batches are the same as
+        without it.
 
-        With `repeats` r the epoch shows one r-th of the examples r times, side by side and on different ranks where it
-        can (repeated augmentation; Hoffer et al. 2020); copy c of example i is drawn as number i + c * train_size.
+        With `repeats` r the epoch shows one r-th of the examples r times, adjacent and on different ranks if possible
+        (repeated augmentation; Hoffer et al. 2020). Copy c of example i is drawn as number i + c * train_size.
 
         Yields:
             inputs (float32 [b, C, H, W], or int64 tokens [b, T]) and targets (int64 [b]; float32 [b, classes] under
             mixup or cutmix; int64 [b, T] for "language"). For "detection" see `nmlearn.lab.data.coco`.
 
         Raises:
-            ConfigError: not one full batch in the training set, or a rank outside the world.
+            ConfigError: the training set is smaller than one batch, or the rank is outside the world.
         """
         _check_split(batch_size, rank, world)
         steps = self.train_size // (batch_size * world)
@@ -88,18 +88,18 @@ class Task(ABC):
             raise ConfigError(
                 where="batch_size",
                 given=f"{batch_size} on {world} process(es)",
-                wrong=f"{self.name} has only {self.train_size} training examples: not one full batch",
+                wrong=f"{self.name} has only {self.train_size} training examples, less than one batch",
                 fix="use a smaller batch or more training examples",
             )
         order = self._order(seed, epoch)[: steps * batch_size * world]
-        # Copies lie side by side: dealt out like cards, they come to different ranks.
+        # Copies are adjacent: dealt out in turn, they go to different ranks.
         dealt = order.view(steps, batch_size, world).transpose(1, 2)
         slices = (order.view(steps, world, batch_size) if self.repeats == 1 else dealt)[:, rank]
         draws = [Draw(slices[k], mixed_seed(seed, epoch, k, rank)) for k in range(skip, steps)]
         return self.read_train(draws, seed=seed, epoch=epoch)
 
     def _order(self, seed: int, epoch: int) -> Tensor:
-        """Numbers of the examples of an epoch, int64 [train_size]."""
+        """The example numbers of an epoch, int64 [train_size]."""
         order = torch.randperm(self.train_size, generator=generator(mixed_seed(seed, epoch)))
         copies = torch.arange(self.repeats) * self.train_size
         return (order[:, None] + copies).flatten()[: self.train_size]
@@ -112,7 +112,7 @@ class Task(ABC):
 
     @abstractmethod
     def read_train(self, draws: Sequence[Draw], *, seed: int, epoch: int) -> Iterator[Batch]:
-        """The drawn training batches, augmented."""
+        """The drawn training batches, read and augmented."""
 
     @abstractmethod
     def read_eval(self, parts: Sequence[Tensor]) -> Iterator[Batch]:

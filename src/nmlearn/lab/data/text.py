@@ -1,6 +1,6 @@
-"""Language modelling on any plain text, byte by byte: a vocabulary of 256 and no tokenizer to choose or to ship.
+"""Byte-level language modelling on any plain text: a vocabulary of 256, and no tokenizer to choose or ship.
 
-The measure is bits per byte, loss / ln 2, comparable across texts and models.
+The metric is bits per byte, loss / ln 2, which is comparable across texts and models.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nmlearn.lab.data.options import Limits, parse, require
 from nmlearn.lab.data.task import Batch, Draw, Task, first, mixed_seed
 
 EVAL_SHARE = 0.1
-GET_IT = "set data.path to a .txt file or to a folder of .txt files with more text than a few lines"
+GET_IT = "set data.path to a .txt file or a folder of .txt files, with more than a few lines of text"
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class TextOptions(Limits):
     """Options of "text".
 
     Attributes:
-        length: bytes of context of one example. Limits count examples of this length.
+        length: context of one example in bytes. Limits count examples of this length.
     """
 
     length: int = 128
@@ -39,8 +39,8 @@ class TextOptions(Limits):
 class PlainText(Task):
     """Next-byte prediction: inputs int64 [b, T] and targets int64 [b, T], the inputs one byte later.
 
-    Training windows do not overlap within an epoch; where the first one starts changes with the epoch. Evaluation
-    windows are fixed; what is left at the end, shorter than a window, is dropped.
+    Training windows do not overlap within an epoch; the first one's offset changes with the epoch. Evaluation
+    windows are fixed; a remainder shorter than a window is dropped.
     """
 
     name, kind, classes, vocabulary = "text", "language", 256, 256
@@ -49,7 +49,7 @@ class PlainText(Task):
     def __init__(self, train: bytes, evaluation: bytes, source: str, options: TextOptions) -> None:
         self.source, self.input_shape = source, (options.length,)
         self._train, self._eval = _bytes(train), _bytes(evaluation)
-        # One byte more for the last target, and one window less so that every first start fits.
+        # One more byte for the last target, and one window less so that every offset fits.
         self.train_size = first((len(train) - options.length) // options.length, options.train_limit)
         self.eval_size = first((len(evaluation) - 1) // options.length, options.eval_limit)
         if self.train_size < 1 or self.eval_size < 1:
@@ -75,13 +75,13 @@ class PlainText(Task):
 def plain_text(path: Path | None = None, **options: object) -> Task:
     """The text in the file `path`, or in all .txt files under the folder `path`.
 
-    A folder is split by file, about a tenth of the bytes for evaluation, chosen by the hash of the file names; a single
-    file gives its last tenth. Files stand in the order of that hash: limits take the first windows, which come from all
-    over the folder then.
+    A folder is split by file: about a tenth of the bytes, chosen by the hash of the file names, is for evaluation. A
+    single file gives its last tenth. Files are ordered by that hash, so that limits, which keep the first windows,
+    sample the whole folder.
 
     Raises:
         ConfigError: an option is wrong.
-        DataError: no text there, or too little.
+        DataError: there is no text, or too little.
     """
     settings = parse(TextOptions, options)
     if path is None or not path.exists():
@@ -100,7 +100,7 @@ def _split_file(file: Path) -> tuple[bytes, bytes]:
 def _split_folder(folder: Path) -> tuple[bytes, bytes]:
     sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*.txt")}
     if not sizes:
-        raise DataError(where="data.path", given=folder, wrong="no .txt files there", fix=GET_IT)
+        raise DataError(where="data.path", given=folder, wrong="no .txt files found", fix=GET_IT)
     if len(sizes) == 1:
         return _split_file(folder / next(iter(sizes)))
     chosen = eval_files(sizes)
@@ -108,14 +108,14 @@ def _split_folder(folder: Path) -> tuple[bytes, bytes]:
 
 
 def by_hash(names: Iterable[str]) -> list[str]:
-    """File names in the order of their SHA-256."""
+    """File names, ordered by their SHA-256."""
     return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
 
 
 def eval_files(sizes: dict[str, int]) -> set[str]:
-    """Names of the evaluation files: in the order of the names' hashes, all that still fit into a tenth of the bytes.
+    """Names of the evaluation files: in hash order, every file that still fits into a tenth of the bytes.
 
-    At least one: the smallest that is not empty, when none fits.
+    If none fits, it is the smallest file that is not empty.
     """
     room = int(sum(sizes.values()) * EVAL_SHARE)
     chosen = set()

@@ -1,8 +1,8 @@
 """WordNet 3.0 noun definitions: which of 24 kinds of noun (act, animal, artifact ...) does a definition describe?
 
-The file data.noun has one noun sense a line: offset, number of its lexicographer file (the class), words, pointers, and
-after " | " the definition; examples follow a semicolon. Format: wndb(5WN). The classes noun.Tops (3) and noun.motive
-(16) are too small and left out. Debian's package wordnet-base has the file.
+The file data.noun has one noun sense per line: offset, number of its lexicographer file (the class), words, pointers
+and, after " | ", the definition; examples follow a semicolon. Format: wndb(5WN). The classes noun.Tops (3) and
+noun.motive (16) are too small and omitted. Debian's package wordnet-base has the file.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class WordNetOptions(Limits):
     """Options of "wordnet".
 
     Attributes:
-        length: tokens of one example; longer definitions are cut, shorter ones padded with token 0.
+        length: tokens per example; longer definitions are truncated, shorter ones padded with token 0.
         vocabulary: number of token ids of the built-in word tokenizer: padding, unknown, and the most frequent words.
-        tokenizer: folder (or tokenizer.json) of a Hugging Face tokenizer to use instead, for pretrained models.
+        tokenizer: folder (or tokenizer.json) of a Hugging Face tokenizer to use instead, e.g. for pretrained models.
     """
 
     length: int = 32
@@ -77,8 +77,8 @@ def wordnet_nouns(path: Path | None = None, **options: object) -> Task:
     """WordNet's noun definitions as a text classification task with 24 classes.
 
     Raises:
-        ConfigError: an option is wrong, or the package that reads a foreign tokenizer is missing.
-        DataError: the file is missing or holds no definitions.
+        ConfigError: an option is wrong, or the package for the given tokenizer is missing.
+        DataError: the file is missing or has no definitions.
     """
     file = path or DEBIAN_FILE
     file = file / "data.noun" if file.is_dir() else file
@@ -87,12 +87,12 @@ def wordnet_nouns(path: Path | None = None, **options: object) -> Task:
     settings = parse(WordNetOptions, options)
     definitions = read_definitions(file.read_text(encoding="utf-8", errors="replace").splitlines())
     if len({label for _, label in definitions}) < 2:
-        raise DataError(where="data.path", given=file, wrong="holds no noun definitions of two classes", fix=GET_IT)
+        raise DataError(where="data.path", given=file, wrong="has no noun definitions of two classes", fix=GET_IT)
     return WordNet(definitions, str(file), settings)
 
 
 def read_definitions(lines: Sequence[str]) -> list[tuple[str, int]]:
-    """(definition before the first semicolon, class number from 0) of each noun; the licence at the top is indented."""
+    """(definition before the first semicolon, class number from 0) of each noun; the indented licence is skipped."""
     found = []
     for line in lines:
         fields, bar, text = line.partition(" | ")
@@ -105,9 +105,9 @@ def read_definitions(lines: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def split(definitions: Sequence[tuple[str, int]]) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-    """Nine tenths for training and one for evaluation, by the hash of the text: equal texts fall on one side.
+    """Nine tenths for training and one for evaluation, by the hash of the text: equal texts are never split.
 
-    Each part is ordered by that hash too, since the file is sorted by class and limits take the first examples.
+    Each part is also ordered by that hash, because the file is sorted by class and limits keep the first examples.
     """
     keyed = sorted((hashlib.sha256(text.encode()).digest(), text, label) for text, label in definitions)
     train = [(text, label) for digest, text, label in keyed if digest[-1] % 10]
@@ -115,16 +115,16 @@ def split(definitions: Sequence[tuple[str, int]]) -> tuple[list[tuple[str, int]]
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words and numbers, and each other sign by itself."""
+    """Lower-case words and numbers, and every other symbol separately."""
     return re.findall(r"[a-z0-9]+|[^\sa-z0-9]", text.lower())
 
 
 def _tokenizer(train: Sequence[tuple[str, int]], options: WordNetOptions) -> tuple[Encode, int]:
-    """text -> token ids, and the number of token ids."""
+    """A function from text to token ids, and the number of token ids."""
     if options.tokenizer is not None:
         return _foreign_tokenizer(options.tokenizer)
     counts = Counter(word for text, _ in train for word in words(text))
-    ranked = sorted(counts, key=lambda word: (-counts[word], word))  # ties by name: the same ids on every machine
+    ranked = sorted(counts, key=lambda word: (-counts[word], word))  # ties by spelling: the same ids on every machine
     ids = {word: number for number, word in enumerate(ranked[: options.vocabulary - 2], start=2)}
     return lambda text: [ids.get(word, UNKNOWN) for word in words(text)], options.vocabulary
 

@@ -1,9 +1,9 @@
-"""The networks that the command line trains: plain modules of ordinary Linear and Conv2d layers.
+"""The networks of the command line: plain modules with ordinary Linear and Conv2d layers.
 
     model = nmlearn.lab.models.build("resnet20", classes=10, input_shape=(3, 32, 32), width=32)
 
-`MODELS` is the registry of our own; "timm:NAME", "torchvision:NAME", "transformers:FOLDER" and
-"efficientnet_lite_pytorch:NAME" build with those packages when they are installed.
+`MODELS` is the registry of our own models; "timm:NAME", "torchvision:NAME", "transformers:FOLDER" and
+"efficientnet_lite_pytorch:NAME" use those packages if installed.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ OTHER_KINDS = {"gpt": "language", "text-transformer": "text"}  # all the rest ta
 def build(
     name: str, *, classes: int, input_shape: tuple[int, ...], kind: str = "image", **options: object
 ) -> nn.Module:
-    """A freshly initialised network (from torch's global random state) for inputs of `input_shape`.
+    """A newly initialised network (from torch's global random state) for inputs of `input_shape`.
 
     Args:
-        name: a key of `MODELS`, or one of another package: "timm:NAME" and so on.
+        name: a key of `MODELS`, or a model of another package, such as "timm:NAME".
         classes: number of outputs; the vocabulary size for "language".
         input_shape: of one input: (C, H, W) or (T,).
         kind: the task's: "image", "text", "language" or "detection".
@@ -52,7 +52,7 @@ def build(
         A module from float32 [b, C, H, W] or int64 [b, T] to logits [b, classes], or [b, T, classes] for "language".
 
     Raises:
-        ConfigError: an unknown name or option, a model for another kind of data, a missing package.
+        ConfigError: an unknown name or option, a model for another kind of data, or a missing package.
     """
     chosen = {key: value for key, value in options.items() if value is not None}
     source, colon, rest = name.partition(":")
@@ -64,7 +64,7 @@ def build(
         return MODELS[name](classes, input_shape, **chosen)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         given = f"{chosen or 'the defaults'} for {name}, inputs of shape {tuple(input_shape)} and {classes} outputs"
-        wrong = f"no network can be made of this: {error}"
+        wrong = f"no network can be built from this: {error}"
         raise ConfigError(where="model.options", given=given, wrong=wrong, fix="give other values") from error
 
 
@@ -72,7 +72,7 @@ def _check_name(name: str, kind: str) -> None:
     check_name("model.name", name, [*MODELS, *(f"{source}:..." for source in external.SOURCES)], "model")
     if OTHER_KINDS.get(name, "image") != kind:
         fit = [other for other in MODELS if OTHER_KINDS.get(other, "image") == kind]
-        wrong = f"takes {OTHER_KINDS.get(name, 'image')} data, and this is {kind} data"
+        wrong = f"takes {OTHER_KINDS.get(name, 'image')} data, but this is {kind} data"
         fix = f"use one of {', '.join(fit)}" if fit else external.DETECTORS
         raise ConfigError(where="model.name", given=repr(name), wrong=wrong, fix=fix)
 
@@ -85,10 +85,10 @@ def _check_options(name: str, options: dict[str, object]) -> None:
         annotation = str(known[key].annotation)
         check_type(where, value, annotation)
         if annotation.startswith("int") and isinstance(value, int) and value < 1:
-            raise ConfigError(where=where, given=repr(value), wrong="it is a size", fix="give at least 1")
+            raise ConfigError(where=where, given=repr(value), wrong="not a size", fix="give at least 1")
 
 
 def option_parameters(name: str) -> dict[str, inspect.Parameter]:
-    """The options of a model of our own, with their annotations and defaults."""
+    """The options of one of our own models, with their annotations and defaults."""
     parameters = inspect.signature(MODELS[name]).parameters
     return {key: each for key, each in parameters.items() if key not in ("classes", "input_shape")}

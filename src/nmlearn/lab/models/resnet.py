@@ -1,10 +1,10 @@
 """Residual networks (He et al. 2016, "Deep Residual Learning for Image Recognition").
 
 Two families from one module: the CIFAR family of section 4.2 (3 x 3 stem, three stages of width, 2 width and 4 width)
-and the ImageNet family of table 1 (7 x 7 stem and pooling, four stages). Where the shape changes the shortcut is a 1 x
-1 convolution with batch norm (option B of section 3.3) in both: option A's zero-padded copy has no weights that could
-be sparse. The bottleneck has its stride in the 3 x 3 convolution ("v1.5"), as torchvision does; names in the state_dict
-are torchvision's.
+and the ImageNet family of table 1 (7 x 7 stem and pooling, four stages). Where the shape changes, the shortcut
+is a 1 x 1 convolution with batch norm (option B of section 3.3) in both: option A's zero-padded copy has no weights
+that could be sparse. The bottleneck has its stride in the 3 x 3 convolution ("v1.5"), and the state_dict has the same
+names, as in torchvision.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class ResNet(nn.Module):
         block: `BasicBlock` or `Bottleneck`.
         depths: blocks of each stage; each stage after the first halves the height and doubles the width.
         width: inner channels of the first stage.
-        channels: of the input; its height and width are free.
+        channels: of the input; any height and width is accepted.
         stem: "imagenet" (7 x 7, stride 2, and pooling: a quarter of the height) or "cifar" (3 x 3, full height).
     """
 
@@ -123,7 +123,7 @@ class ResNet(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """He et al. 2015 for what batch norm follows; torch's own for the classifier."""
+    """He et al. 2015 for layers followed by batch norm; torch's default for the classifier."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
@@ -134,17 +134,17 @@ def _cifar(depth: int, classes: int, input_shape: tuple[int, ...], width: int) -
 
 
 def resnet8(classes: int, input_shape: tuple[int, ...], *, width: int = 16) -> ResNet:
-    """The CIFAR family with one block a stage."""
+    """The CIFAR family with one block per stage."""
     return _cifar(8, classes, input_shape, width)
 
 
 def resnet20(classes: int, input_shape: tuple[int, ...], *, width: int = 16) -> ResNet:
-    """The CIFAR family with three blocks a stage."""
+    """The CIFAR family with three blocks per stage."""
     return _cifar(20, classes, input_shape, width)
 
 
 def resnet32(classes: int, input_shape: tuple[int, ...], *, width: int = 16) -> ResNet:
-    """The CIFAR family with five blocks a stage."""
+    """The CIFAR family with five blocks per stage."""
     return _cifar(32, classes, input_shape, width)
 
 

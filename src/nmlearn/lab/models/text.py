@@ -9,10 +9,10 @@ from nmlearn.lab.models.transformer import Block, initialise
 
 
 class TextTransformer(nn.Module):
-    """Token and position embedding, blocks, norm, the mean over the tokens that are no padding, and a classifier.
+    """Token and position embedding, blocks, norm, the mean over all non-padding tokens, and a classifier.
 
-    Token 0 is padding: nothing looks at it and it is not in the mean. A text of padding alone counts as one padding
-    token.
+    Token 0 is padding: nothing attends to it and the mean excludes it. A text that is all padding counts as one
+    padding token.
     """
 
     def __init__(self, classes: int, length: int, *, vocabulary: int, dim: int, depth: int, heads: int) -> None:

@@ -1,4 +1,4 @@
-"""The pre-norm transformer block that the vision, language and text models are made of (names as timm's)."""
+"""The pre-norm transformer block of the vision, language and text models (with timm's names)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """[b, T, dim] -> [b, T, dim]; `keep` bool [b, 1, 1, T] is False for tokens nobody may look at."""
+        """[b, T, dim] -> [b, T, dim]; `keep` bool [b, 1, 1, T] is False for tokens that must not be attended to."""
         batch, length, dim = x.shape
         query, key, value = self.qkv(x).view(batch, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         y = functional.scaled_dot_product_attention(query, key, value, attn_mask=keep, is_causal=self.causal)
@@ -42,14 +42,14 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Leaves a residual branch out for a share of the examples while training (Huang et al. 2016)."""
+    """Drops a residual branch for a fraction of the examples in training (Huang et al. 2016)."""
 
     def __init__(self, share: float) -> None:
         super().__init__()
         self.share = share
 
     def forward(self, x: Tensor) -> Tensor:
-        """[b, ...] -> [b, ...], scaled so that the expectation stays."""
+        """[b, ...] -> [b, ...], scaled to preserve the expectation."""
         if not self.training or self.share == 0:
             return x
         kept = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(1 - self.share)
@@ -57,7 +57,7 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and an MLP of four times the width, each on a normalised copy and added to its input."""
+    """Attention and an MLP of four times the width, each applied to the normalised input and added to it."""
 
     def __init__(
         self, dim: int, heads: int, *, causal: bool = False, drop_path: float = 0.0, eps: float = 1e-5
@@ -76,7 +76,7 @@ class Block(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Weights from a normal distribution of deviation 0.02, cut at two deviations by ViT's recipe; biases zero."""
+    """Normal weights with standard deviation 0.02, truncated at two deviations as in ViT's recipe; zero biases."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
     if isinstance(module, nn.Linear) and module.bias is not None:

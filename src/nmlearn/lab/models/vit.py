@@ -10,7 +10,7 @@ from nmlearn.lab.models.transformer import Block, initialise
 
 
 class PatchEmbed(nn.Module):
-    """The image cut into patches, each a token, by a convolution whose stride is its size."""
+    """Splits the image into patches, one token each, by a convolution whose stride equals its size."""
 
     def __init__(self, channels: int, patch: int, dim: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class VisionTransformer(nn.Module):
 
     Args:
         input_shape: (C, H, W); `patch` divides H and W.
-        drop_path: share of left-out branches in the last block, growing linearly from 0 in the first.
+        drop_path: fraction of dropped branches in the last block; it grows linearly from 0 in the first.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ def small_vit(
     heads: int = 3,
     drop_path: float = 0.0,
 ) -> VisionTransformer:
-    """A small one. The default patch is a quarter of 28 pixels (7), and an eighth of the height otherwise (4 at 32)."""
+    """A small one. The default patch is 7 for 28 pixels, and an eighth of the height otherwise (4 at 32)."""
     height = input_shape[1]
     chosen = patch if patch is not None else height // 4 if height == 28 else max(1, height // 8)
     return VisionTransformer(classes, input_shape, patch=chosen, dim=dim, depth=depth, heads=heads, drop_path=drop_path)

@@ -13,15 +13,15 @@ def write(path: Path | str, out: Path | str | None = None) -> Path:
     Args:
         path: a run's folder (finished or not), a folder with ``results.json`` and ``runs/*/``, a folder of run
             folders, or a results file.
-        out: the HTML file; unless given, report.html in the folder, and for a results file its name with .html
-            (report.html beside results.json).
+        out: the HTML file; default: report.html in the folder; for a results file, its name with .html (report.html
+            next to results.json).
 
     Returns:
-        The file written. It is whole at every moment: an earlier one is replaced at once.
+        The file written. An earlier one is replaced atomically.
 
     Raises:
-        ConfigError: nothing there to report on.
-        FormatError: a results file that is no comparison.
+        ConfigError: there is nothing to report on.
+        FormatError: the results file is not from a comparison.
     """
     from nmlearn.lab.report.comparison_page import comparison_page
     from nmlearn.lab.report.run_page import run_page

@@ -1,7 +1,7 @@
-"""The axes of every chart: a frame of two scales with its ticks, labels, grid and titles.
+"""The axes of every chart: a frame with two scales, ticks, labels, grid and titles.
 
-Lines, intervals, points and the heat map only draw what is inside. Colours come from CSS classes, so that one drawing
-serves the light and the dark scheme.
+Lines, intervals, points and the heat map only draw the inside. Colours come from CSS classes, so that one drawing
+works in the light and the dark scheme.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from markupsafe import Markup
 from nmlearn.lab.report.scales import Rows, Scale
 from nmlearn.lab.report.svg import WIDTH, Content, drawing, element
 
-LETTER = 6.6  # width of a character of a label, on the safe side
+LETTER = 6.6  # upper bound for the width of a character in a label
 LINE = 11.0  # height of a label
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The rectangle that the data fills, in drawing units, and its two scales.
+    """The rectangle of the data, in drawing units, and its two scales.
 
     Attributes:
         x: scale from left to right.
         y: scale from bottom to top, or named rows from top to bottom.
-        height: of the whole drawing; `top`, `right` and `bottom` of it are for labels.
-        fluid: x is in per cent of the drawing's width, which may be any; the y labels are then a drawing of their own.
+        height: of the whole drawing; `top`, `right` and `bottom` are margins for labels.
+        fluid: x is in per cent of the drawing's width, which is variable; the y labels are then a separate drawing.
     """
 
     x: Scale
@@ -77,11 +77,11 @@ class Frame:
         """The whole chart.
 
         Args:
-            title: for those who do not see the drawing; so is `description`.
+            title: for screen readers; so is `description`.
             x_label: title of the x axis, with its unit.
-            y_label: title of the y axis; it stands above the axis, where it can be read.
+            y_label: title of the y axis, placed above it so that it is horizontal.
             parts: what is drawn inside.
-            under: what lies under the grid.
+            under: what is drawn below the grid.
         """
         heading = element("text", y_label, y=12.0) if y_label else None
         labels, width = self._labels(), None if self.fluid else WIDTH
@@ -97,7 +97,7 @@ class Frame:
         return f"{value:.2f}%" if self.fluid else value
 
     def _grid(self) -> list[Markup]:
-        """Lines at the ticks of the axis that carries the values: y, or x where y is names."""
+        """Lines at the ticks of the value axis: y, or x where y has names."""
         if isinstance(self.y, Rows):
             places = [self._place(self.across(tick)) for tick in self.x.ticks]
             return [element("line", x1=at, x2=at, y1=self.top, y2=self.base + 4, class_="grid") for at in places]
@@ -105,7 +105,7 @@ class Frame:
         return [element("line", x1=self.left, x2=self.end, y1=at, y2=at, class_="grid") for at in heights]
 
     def _ticks(self, x_label: str) -> list[Markup]:
-        """Labels and title of the x axis. A label at an end of the drawing is aligned to it and stays inside."""
+        """Labels and title of the x axis. Labels at an end of the drawing are aligned to stay inside."""
         parts = [element("text", x_label, x=self._place(self.end), y=self.height - 5, class_="end")]
         for tick in self.x.ticks:
             at = self.x.at(tick)
@@ -115,7 +115,7 @@ class Frame:
         return parts
 
     def _labels(self) -> list[Markup]:
-        """Labels of the y axis; where rows are close, as many as can be read."""
+        """Labels of the y axis; if rows are dense, only as many as are legible."""
         parts, last = [], math.inf
         style = "name end" if isinstance(self.y, Rows) else "end"
         for tick in self.y.ticks:

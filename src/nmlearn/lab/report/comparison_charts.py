@@ -1,4 +1,4 @@
-"""The charts of a comparison. Every method keeps its colour and shape throughout."""
+"""The charts of a comparison. Every method has the same colour and shape in all of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nmlearn.lab.report.styles import REFERENCE
 
 
 def gap_figures(found: Outcome, noise: float | None) -> list[Figure]:
-    """A chart per pattern, all on one scale. `noise` is half the width of the band about zero."""
+    """A chart per pattern, all on one scale. `noise` is half the width of the band around zero."""
     shown = {pattern: _intervals(found, pattern) for pattern in found.patterns}
     shared = [value for rows in shown.values() for row in rows for value in row.values()]
     shared += [-noise, noise] if noise else []
@@ -46,15 +46,15 @@ def _intervals(found: Outcome, pattern: str) -> list[Interval]:
 
 
 def cost_figures(found: Outcome) -> list[Figure]:
-    """What is compared, against counted and against measured cost, as far as they were recorded."""
+    """The measure against counted cost and against measured cost, where recorded."""
     name, y_label = found.measure.key.capitalize(), found.measure.titled("mean " if found.intervals else "")
     costs = (
         (
             "training_flops_ratio",
             "training FLOPs",
-            "Training FLOPs of the sparse layers, relative to dense: what a machine that skips zeros could save.",
+            "Training FLOPs of the sparse layers, relative to dense: what hardware that skips zeros could save.",
         ),
-        ("seconds_median", "training time", "Median seconds of training as measured: what it cost here."),
+        ("seconds_median", "training time", "Median seconds of training, measured on this machine."),
     )
     return [
         Figure(f"{name} against {cost}", _points(found, field, y_label), note)
@@ -88,7 +88,7 @@ def _points(found: Outcome, field: str, y_label: str) -> Markup:
 
 
 def curve_figures(found: Outcome, folders: Sequence[RunFolder]) -> list[Figure]:
-    """Each run's curve, thin, and the mean of each method, for each pattern; none without run folders."""
+    """For each pattern, the thin curve of each run and the mean of each method; none without run folders."""
     figures = []
     patterns = found.patterns or sorted({run.setting("pattern") for run in folders} - {""})
     name, y_label = found.measure.key.capitalize(), found.measure.titled()
@@ -101,7 +101,7 @@ def curve_figures(found: Outcome, folders: Sequence[RunFolder]) -> list[Figure]:
 
 
 def _curves(found: Outcome, folders: Sequence[RunFolder], pattern: str) -> tuple[list[Series], XAxis]:
-    """The lines of a pattern's panel, all single runs below and the means on top, and the x axis from start to end."""
+    """The lines of a pattern's panel, single runs below the means, and the full x axis."""
     thin, strong, axis = [], [], XAxis("epoch")
     for method, style in found.styles.items():
         curves = []
@@ -118,7 +118,7 @@ def _curves(found: Outcome, folders: Sequence[RunFolder], pattern: str) -> tuple
 
 
 def _mean(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[object, object]]:
-    """The mean at every x that all curves have: a mean over fewer of them would jump."""
+    """The mean at every x that all curves have: with fewer curves it would jump."""
     at: dict[float, list[float]] = {}
     for curve in curves:
         for x, y in dict(curve).items():

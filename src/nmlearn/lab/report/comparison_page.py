@@ -1,4 +1,4 @@
-"""The report of a comparison: which method lost least, by how much, how surely, and at what cost."""
+"""The report of a comparison: which method lost least, by how much, with what confidence and at what cost."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def comparison_page(comparison: Comparison, folder: Path) -> str:
     """The HTML of a comparison's report.
 
     Args:
-        comparison: what was read.
-        folder: where the report will lie; links to run reports are relative to it.
+        comparison: the data of the report.
+        folder: where the report will be written; links to run reports are relative to it.
     """
     found = outcome(comparison)
     costs, curves = cost_figures(found), curve_figures(found, comparison.folders)
@@ -82,13 +82,13 @@ def _notices(comparison: Comparison, found: Outcome) -> list[str]:
     told = []
     going = [run for run in comparison.folders if not run.finished]
     if not comparison.record:
-        told.append(f"No results file yet: {count(len(comparison.runs))} runs are finished.")
+        told.append(f"No results file yet: {count(len(comparison.runs))} runs have finished.")
     if going:
-        told.append(f"{count(len(going))} run folders have not finished; their curves are drawn as far as they go.")
+        told.append(f"{count(len(going))} run folders have not finished; their curves are incomplete.")
     if unsure := [
         pattern for pattern in found.patterns if len(found.ranked(pattern)) > 1 and not found.winner(pattern)
     ]:
-        told.append(f"No method is named best at {_list(unsure)}: it takes more than one seed to tell it from chance.")
+        told.append(f"No best method at {_list(unsure)}: one seed cannot tell a difference from chance.")
     failures = comparison.record.get("failures")
     for failure in failures if isinstance(failures, list) else []:
         if isinstance(failure, dict):
@@ -97,7 +97,7 @@ def _notices(comparison: Comparison, found: Outcome) -> list[str]:
 
 
 def _finding(found: Outcome, pattern: str) -> str:
-    """The best method and how it stands to dense and to the next; nothing where none can be named."""
+    """The best method, compared with dense and with the second best; empty if there is no clear best."""
     ranked = found.ranked(pattern)
     if not found.winner(pattern):
         return f"{_reached(found, ranked[0])}." if len(ranked) == 1 else ""
@@ -136,7 +136,7 @@ def _runs(found: Outcome, folders: list[RunFolder], target: Path) -> list[Record
 
 
 def _link(run: Record, folders: list[RunFolder], target: Path) -> tuple[str, str] | None:
-    """Name and address of the run's own report, when there is one."""
+    """Name and link of the run's own report, if there is one."""
     for other in folders:
         same = other.setting("method") == run["method"] and other.setting("seed") == str(run.get("seed"))
         report = other.folder / "report.html"

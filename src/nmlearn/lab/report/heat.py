@@ -1,6 +1,6 @@
-"""The heat map: one row per layer, time from left to right; the stronger the colour, the more weights are left.
+"""The heat map: one row per layer, time from left to right; the stronger the colour, the more weights are kept.
 
-It fills any width without scaling its text, for its x coordinates are percentages.
+It fills any width without scaling its text, because its x coordinates are percentages.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from nmlearn.lab.report.numbers import finite
 from nmlearn.lab.report.scales import Rows, course
 from nmlearn.lab.report.svg import element
 
-TALL = 900.0  # drawing units for all rows, when there are many
-ROW = (4.0, 17.0)  # least and largest height of a row
-LONGEST = 24  # characters of a name
-COLUMNS = 120  # moments in time at most
-PALEST = 0.07  # opacity of the lowest value: still a mark, not paper
-SHADES = 10  # steps of opacity: stretches that look alike become one
+TALL = 900.0  # total height in drawing units when there are many rows
+ROW = (4.0, 17.0)  # smallest and largest height of a row
+LONGEST = 24  # characters in a name
+COLUMNS = 120  # maximum number of time points
+PALEST = 0.07  # opacity of the lowest value: still visible
+SHADES = 10  # steps of opacity: adjacent stretches of one step are merged
 
 
 @dataclass(frozen=True)
 class HeatRow:
-    """A row: its name, and a value from each x on until the next; None is a gap."""
+    """A row: its name, and values that each hold from their x to the next; None is a gap."""
 
     name: str
     cells: Sequence[tuple[float, object]]
@@ -43,12 +43,12 @@ def heat_map(
     """Rows of coloured stretches from x = 0 to `end`.
 
     Args:
-        title: for those who do not see the drawing.
+        title: for screen readers.
         rows: from top to bottom.
         end: where the x axis ends; positive.
-        until: where the last values stop, unless at the end.
+        until: where the last values end (default: at the end).
         x_label: of the x axis.
-        text: writes a value, in tooltips and the legend.
+        text: formats a value, for tooltips and the legend.
     """
     values = [number for row in rows for _, value in row.cells if (number := finite(value)) is not None]
     if not values:
@@ -67,12 +67,12 @@ def heat_map(
 
 
 def shorten(names: Sequence[str]) -> list[str]:
-    """Names lose a `.weight` that all have; long ones what all share in front, and then their middle."""
+    """Shortened names: without a common `.weight`; long ones also without a common prefix, then without the middle."""
     if all(name.endswith(".weight") for name in names):
         names = [name.removesuffix(".weight") for name in names]
     if max(map(len, names), default=0) > LONGEST and len(names) > 1:
         parts = [name.split(".") for name in names]
-        # zip ends at the shortest name, of which the last part stays
+        # zip ends at the shortest name, whose last part is kept
         same = [len(set(level)) == 1 for level in zip(*(name[:-1] for name in parts), strict=False)]
         names = [".".join(name[[*same, False].index(False) :]) for name in parts]
     return [name if len(name) <= LONGEST else f"{name[:8]}…{name[-(LONGEST - 9) :]}" for name in names]
@@ -80,7 +80,7 @@ def shorten(names: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Ink:
-    """Which opacity a value has, and how it is written."""
+    """The opacity scale of the values, with its labels."""
 
     low: float
     high: float
@@ -112,7 +112,7 @@ def _cells(row: HeatRow, frame: Frame, until: float, ink: _Ink, x_label: str) ->
             stretches.append((min(x, until), shade, value))
     stops = [start for start, _, _ in stretches[1:]] + [until]
     parts = []
-    for (start, shade, value), stop in zip(stretches, stops, strict=False):  # no stretch, no stop
+    for (start, shade, value), stop in zip(stretches, stops, strict=False):  # an empty row still has one stop
         if shade is not None and stop > start:
             tip = element("title", f"{x_label} {start:.3g} to {stop:.3g}: {ink.text(value)}")
             at, size = frame.across(start), frame.across(stop) - frame.across(start)

@@ -1,4 +1,4 @@
-"""The interval chart: one row per method with its mean, its interval and every single observation."""
+"""The interval chart: one row per method with its mean, its interval and all observations."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Interval:
 
     Attributes:
         style: label, colour and shape.
-        middle: the mean; without it only the dots are drawn.
-        low: lower end; without it (a single seed) there is no interval.
+        middle: the mean; None draws only the dots.
+        low: lower end; None (for a single seed) means no interval.
         high: upper end.
-        dots: (value, what it is) of each observation.
+        dots: (value, description) of each observation.
     """
 
     style: MethodStyle
@@ -43,13 +43,13 @@ class Interval:
 
     @property
     def ends(self) -> tuple[float, float] | None:
-        """Of the interval, where both are known."""
+        """The ends of the interval, if both are known."""
         low, high = finite(self.low), finite(self.high)
         return (low, high) if low is not None and high is not None else None
 
     @property
     def told(self) -> str:
-        """The row in words."""
+        """The row as text."""
         middle = fixed(self.middle, 2, signed=True)
         if self.ends is None:
             return f"{self.style.label}: {middle}"
@@ -65,14 +65,14 @@ def interval_chart(
     x_values: Iterable[object] = (),
     noise: float | None = None,
 ) -> Markup:
-    """Rows of intervals about a zero line.
+    """Rows of intervals around a zero line.
 
     Args:
-        title: for those who do not see the drawing.
+        title: for screen readers.
         rows: from top to bottom.
         x_label: of the x axis, with its unit.
-        x_values: further values that the axis must cover; charts that share them share their scale.
-        noise: half the width of a grey band about zero.
+        x_values: further values that the axis must cover; charts with the same values share a scale.
+        noise: half the width of a grey band around zero.
     """
     values = [value for row in rows for value in row.values()]
     if not values:
@@ -87,16 +87,16 @@ def interval_chart(
 
 
 def _row(frame: Frame, row: Interval, y: float) -> Markup:
-    """The interval on the lower half of the row, the observations above it: neither hides the other."""
+    """The interval in the lower half of the row, the observations above it: neither hides the other."""
     parts, middle = [], finite(row.middle)
     dots = sorted((number, title) for value, title in row.dots if (number := finite(value)) is not None)
-    if len(dots) == 1 and middle is not None:  # the mark says it
+    if len(dots) == 1 and middle is not None:  # the mean's mark shows it
         dots = []
     line = y + 8 if dots else y
     if row.ends:
         x1, x2 = map(frame.across, row.ends)
         parts.append(element("line", x1=x1, x2=x2, y1=line, y2=line, class_="whisker"))
-    lanes = [-1e9] * 3  # where the last dot of each lane lies: a dot takes the first lane where it hides none
+    lanes = [-1e9] * 3  # x of the last dot in each lane: a dot goes to the first lane where it hides none
     for value, title in dots:
         x = frame.across(value)
         lane = next((i for i, last in enumerate(lanes) if x - last > 2 * RADIUS), lanes.index(min(lanes)))

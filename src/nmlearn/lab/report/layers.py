@@ -1,4 +1,4 @@
-"""The rows of the table of layers: which are sparse, how, how far, and why the others are not."""
+"""The rows of the table of layers: which are sparse, how and to what density, and why the others are not."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from nmlearn.lab.report.source import Record, RunFolder
 
 
 def layers_caption(run: RunFolder) -> str:
-    """How many layers are sparse, and how much of the model they hold."""
+    """How many layers are sparse, and their share of the model's weights."""
     sizes = [(finite(row.get("weights")) or 0.0, bool(row.get("pattern"))) for row in run.plan]
-    taken, every = sum(size for size, is_taken in sizes if is_taken), sum(size for size, _ in sizes)
-    number = sum(is_taken for _, is_taken in sizes)
-    part = percent(taken / every, 1) if every else UNKNOWN
+    sparse, every = sum(size for size, is_sparse in sizes if is_sparse), sum(size for size, _ in sizes)
+    number = sum(is_sparse for _, is_sparse in sizes)
+    part = percent(sparse / every, 1) if every else UNKNOWN
     return f"{count(number)} of {count(len(sizes))} layers are sparse and hold {part} of all {count(every)} weights."
 
 
@@ -42,7 +42,7 @@ def _row(run: RunFolder, row: Record, last: Record, clock: Clock) -> Record:
 
 
 def _spark(run: RunFolder, name: str, clock: Clock) -> str:
-    """The path of the layer's density over time, as large as a word; empty where it has no course."""
+    """The SVG path of a sparkline of the layer's density; empty if there is no history."""
     known = [(clock.at(event), finite(layer_field(event, name, "density"))) for event in run.of("sparsity")]
     places = [(60 * x / clock.end, 1 + 12 * (1 - y)) for x, y in known if x is not None and y is not None]
     return path_of(places, step=True) if len(places) > 1 else ""

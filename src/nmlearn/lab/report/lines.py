@@ -1,4 +1,4 @@
-"""The line chart: lines over a common x axis. What is not a number is a gap."""
+"""The line chart: lines over a common x axis. A value that is not a number is a gap."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from nmlearn.lab.report.numbers import finite, significant
 from nmlearn.lab.report.scales import course, linear, logarithmic
 from nmlearn.lab.report.svg import element, nothing
 
-READINGS = 30  # columns to hover over in a chart at most
-CLOSE = 0.25  # drawing units by which a line may miss a recorded point: less than a third of its width
+READINGS = 30  # maximum number of hover columns in a chart
+CLOSE = 0.25  # maximum distance of a line from a recorded point, in drawing units: below a third of its width
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Series:
     """A line.
 
     Attributes:
-        label: what it is, in the tooltip; a line without one is not told there.
-        points: (x, y), rising in x; a y that is None or not finite leaves a gap.
+        label: its name in the tooltip; a line without one does not appear there.
+        points: (x, y), increasing in x; a y that is None or not finite is a gap.
         paint: CSS class of its colour.
         style: CSS class of its stroke: "line", "thin" (a single run), "dashed", "dotted".
-        step: a value holds until the next one.
+        step: whether a value holds until the next one.
     """
 
     label: str
@@ -43,7 +43,7 @@ class XAxis:
 
     Attributes:
         label: its title, with the unit.
-        values: that it must cover, besides the lines.
+        values: further values that it must cover.
         band: a shaded range.
     """
 
@@ -62,10 +62,10 @@ def line_chart(
     log: bool = False,
     readings: bool = True,
 ) -> Markup:
-    """Lines over a common x axis, with a column to hover over at each x.
+    """Lines over a common x axis, with a hover column at each x.
 
     Args:
-        title: for those who do not see the drawing.
+        title: for screen readers.
         series: the lines; later ones lie on top.
         x: the x axis.
         y_label: of the y axis, with its unit.
@@ -87,19 +87,19 @@ def line_chart(
 
 
 def number(value: object) -> float:
-    """`value` as a float, where it is known to be a finite number."""
+    """`value` as a float; the caller knows that it is finite."""
     found = finite(value)
     return 0.0 if found is None else found
 
 
 def clean(line: Series, shows: Callable[[object], bool]) -> Series:
-    """The line with every y a float or None, without points that have no x."""
+    """The line with every y a float or None, and without points that have no x."""
     points = [(finite(x), finite(y) if shows(y) else None) for x, y in line.points]
     return replace(line, points=[point for point in points if point[0] is not None])
 
 
 def stroke(frame: Frame, line: Series, *, titled: bool) -> Markup:
-    """A cleaned line in a frame: one path of all pieces between gaps; a piece of a single point is a dot."""
+    """A cleaned line in a frame: one path for all pieces between gaps; a piece with a single point is a dot."""
     pieces = []
     for known, piece in itertools.groupby(line.points, lambda point: point[1] is not None):
         if known:
@@ -111,7 +111,7 @@ def stroke(frame: Frame, line: Series, *, titled: bool) -> Markup:
 
 
 def path_of(places: Sequence[tuple[float, float]], *, step: bool) -> str:
-    """The path through places, as short as can be without a visible difference."""
+    """The path through the points, shortened where that makes no visible difference."""
     kept = _steps(places) if step else _thinned(places)
     written = [(f"{round(x, 1) + 0.0:g}", f"{round(y, 1) + 0.0:g}") for x, y in kept]
     (x, y), *rest = written
@@ -119,7 +119,7 @@ def path_of(places: Sequence[tuple[float, float]], *, step: bool) -> str:
 
 
 def _steps(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Both ends, and where the height changes."""
+    """Both ends, and every point where the height changes."""
     kept = [places[0]]
     for place in places[1:-1]:
         if abs(place[1] - kept[-1][1]) >= CLOSE:
@@ -128,7 +128,7 @@ def _steps(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _thinned(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Ramer-Douglas-Peucker: the straight line between two kept points misses none between them by more than CLOSE."""
+    """Ramer-Douglas-Peucker: the straight line between two kept points is within CLOSE of all points between."""
     kept, open_ends = {0, len(places) - 1}, [(0, len(places) - 1)]
     while open_ends:
         first, last = open_ends.pop()
@@ -143,9 +143,9 @@ def _thinned(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def _readings(frame: Frame, lines: Sequence[Series], x_label: str) -> Markup:
-    """Invisible columns over the frame; each tells every line's value there. Neighbours that tell the same are one."""
+    """Invisible hover columns that show every line's value; equal neighbours are merged."""
     places = sorted({number(x) for line in lines for x, y in line.points if y is not None})
-    places = places[:: -max(1, -(-len(places) // READINGS))][::-1]  # the last one stays
+    places = places[:: -max(1, -(-len(places) // READINGS))][::-1]  # keeps the last one
     groups = [(told, list(column)) for told, column in itertools.groupby(places, lambda x: _told(lines, x))]
     borders = [(frame.across(a[-1]) + frame.across(b[0])) / 2 for (_, a), (_, b) in itertools.pairwise(groups)]
     columns = []
@@ -157,7 +157,7 @@ def _readings(frame: Frame, lines: Sequence[Series], x_label: str) -> Markup:
 
 
 def _told(lines: Sequence[Series], x: float) -> list[str]:
-    """What every line with a label is at x."""
+    """The values of all labelled lines at x."""
     known = [(line.label, value) for line in lines if line.label and (value := _near(line, x)) is not None]
     return [f"{label}: {significant(value, 4)}" for label, value in known]
 

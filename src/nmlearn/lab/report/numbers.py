@@ -1,15 +1,15 @@
-"""Numbers as people read them: sensible digits, a real minus sign, a dash for what is not known."""
+"""Numbers for readers: sensible digits, a real minus sign, a dash for unknown values."""
 
 from __future__ import annotations
 
 import math
 
 UNKNOWN = "–"
-SPACE = "\u202f"  # narrow, no break
+SPACE = "\u202f"  # narrow no-break space
 
 
 def finite(value: object) -> float | None:
-    """`value` as a float, or None when it is no number or not finite."""
+    """`value` as a float, or None when it is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
@@ -20,7 +20,7 @@ def finite(value: object) -> float | None:
 
 
 def fixed(value: object, digits: int, *, signed: bool = False) -> str:
-    """With `digits` decimals; thousands are separated; `signed` writes the plus too."""
+    """With `digits` decimals; thousands are separated; `signed` also writes a plus."""
     number = finite(value)
     if number is None:
         return UNKNOWN
@@ -44,19 +44,19 @@ def significant(value: object, digits: int = 3) -> str:
 
 
 def percent(value: object, digits: int = 2) -> str:
-    """A share as a percentage: 0.5 -> 50.00 %."""
+    """A fraction as a percentage: 0.5 -> 50.00 %."""
     number = finite(value)
     return UNKNOWN if number is None else fixed(100 * number, digits) + SPACE + "%"
 
 
 def share(value: object) -> str:
-    """A density as a percentage of three digits: 0.0625 -> 6.25 %, 0.5 -> 50.0 %."""
+    """A density as a percentage with three digits: 0.0625 -> 6.25 %, 0.5 -> 50.0 %."""
     number = finite(value)
     return UNKNOWN if number is None else significant(100 * number) + SPACE + "%"
 
 
 def points(value: object) -> str:
-    """A difference of shares in percentage points, with its sign."""
+    """A difference of fractions in percentage points, with its sign."""
     number = finite(value)
     return UNKNOWN if number is None else fixed(100 * number, 2, signed=True)
 
@@ -68,7 +68,7 @@ def times(value: object) -> str:
 
 
 def count(value: object) -> str:
-    """A whole number with separated thousands."""
+    """An integer with separated thousands."""
     return fixed(value, 0)
 
 

@@ -1,4 +1,4 @@
-"""A comparison, put in order: its measure, its cells (a method at a pattern), gaps to dense paired by seed."""
+"""A comparison, prepared for reports: its measure, its cells (a method at a pattern), gaps to dense paired by seed."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ MEANS = ("accuracy_mean", "accuracy_std", "gap_mean", "gap_low", "gap_high", "se
 LOSSES = ("loss_mean", "loss_std", "loss_gap_mean", "loss_gap_low", "loss_gap_high")
 OF_RUNS = ("seed", "accuracy", "loss", "seconds", "density")
 FIELDS = (*MEANS, *LOSSES, *OF_RUNS, "state_bytes_per_weight", "training_flops_ratio")
-"""What pages read of runs and of the table's rows. A file may lack any of it."""
+"""The fields of runs and table rows that pages read. A file may lack any of them."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What is compared: accuracy (shown in per cent, gaps in percentage points), or the loss where there is none."""
+    """The quantity compared: accuracy (in per cent, gaps in percentage points), or the loss if there is none."""
 
     key: str
 
     @property
     def scale(self) -> float:
-        """From a recorded value to a shown one."""
+        """The factor from a recorded value to a displayed one."""
         return 100.0 if self.key == "accuracy" else 1.0
 
     @property
@@ -36,7 +36,7 @@ class Measure:
         return "%" if self.key == "accuracy" else ""
 
     def titled(self, prefix: str = "") -> str:
-        """What is compared, with its unit, for an axis."""
+        """The measure with its unit, for an axis."""
         return f"{prefix}{self.key}" + (f", {self.unit}" if self.unit else "")
 
     @property
@@ -46,7 +46,7 @@ class Measure:
 
     @property
     def short_unit(self) -> str:
-        """Of a gap, in running text."""
+        """The unit of a gap in running text."""
         return self.gap_unit.split()[-1]
 
     def field(self, name: str) -> str:
@@ -71,14 +71,14 @@ class Measure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A comparison in order.
+    """A comparison, prepared for reports.
 
     Attributes:
-        measure: what is compared.
-        runs: finished runs; dense ones once.
+        measure: the quantity compared.
+        runs: finished runs; each dense one once.
         rows: the table's rows; dense first, then by pattern and method.
-        patterns: in the order they were given.
-        styles: method -> how it appears.
+        patterns: in the given order.
+        styles: method -> its style.
     """
 
     measure: Measure
@@ -88,16 +88,16 @@ class Outcome:
     styles: dict[str, MethodStyle]
 
     def row(self, method: str, pattern: str | None) -> Record:
-        """The row of a cell, or nothing."""
+        """The row of a cell, or an empty one."""
         return next((row for row in self.rows if row["method"] == method and row["pattern"] == pattern), {})
 
     def scaled(self, record: Record, field: str) -> float | None:
-        """A recorded number as it is shown."""
+        """A recorded number as displayed."""
         number = finite(record.get(field))
         return None if number is None else number * self.measure.scale
 
     def ends(self, row: Record) -> tuple[float, float] | None:
-        """Of the interval of a row's gap, where it has more than one seed."""
+        """The ends of the interval of a row's gap, if it has more than one seed."""
         low, high = (finite(row.get(self.measure.field(name))) for name in ("gap_low", "gap_high"))
         return (low, high) if low is not None and high is not None else None
 
@@ -108,7 +108,7 @@ class Outcome:
 
     @property
     def dense(self) -> Record:
-        """The dense row, or nothing."""
+        """The dense row, or an empty one."""
         return self.row(REFERENCE, None)
 
     def cell(self, method: str, pattern: str | None) -> list[Record]:
@@ -116,7 +116,7 @@ class Outcome:
         return [run for run in self.runs if run["method"] == method and run["pattern"] == pattern]
 
     def gap(self, run: Record) -> float | None:
-        """A run's difference to the dense run of its seed, in the measure's own unit."""
+        """A run's difference from the dense run of its seed, in the unit of the measure."""
         key = self.measure.key
         twins = [finite(twin.get(key)) for twin in self.cell(REFERENCE, None) if twin.get("seed") == run.get("seed")]
         own = finite(run.get(key))
@@ -129,14 +129,14 @@ class Outcome:
         return sorted(known, key=lambda row: row[field], reverse=self.measure.key == "accuracy")
 
     def winner(self, pattern: str) -> str | None:
-        """The method with the best mean of several; none where a mean is of one seed and may be chance."""
+        """The method with the best mean of several; None if a mean is of one seed only and may be chance."""
         ranked, std = self.ranked(pattern), self.measure.field("std")
         several = all(self.ends(row) or finite(row[std]) is not None for row in ranked)
         return str(ranked[0]["method"]) if len(ranked) > 1 and several else None
 
 
 def outcome(comparison: Comparison) -> Outcome:
-    """Put a comparison in order. The table is made from the runs when the file brings none."""
+    """Prepare a comparison. The table is computed from the runs if the file has none."""
     runs = _once([_named(run) for run in comparison.runs])
     given = comparison.record.get("table")
     rows = [_named(row) for row in given if isinstance(row, dict)] if isinstance(given, list) else []
@@ -152,14 +152,14 @@ def outcome(comparison: Comparison) -> Outcome:
 
 
 def _named(record: Record) -> Record:
-    """With every field, None where there is nothing; method and pattern are text, and dense has no pattern."""
+    """A record with every field, None where missing; method and pattern are text, and dense has no pattern."""
     method = str(record.get("method") or "unnamed")
     pattern = str(record["pattern"]) if record.get("pattern") and method != REFERENCE else None
     return {**dict.fromkeys(FIELDS), **record, "method": method, "pattern": pattern}
 
 
 def _once(records: Sequence[Record], *keys: str) -> list[Record]:
-    """The first of those that are alike: a dense run may be listed for every pattern."""
+    """The records without duplicates: a dense run may be listed for every pattern."""
     kept: dict[tuple[Any, ...], Record] = {}
     for record in records:
         kept.setdefault(tuple(str(record.get(key)) for key in keys or ("method", "pattern", "seed")), record)
@@ -167,6 +167,6 @@ def _once(records: Sequence[Record], *keys: str) -> list[Record]:
 
 
 def _whole(runs: Sequence[Record]) -> list[Record]:
-    """Runs with a number for each cost, which the table needs."""
+    """The runs with a number for each cost, as the table needs."""
     cost = ("seconds", "state_bytes_per_weight", "training_flops_ratio")
     return [{**run, **{key: finite(run.get(key)) or 0.0 for key in cost}} for run in runs]

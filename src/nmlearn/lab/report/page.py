@@ -1,4 +1,4 @@
-"""From plain data to one HTML file by the templates in templates/: escaped, self-contained, nothing fetched."""
+"""Renders plain data to one HTML file with the templates in templates/: escaped and self-contained."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nmlearn.lab.report.svg import FORBIDDEN
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart under its heading, a sentence that says how to read it, and the lines whose strokes need a key."""
+    """A chart with its heading, a note on how to read it, and the lines whose strokes need a key."""
 
     heading: str
     chart: Markup
@@ -31,8 +31,8 @@ def render(template: str, **data: object) -> str:
     """The whole file.
 
     Args:
-        template: run.html or comparison.html. It has a block for each section, by the section's name.
-        data: what the template reads; in any case `title`, `kicker`, `notices`, `source` (where the numbers lie) and
+        template: run.html or comparison.html. It has a block for each section, named like it.
+        data: the template's variables; always `title`, `kicker`, `notices`, `source` (the origin of the numbers) and
             `sections` (name -> heading, in order).
     """
     style, script = _resource("style.css"), _resource("script.js")
@@ -61,7 +61,7 @@ def _resource(name: str) -> Markup:
 
 
 def _policy(style: str, script: str) -> str:
-    """Exactly this style and this script, and no request: even text that slipped in as markup could not run."""
+    """Allows exactly this style and this script, and no requests: even injected markup could not run."""
     return (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
     )

@@ -1,4 +1,4 @@
-"""The point chart: marks at (x, y), each with its text where there is room for it."""
+"""The point chart: marks at (x, y), labelled where there is room."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def point_chart(
     paths: Sequence[Series] = (),
     level: float | None = None,
 ) -> Markup:
-    """Marks at (x, y), with thin lines that join those which belong together.
+    """Marks at (x, y), with thin lines that join related ones.
 
     Args:
-        title: for those who do not see the drawing.
-        dots: the marks; those with an x or y that is no number are left out.
+        title: for screen readers.
+        dots: the marks; those whose x or y is not a number are omitted.
         x_label: of the x axis, with its unit.
         y_label: of the y axis, with its unit.
         paths: lines under the marks.
-        level: where a horizontal dashed line lies.
+        level: y of a horizontal dashed line.
     """
     shown = [dot for dot in dots if finite(dot.x) is not None and finite(dot.y) is not None]
     if not shown:
@@ -84,7 +84,7 @@ def _dot(frame: Frame, dot: Dot, text: Markup | None) -> Markup:
 
 
 def _texts(frame: Frame, dots: Sequence[Dot], level: float | None) -> list[Markup | None]:
-    """Each text at the first of four sides where it meets no mark, line or text; else none, the tooltip has it."""
+    """Each text at the first of four sides where it overlaps nothing; otherwise it is only in the tooltip."""
     places = [(frame.across(number(dot.x)), frame.down(number(dot.y))) for dot in dots]
     taken = [_Box(x - RADIUS - 1, y - RADIUS - 1, x + RADIUS + 1, y + RADIUS + 1) for x, y in places]
     if level is not None:
@@ -100,7 +100,7 @@ def _texts(frame: Frame, dots: Sequence[Dot], level: float | None) -> list[Marku
 
 
 def _sides(x: float, y: float, text: str) -> list[_Box]:
-    """Right, left, above and below of a mark."""
+    """Right of, left of, above and below a mark."""
     width, near = len(text) * LETTER + 2, RADIUS + 3
     middle = y - LINE / 2
     corners = [

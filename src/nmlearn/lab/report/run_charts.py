@@ -16,7 +16,7 @@ from nmlearn.lab.report.page import Figure
 from nmlearn.lab.report.source import Record, RunFolder
 from nmlearn.lab.report.styles import REFERENCE, method_styles
 
-POINTS = 130  # of a line, one for every 2.5 drawing units; more are averaged
+POINTS = 130  # per line, one for every 2.5 drawing units; more are averaged
 STYLES = ("line", "dashed", "dotted")
 MEASURES = (
     ("accuracy", "ema_accuracy", "accuracy, %", 100.0),
@@ -27,7 +27,7 @@ MEASURES = (
 
 
 class Clock:
-    """The x axis of a run: epochs when their length is known, else steps."""
+    """The x axis of a run: epochs if their length is known, else steps."""
 
     def __init__(self, run: RunFolder) -> None:
         per_epoch = finite(run.start.get("steps_per_epoch"))
@@ -37,12 +37,12 @@ class Clock:
         self.end = max(total or 0.0, float(run.last_step), 1.0) / self.per
 
     def at(self, event: Record) -> float | None:
-        """Where an event stands."""
+        """The x of an event."""
         step = finite(event.get("step"))
         return None if step is None else step / self.per
 
     def axis(self, band: tuple[float, float] | None) -> XAxis:
-        """From the first step to the last one planned, with a shaded range."""
+        """The axis from the first to the last planned step, with a shaded range."""
         return XAxis(self.label, (0.0, self.end), band)
 
 
@@ -59,7 +59,7 @@ def training_figures(run: RunFolder, clock: Clock) -> list[Figure]:
             figures.append(_figure(heading, label, axis, lines, "On the evaluation set."))
     train, shown = averaged_curve(run.of("train"), "loss", clock)
     losses = [Series("training", train, "muted"), Series("evaluation", curve(evals, "loss", clock), paint)]
-    note = "Training loss is averaged over neighbouring records." if shown else ""
+    note = "Training loss is averaged over adjacent records." if shown else ""
     figures.append(_figure("Loss", "loss", axis, losses, note))
     rate = [Series("learning rate", averaged_curve(run.of("train"), "lr", clock)[0], "ink")]
     note = "Of the first parameter group."
@@ -68,16 +68,16 @@ def training_figures(run: RunFolder, clock: Clock) -> list[Figure]:
 
 
 def sparsity_figures(run: RunFolder, clock: Clock) -> list[Figure]:
-    """Surviving combinations, density and mask changes over time; none for a run that masks nothing."""
+    """Surviving combinations, density and mask changes over time; none for a run without masks."""
     events = run.of("sparsity")
     if run.setting("method") == REFERENCE or not layer_names(run):
         return []
     axis, paint = clock.axis(choosing(run, clock)), method_paint(run)
     density = [Series("density", curve(events, "density", clock, 100.0), paint, step=True)]
-    note = "Share of the weights left, over all sparse layers."
+    note = "Fraction of weights kept, over all sparse layers."
     figures = [_figure("Density", "weights left, %", axis, density, note, y_values=(0.0, 100.0))]
     changes = [Series("changed", curve(events, "mask_change", clock, 100.0), paint)]
-    note = "Share of mask entries that differ from the record before. It ends at zero when the mask has settled."
+    note = "Fraction of mask entries that differ from the previous record. It reaches zero once the mask is final."
     label = "mask entries changed, %"
     figures.append(_figure("Mask change", label, axis, changes, note, y_values=(0.0,)))
     return [*_survivors(run, clock, axis), *figures]
@@ -100,7 +100,7 @@ def curve(events: Sequence[Record], key: str, clock: Clock, scale: float = 1.0) 
 
 
 def averaged_curve(events: Sequence[Record], key: str, clock: Clock) -> tuple[list[tuple[object, object]], bool]:
-    """(x, y) of a field, averaged over neighbours when there are many, and whether it was."""
+    """(x, y) of a field, averaged over neighbours if there are many, and whether it was averaged."""
     points = curve(events, key, clock)
     size = math.ceil(len(points) / POINTS)
     if size <= 1:
@@ -113,14 +113,14 @@ def averaged_curve(events: Sequence[Record], key: str, clock: Clock) -> tuple[li
 
 
 def choosing(run: RunFolder, clock: Clock) -> tuple[float, float] | None:
-    """From the first to the last change of density: while the method still removed weights."""
+    """From the first to the last change of density: the time in which the method pruned weights."""
     known = [(clock.at(event), finite(event.get("density"))) for event in run.of("sparsity")]
     moved = [(a, b) for (a, d), (b, e) in itertools.pairwise(known) if d != e and a is not None and b is not None]
     return (moved[0][0], moved[-1][1]) if moved else None
 
 
 def _survivors(run: RunFolder, clock: Clock, axis: XAxis) -> list[Figure]:
-    """Layers with the same history share a line. Many different ones: the lines are drawn thin, without a key."""
+    """Layers with the same history share a line. If there are many histories, the lines are thin and have no key."""
     histories: dict[tuple[object, ...], list[str]] = {}
     events = run.of("sparsity")
     for name in layer_names(run):
@@ -139,7 +139,7 @@ def _survivors(run: RunFolder, clock: Clock, axis: XAxis) -> list[Figure]:
         lines.append(Series(f"{who}, of {count(combinations)}", points, method_paint(run), style, step=True))
     log = max(finite(history[0]) or 0 for history in histories) > 20
     same = f" The same in all {count(len(layer_names(run)))} sparse layers." if len(lines) == 1 else ""
-    note = f"How many keep-sets each group may still choose from.{same}"
+    note = f"Number of combinations left in each group.{same}"
     options = {"y_values": (1.0,), "log": log, "readings": few}
     return [_figure("Surviving combinations", "combinations left", axis, lines, note, **options)]
 
@@ -156,14 +156,14 @@ def layer_map(run: RunFolder, clock: Clock) -> Markup:
 
 
 def layer_names(run: RunFolder) -> list[str]:
-    """The sparse layers, in the plan's order; from the records when there is no plan."""
+    """The sparse layers, in the plan's order; taken from the records if there is no plan."""
     seen = {name: None for event in run.of("sparsity") for name in _layers(event)}
     planned = [str(row.get("name")) for row in run.plan]
     return [name for name in planned if name in seen] + [name for name in seen if name not in planned]
 
 
 def layer_field(event: Record, name: str, key: str) -> object:
-    """A field of a layer in a sparsity event, None when it is not there."""
+    """A field of a layer in a sparsity event; None if it is missing."""
     layer = _layers(event).get(name)
     return layer.get(key) if isinstance(layer, dict) else None
 

@@ -1,4 +1,4 @@
-"""The report of one run: the answer, the curves, what became of each layer, and how to do it again."""
+"""The report of one run: the result, the curves, the outcome for each layer, and how to reproduce it."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ def run_page(run: RunFolder) -> str:
 
 
 def environment_items(environment: dict[str, object]) -> list[tuple[str, str]]:
-    """Versions and the machine, as names and texts."""
+    """Versions and the machine, as pairs of name and text."""
     return [(str(key), _environment_text(value)) for key, value in environment.items() if value is not None]
 
 
 def _environment_text(value: object) -> str:
-    """The environments that a run was resumed in are told by their times."""
+    """A value as text; the environments of resumes are listed by their times."""
     if not isinstance(value, list):
         return str(value)
     return ", ".join(str(each.get("started", "?") if isinstance(each, dict) else each) for each in value)
 
 
 def result(run: RunFolder) -> tuple[str, str]:
-    """The most telling measurement so far, with its name: accuracy, else box AP or bits per byte, else loss."""
+    """The main result so far, with its name: accuracy, else box AP or bits per byte, else loss."""
     last = run.summary or next(iter(reversed(run.of("eval"))), {})
     if finite(last.get("accuracy")) is not None:
         return percent(last["accuracy"]), "accuracy"
@@ -64,7 +64,7 @@ def result(run: RunFolder) -> tuple[str, str]:
 
 
 def _density(run: RunFolder) -> float | None:
-    """Of the taken weights: the last one known."""
+    """The last known density of the sparse layers."""
     known = [run.summary, *reversed(run.of("sparsity"))]
     return next((d for record in known if (d := finite(record.get("density"))) is not None), None)
 
@@ -88,17 +88,17 @@ def _kicker(run: RunFolder) -> str:
 
 
 def _notices(run: RunFolder) -> list[str]:
-    """What the reader must know before believing the numbers."""
+    """What the reader must know before trusting the numbers."""
     told = []
     if not run.finished:
         told.append(
-            "This run has not finished: it is still going, or was interrupted. Shown is what it has written so far."
+            "This run has not finished: it is in progress or was interrupted. This page shows its output so far."
         )
     if finite(run.summary.get("violations")):
-        told.append(f"{count(run.summary['violations'])} groups break their pattern: this is not an N:M sparse model.")
+        told.append(f"{count(run.summary['violations'])} groups violate their pattern: the model is not N:M sparse.")
     if run.resumed:
         steps = ", ".join(count(step) for step in run.resumed)
-        told.append(f"Resumed at step {steps}; steps that were done twice are shown once.")
+        told.append(f"Resumed at step {steps}; repeated steps are shown once.")
     if run.unreadable:
         lines = "One line" if run.unreadable == 1 else f"{count(run.unreadable)} lines"
         told.append(f"{lines} of metrics.jsonl could not be read.")

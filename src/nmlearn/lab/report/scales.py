@@ -1,4 +1,4 @@
-"""From values to places: linear and logarithmic scales whose ticks are round numbers and cover the data."""
+"""Maps values to positions: linear and logarithmic scales whose ticks are round numbers and cover the data."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Scale:
     """An axis.
 
     Attributes:
-        ticks: rising values, at least two.
+        ticks: increasing values, at least two.
         log: whether distances are ratios; all ticks are then positive.
-        ends: where it starts and stops, unless at the first and last tick.
+        ends: where it starts and stops (default: at the first and last tick).
     """
 
     ticks: tuple[float, ...]
@@ -26,7 +26,7 @@ class Scale:
     ends: tuple[float, float] | None = None
 
     def at(self, value: float) -> float:
-        """Where `value` lies, 0 at the start and 1 at the end. Clamped, so that nothing leaves the frame."""
+        """The position of `value`, 0 at the start and 1 at the end, clamped to the frame."""
         low, high = self.ends or (self.ticks[0], self.ticks[-1])
         place = value
         if self.log:
@@ -39,7 +39,7 @@ class Scale:
         return number is not None and (number > 0 or not self.log)
 
     def text(self, tick: float) -> str:
-        """The label of a tick, with as many decimals as the ticks need to differ."""
+        """The label of a tick, with enough decimals to tell ticks apart."""
         if self.log:
             return fixed(tick, 0) if 1 <= tick < 1e6 else significant(tick, 1)
         step = self.ticks[1] - self.ticks[0]
@@ -52,14 +52,14 @@ def linear(values: Iterable[object], count: int = 4) -> Scale:
     """A scale with about `count` steps of 1, 2 or 5 times a power of ten over all finite values."""
     numbers = [max(-LIMIT, min(LIMIT, number)) for number in map(finite, values) if number is not None]
     low, high = (min(numbers), max(numbers)) if numbers else (0.0, 1.0)
-    # Differences near the resolution of floats make no ticks that can be told apart: treat them as constant.
+    # Differences near the resolution of floats give no distinct ticks: treat the values as constant.
     if high - low <= max(1e-9 * max(abs(low), abs(high)), 1 / LIMIT):
         margin = abs(low) * 0.1 or 0.5
         low, high = low - margin, high + margin
     step = _round_up((high - low) / count)
     first, last = math.floor(low / step), math.ceil(high / step)
     ticks = [k * step for k in range(first, last + 1)]
-    if ticks[0] > low:  # k * step is rounded
+    if ticks[0] > low:  # because k * step is rounded
         ticks.insert(0, (first - 1) * step)
     if ticks[-1] < high:
         ticks.append((last + 1) * step)
@@ -72,7 +72,7 @@ def _round_up(step: float) -> float:
 
 
 def tight(values: Iterable[object], count: int = 5, margin: float = 0.04) -> Scale:
-    """A linear scale that ends a little outside the data, with its round ticks inside."""
+    """A linear scale that extends slightly beyond the data, with its round ticks inside."""
     numbers = [number for number in map(finite, values) if number is not None]
     whole = linear(numbers, count)
     low, high = min(numbers, default=0.0), max(numbers, default=1.0)
@@ -84,7 +84,7 @@ def tight(values: Iterable[object], count: int = 5, margin: float = 0.04) -> Sca
 def course(values: Iterable[object]) -> Scale:
     """A linear scale for time: from the first value to the last, both labelled.
 
-    The ticks are equal parts where these are round numbers, else the round numbers between the two ends.
+    The ticks divide it equally if that gives round numbers; otherwise they are the round numbers between the ends.
     """
     numbers = [number for number in map(finite, values) if number is not None]
     whole = linear(numbers)
@@ -95,7 +95,7 @@ def course(values: Iterable[object]) -> Scale:
         step = high / parts
         if low == 0 and 1e-9 < step < LIMIT and float(f"{step:.1g}") == step:
             return Scale((*(step * k for k in range(parts)), high))
-    gap = (high - low) / 9  # a tick nearer to an end than this would run into the end's own label
+    gap = (high - low) / 9  # a tick nearer to an end than this would overlap the end's label
     inside = [tick for tick in whole.ticks if tick - low >= gap and high - tick >= gap]
     return _Course((low, *inside, high), step=whole.ticks[1] - whole.ticks[0])
 
@@ -105,7 +105,7 @@ class _Course(Scale):
     step: float = 1.0
 
     def text(self, tick: float) -> str:
-        """Ends get one decimal at most, the ticks between as many as their step needs."""
+        """Ends get at most one decimal, inner ticks as many as their step needs."""
         if tick in (self.ticks[0], self.ticks[-1]) and 0.1 <= abs(tick) < 1000:
             return f"{round(tick, 1):g}"
         return "0" if tick == 0 else Scale((0.0, self.step)).text(tick)

@@ -1,4 +1,4 @@
-// Tooltips that also work by touch, and details that open when printed. Everything is readable without it.
+// Tooltips that also work by touch, and details that open for printing. The page is complete without this script.
 (() => {
   const tip = document.createElement("div");
   tip.className = "tip";
@@ -11,13 +11,13 @@
     } else {
       owner.dataset.tip = title.textContent;
     }
-    title.remove(); // else the browser shows its own, late and for the whole drawing
+    title.remove(); // otherwise the browser shows its own, late and for the whole drawing
   }
   const show = (event) => {
     const mark = event.target.closest?.("[data-tip]");
     tip.hidden = !mark;
     if (!mark) return;
-    const row = mark.parentElement.closest("[data-tip]"); // a cell of the heat map lies in a row with a name
+    const row = mark.parentElement.closest("[data-tip]"); // a cell of the heat map is in a named row
     tip.textContent = row ? `${row.dataset.tip}\n${mark.dataset.tip}` : mark.dataset.tip;
     const { clientWidth: width, clientHeight: height } = document.documentElement;
     const left = Math.min(event.clientX + 12, width - tip.offsetWidth - 6);

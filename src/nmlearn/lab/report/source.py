@@ -1,5 +1,5 @@
-"""What a report is made of, read from a run folder or a comparison. Missing and half-written parts are tolerated:
-a report of a run that is still going, or was killed, is when one wants it most."""
+"""Reads the data of a report from a run folder or a comparison. Missing and half-written parts are tolerated: reports
+are most useful while a run is in progress, or after it was killed."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class RunFolder:
     """A run folder.
 
     Attributes:
-        folder: where it lies.
+        folder: its path.
         config: config.yaml as text; empty when missing.
         environment: env.json.
         plan: the rows of plan.json.
-        events: metrics.jsonl, in order; steps that a resumed run did again appear once.
+        events: metrics.jsonl, in order; steps that a resumed run repeated appear once.
         summary: summary.json, else the final event, else empty.
         resumed: the steps at which the run was resumed.
-        unreadable: lines of metrics.jsonl that are no JSON object.
+        unreadable: number of lines in metrics.jsonl that are not JSON objects.
     """
 
     folder: Path
@@ -42,17 +42,17 @@ class RunFolder:
     unreadable: int
 
     def of(self, kind: str) -> list[Record]:
-        """The events of a kind."""
+        """The events of one kind."""
         return [event for event in self.events if event.get("event") == kind]
 
     @property
     def finished(self) -> bool:
-        """Whether the run reached its end."""
+        """Whether the run finished."""
         return bool(self.summary)
 
     @cached_property
     def start(self) -> Record:
-        """The first start event, or nothing."""
+        """The first start event, or an empty one."""
         return next(iter(self.of("start")), {})
 
     def setting(self, key: str) -> str:
@@ -64,19 +64,19 @@ class RunFolder:
 
     @property
     def last_step(self) -> int:
-        """The last step that left a trace."""
+        """The last recorded step."""
         return max((int(step) for event in self.events if (step := finite(event.get("step"))) is not None), default=0)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several methods, patterns and seeds under one recipe.
+    """Runs of several methods, patterns and seeds under one recipe.
 
     Attributes:
-        path: the results file, or the folder when there is none yet.
-        record: the results file; empty when there is none yet.
+        path: the results file, or the folder if there is none yet.
+        record: the contents of the results file; empty if there is none yet.
         runs: one record per finished run.
-        folders: run folders next to it.
+        folders: the run folders next to it.
     """
 
     path: Path
@@ -89,8 +89,8 @@ def read(path: Path) -> RunFolder | Comparison:
     """Read a run folder, a comparison's folder or a results file.
 
     Raises:
-        ConfigError: nothing there, or a folder that is neither.
-        FormatError: a results file that is no comparison.
+        ConfigError: there is nothing, or the folder is neither.
+        FormatError: the results file is not from a comparison.
     """
     if path.is_file():
         return _comparison(path, path.parent / "runs")
@@ -103,12 +103,12 @@ def read(path: Path) -> RunFolder | Comparison:
         if folders:
             return Comparison(path, {}, [run.summary for run in folders if run.finished], folders)
         fix = "give a run's folder, a comparison's folder or a results/*.json file"
-        raise ConfigError(where="report", given=path, wrong="neither a run nor a comparison lies there", fix=fix)
+        raise ConfigError(where="report", given=path, wrong="it is neither a run nor a comparison", fix=fix)
     raise ConfigError(where="report", given=path, wrong="there is no such file or folder", fix="check the path")
 
 
 def read_run(folder: Path) -> RunFolder:
-    """Read a run folder, as far as it is written."""
+    """Read a run folder, as far as it has been written."""
     events, resumed, unreadable = _events(folder / "metrics.jsonl")
     final = [event for event in events if event.get("event") == "final"]
     rows = _json(folder / "plan.json").get("rows")
@@ -129,7 +129,7 @@ def _text(path: Path) -> str:
 
 
 def _json(path: Path) -> Record:
-    """The object in a file; a missing or half-written one is empty."""
+    """The JSON object in a file; empty if the file is missing or half-written."""
     try:
         value = json.loads(_text(path) or "{}")
     except ValueError:
@@ -138,7 +138,7 @@ def _json(path: Path) -> Record:
 
 
 def _events(path: Path) -> tuple[list[Record], list[int], int]:
-    """Events, steps of resumption, number of lines that could not be read (a killed run ends within a line)."""
+    """Events, steps of resumption, number of unreadable lines (a killed run ends within a line)."""
     events: list[Record] = []
     resumed: list[int] = []
     unreadable = 0
@@ -159,7 +159,7 @@ def _events(path: Path) -> tuple[list[Record], list[int], int]:
 
 
 def _restart(events: list[Record], resumed: list[int], start: Record) -> tuple[list[Record], list[int]]:
-    """What a new start leaves of earlier events: those up to the checkpoint it resumes, or none."""
+    """The earlier events that remain valid after a new start: those up to its checkpoint, or none."""
     if not start.get("resumed"):
         return [], []
     step = int(finite(start.get("step")) or 0)
@@ -189,7 +189,7 @@ def _comparison(path: Path, folder: Path) -> Comparison:
 
 
 def _setting(config: str, key: str, inner: str = "name") -> str:
-    """A top-level scalar of a YAML text, or a key within it: enough to say what an unfinished run is."""
+    """A top-level scalar of a YAML text, or a key within it: enough to identify an unfinished run."""
     found = re.search(rf"^{key}:[ \t]*(.*)((?:\n[ \t]+.*)*)", config, re.MULTILINE)
     if found is None:
         return ""

@@ -1,7 +1,7 @@
-"""One colour and one shape for each method. Both follow from its name, so a new method needs no entry here.
+"""One colour and one shape per method. Both are derived from its name, so a new method needs no entry here.
 
-The colours themselves are in style.css (`.m-0` and so on), once for light and once for dark; shapes say the same
-without colour.
+The colours themselves are in style.css (`.m-0` and so on), once for light and once for dark; shapes distinguish
+methods without colour.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHAPES = ("square", "down", "up", "circle", "plus", "diamond", "cross")
 
 @dataclass(frozen=True)
 class MethodStyle:
-    """How a method appears: label, CSS class of its colour, shape of its marks."""
+    """The appearance of a method: label, CSS class of its colour, shape of its marks."""
 
     label: str
     paint: str
@@ -37,11 +37,10 @@ class MethodStyle:
 
 
 def method_styles(methods: Iterable[str]) -> dict[str, MethodStyle]:
-    """A style for each method: dense first and neutral, the others in the order given.
+    """A style for each method: neutral dense first, the others in the given order.
 
-    A checksum of the name chooses the colour, so that it is the same on every page; where two methods of a page choose
-    the same one, the second in the alphabet gets the next that is free. When all are taken they serve again with other
-    shapes.
+    A checksum of the name selects the colour, so that it is the same on every page. If two methods on a page collide,
+    the second in alphabetical order gets the next free colour. When all are in use, they are reused with other shapes.
     """
     names = list(dict.fromkeys(methods))
     taken: dict[int, str] = {}
@@ -57,7 +56,7 @@ def method_styles(methods: Iterable[str]) -> dict[str, MethodStyle]:
 
 
 def mark(shape: str, x: float, y: float, radius: float, title: str | None = None) -> Markup:
-    """The shape, centred, in the current colour; all shapes cover about the same area."""
+    """The shape, centred, in the current colour; all shapes have about the same area."""
     tip = element("title", title) if title else None
     if shape == "circle":
         return element("circle", tip, cx=x, cy=y, r=radius, class_="mark")

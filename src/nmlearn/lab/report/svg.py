@@ -1,4 +1,4 @@
-"""SVG as values: every plain string is escaped, only `Markup` goes in as it is."""
+"""Builds SVG: every plain string is escaped; only `Markup` is inserted unchanged."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TypeAlias
 from markupsafe import Markup, escape
 
 WIDTH = 360.0
-"""Of a chart, in drawing units: it fills a phone, and three fit side by side on a desktop."""
+"""The width of a chart in drawing units: one fills a phone, three fit next to each other on a desktop."""
 
 FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
-"""What is no HTML or no UTF-8, and yet may stand in JSON."""
+"""Characters that JSON allows but HTML or UTF-8 does not."""
 
 Content: TypeAlias = "str | Iterable[Content] | None"
 
@@ -27,8 +27,8 @@ def join(content: Content) -> Markup:
 def element(name: str, *content: Content, **attributes: object) -> Markup:
     """`<name attributes>content</name>`.
 
-    Attribute names lose a trailing underscore (``class_``) and write others as hyphens (``stroke_width``). None leaves
-    the attribute out; floats are rounded to one decimal.
+    Attribute names lose a trailing underscore (``class_``); other underscores become hyphens (``stroke_width``). None
+    omits the attribute; floats are rounded to one decimal.
     """
     written = "".join(_attribute(key, value) for key, value in attributes.items() if value is not None)
     inside = join(content)
@@ -41,7 +41,7 @@ def _attribute(key: str, value: object) -> str:
 
 
 def drawing(title: str, description: str, parts: Content, width: float | None, height: float) -> Markup:
-    """An SVG with a title and a description. Without a width it fills any."""
+    """An SVG with a title and a description. Without a width it scales to any."""
     size = {"width": "100%", "height": height} if width is None else {"viewBox": f"0 0 {width:g} {height:g}"}
     return element(
         "svg",
@@ -54,6 +54,6 @@ def drawing(title: str, description: str, parts: Content, width: float | None, h
 
 
 def nothing(title: str) -> Markup:
-    """The chart of no data: says so."""
+    """The placeholder for a chart without data."""
     text = element("text", "Nothing recorded", x=WIDTH / 2, y=44.0, class_="middle")
     return drawing(title, "Nothing recorded.", text, WIDTH, 80.0)

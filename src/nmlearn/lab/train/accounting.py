@@ -1,9 +1,9 @@
-"""What sparsity saves while training: FLOPs of the sparse layers relative to dense, and the state held for it.
+"""What sparsity costs and saves in training: FLOPs of the sparse layers relative to dense, and the extra state.
 
 A layer's step is three matrix products of equal dense cost: the forward, the gradient of its input, the gradient of
-its weight. With density d the first two cost d; the third costs d as well, unless the method needs the gradient of
-removed weights too. Weighted by dense FLOPs and averaged over the steps: (d + d + (1 or d)) / 3. It counts
-arithmetic, not seconds: whether hardware turns it into speed is another matter.
+its weight. With density d the first two cost d; so does the third, unless the method also needs the gradient of pruned
+weights. Weighted by dense FLOPs and averaged over the steps: (d + d + (1 or d)) / 3. This counts arithmetic, not
+seconds: whether hardware makes it faster is a separate question.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from nmlearn.learn.sparsifier import Sparsifier
 
 
 class Accounting:
-    """Counts over a training; call ``count`` before every optimizer step.
+    """Counts over a training run; call ``count`` before every optimizer step.
 
     Args:
-        sparsifier: attached.
-        dense_flops: of each taken weight, one product for one example; see ``dense_flops``.
+        sparsifier: an attached one.
+        dense_flops: of each sparse weight, for one product and one example; see ``dense_flops``.
 
     Attributes:
-        state_bytes: the most the sparsifier held beside the model so far.
+        state_bytes: the peak size so far of what the sparsifier holds in addition to the model.
     """
 
     def __init__(self, sparsifier: Sparsifier, dense_flops: dict[str, float]) -> None:
@@ -38,7 +38,7 @@ class Accounting:
         self.state_bytes = 0
 
     def count(self) -> None:
-        """Take in one step. Densities are asked for only after the schedule moved: asking synchronises a GPU."""
+        """Count one step. Densities are read only after the schedule moved: reading synchronises a GPU."""
         if self._sparsifier.advances != self._seen:
             self._seen = self._sparsifier.advances
             self._ratio = self._ratio_now()
@@ -48,7 +48,7 @@ class Accounting:
 
     @property
     def training_flops_ratio(self) -> float:
-        """FLOPs of the taken layers so far, relative to dense."""
+        """FLOPs of the sparse layers so far, relative to dense."""
         return self._sum / self._steps if self._steps else 1.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Accounting:
         return {"sum": self._sum, "steps": self._steps, "state_bytes": self.state_bytes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on counting from a checkpoint's counts."""
+        """Continue from a checkpoint's counts."""
         self._sum, self._steps, self.state_bytes = state["sum"], state["steps"], state["state_bytes"]
 
     def _ratio_now(self) -> float:
@@ -73,9 +73,8 @@ class Accounting:
 def dense_flops(model: nn.Module, example: torch.Tensor, weights: Iterable[str]) -> dict[str, float]:
     """FLOPs of each weight's product in the forward of one example: 2 * elements * positions it is applied at.
 
-    Positions (pixels, tokens) are read off the output of the module that owns the weight, or of the nearest module
-    around it when that one is never called itself (an attention's output projection, which torch's attention reads
-    directly).
+    Positions (pixels, tokens) come from the output of the module that owns the weight. If that module is never called,
+    they come from the nearest enclosing one (torch's attention reads its output projection's weight directly).
 
     Args:
         model: run once in evaluation mode; left in the mode it was in.
@@ -107,7 +106,7 @@ def dense_flops(model: nn.Module, example: torch.Tensor, weights: Iterable[str])
 
 
 def _ancestors(weight: str) -> list[str]:
-    """Names of the modules around a weight, the nearest first; "" is the model."""
+    """Names of the modules enclosing a weight, innermost first; "" is the model."""
     parts = weight.split(".")[:-1]
     return [".".join(parts[:end]) for end in range(len(parts), -1, -1)]
 

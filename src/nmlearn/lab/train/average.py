@@ -11,9 +11,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 class Average:
     """A copy of a model that follows it: average = decay * average + (1 - decay) * model, after every step.
 
-    Early on the decay is min(decay, (1 + t) / (10 + t)), so that the random start is soon forgotten. Statistics of
-    batch norm are averaged too, counters copied. A moving mask leaves zeros that are nearly zero here: finalize the
-    copy with the final mask.
+    Early on the decay is min(decay, (1 + t) / (10 + t)), so that the random start is soon forgotten. Batch norm
+    statistics are averaged too; counters are copied. A changing mask leaves values near zero in the average: finalize
+    the copy with the final mask.
 
     Args:
         model: the model to follow; it is copied.
@@ -29,9 +29,9 @@ class Average:
         self.decay = self._decay_now = decay
 
     def follow(self, model: nn.Module, step: int) -> None:
-        """Take in the model after its ``step``-th optimizer step."""
+        """Update with the model after its ``step``-th optimizer step."""
         self._decay_now = min(self.decay, (1 + step) / (10 + step))
-        self._averaged.n_averaged.fill_(step)  # at 0, where it begins, torch would copy the model over the start
+        self._averaged.n_averaged.fill_(step)  # at its initial 0, torch would copy the model over the average
         self._averaged.update_parameters(model)
 
     def _blend(self, mine: Sequence[Tensor], theirs: Sequence[Tensor], _: Tensor | int) -> None:

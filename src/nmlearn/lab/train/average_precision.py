@@ -1,5 +1,5 @@
-"""Average precision as COCO defines it, by pycocotools: the mean over categories and ten thresholds of overlap, 0.50 to
-0.95, of all areas, with at most 100 detections of a category in an image."""
+"""Average precision as COCO defines it, by pycocotools: the mean over categories and ten IoU thresholds, 0.50 to 0.95,
+over all areas, with at most 100 detections per category and image."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Row = dict[str, Any]
 
 
 def rows(image: int, found: dict[str, Tensor]) -> list[Row]:
-    """Objects or detections of one image as pycocotools takes them: plain numbers and text, which processes exchange.
+    """Objects or detections of one image as pycocotools expects them: plain numbers and text, which can be pickled.
 
     Args:
-        image: its number among all.
+        image: its number among all images.
         found: boxes [n, 4] as x0, y0, x1, y1; labels int [n]; scores [n] of detections; crowd bool [n] of objects;
-            with masks uint8 [n, H, W] each row has run lengths too.
+            given masks uint8 [n, H, W], each row has run lengths too.
     """
     boxes = found["boxes"].cpu().double()  # float32 corners, whose differences are exact in float64
     extents = (boxes[:, 2:] - boxes[:, :2]).tolist()
@@ -40,16 +40,16 @@ def rows(image: int, found: dict[str, Tensor]) -> list[Row]:
 
 
 def average_precision(objects: list[Row], found: list[Row], kind: str) -> float | None:
-    """In [0, 1]; None when there are no objects but crowds.
+    """In [0, 1]; None when there are no objects other than crowds.
 
     Args:
-        objects: of `rows`, of all images. Crowds take any number of detections and count for nothing.
-        found: the detections, likewise.
+        objects: rows of all images (see `rows`). A crowd matches any number of detections and counts for nothing.
+        found: rows of the detections in all images.
         kind: "bbox" compares boxes, "segm" masks.
     """
     from pycocotools.cocoeval import COCOeval
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints progress
         evaluation = COCOeval(_indexed(objects, [*objects, *found]), _indexed(found, found), kind)
         asked = evaluation.params
         asked.maxDets, asked.areaRng, asked.areaRngLbl = [MOST_DETECTIONS], asked.areaRng[:1], asked.areaRngLbl[:1]
@@ -61,14 +61,14 @@ def average_precision(objects: list[Row], found: list[Row], kind: str) -> float 
 
 
 def _indexed(rows: list[Row], known: list[Row]) -> Any:
-    """The rows as an annotation file, of the images and categories that others know too."""
+    """The rows as a COCO object with the images and categories of ``known``."""
     from pycocotools.coco import COCO
 
     coco = COCO()
     coco.dataset = {
-        "images": [{"id": row["image_id"], "height": 0, "width": 0} for row in known],  # run lengths have their own
+        "images": [{"id": row["image_id"], "height": 0, "width": 0} for row in known],  # run lengths contain sizes
         "categories": [{"id": row["category_id"]} for row in known],
-        "annotations": [row | {"id": number} for number, row in enumerate(rows, start=1)],  # 0 is "no match" to it
+        "annotations": [row | {"id": number} for number, row in enumerate(rows, start=1)],  # 0 would mean "no match"
     }
     coco.createIndex()
     return coco

@@ -1,4 +1,4 @@
-"""Batch norm's statistics, taken anew after weights were removed: the old ones belong to other activations."""
+"""Re-estimates batch norm statistics after pruning: the old ones belong to other activations."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from nmlearn.lab.train.ranks import Ranks
 
 
 def reestimate(model: nn.Module, task: Task, config: TrainConfig, ranks: Ranks, examples: int) -> None:
-    """Replace the running statistics of all batch norms by the mean over training batches; weights stay.
+    """Replace the running statistics of all batch norms by the mean over training batches; weights are unchanged.
 
     A model without batch norm is left alone. The batches are those of the epoch after the last one.
 
     Args:
         model: left in the mode it was in.
-        task, config, ranks: as it was trained; with several processes each takes its share.
-        examples: how many training examples, rounded up to whole batches of ``config.batch_size``, an epoch at most.
+        task, config, ranks: as in training; with several processes each takes its share.
+        examples: number of training examples, rounded up to whole batches of ``config.batch_size``; one epoch at most.
     """
     batches = task.train_batches(
         config.batch_size // ranks.size,
@@ -42,4 +42,4 @@ def reestimate(model: nn.Module, task: Task, config: TrainConfig, ranks: Ranks, 
         for name in ("running_mean", "running_var"):
             buffer = getattr(module, name, None)
             if isinstance(buffer, Tensor):
-                buffer.copy_(ranks.sum(buffer.clone()) / ranks.size)  # each saw its share
+                buffer.copy_(ranks.sum(buffer.clone()) / ranks.size)  # each process saw its share

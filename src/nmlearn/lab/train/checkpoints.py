@@ -1,4 +1,4 @@
-"""Checkpoints: all of a training that its future depends on, in one file that is whole or absent."""
+"""Checkpoints: the complete state of a training run, in one file that is either whole or absent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEYS = ("config", "step", "model", "optimizer", "sparsifier", "average", "random
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Saves and restores the parts of one training."""
+    """Saves and restores the parts of one run."""
 
     config: TrainConfig
     folder: RunFolder
@@ -40,10 +40,10 @@ class Checkpoints:
     finite: Finite
 
     def save(self, step: int) -> None:
-        """Save the state after ``step`` optimizer steps. All processes take part, the first one writes.
+        """Save the state after ``step`` optimizer steps. All processes take part; the first one writes.
 
         Raises:
-            WriteError: the system refuses; the last checkpoint is kept.
+            WriteError: the file cannot be written; the last checkpoint is kept.
         """
         setting = self.setting
         random = torch.cuda.get_rng_state() if self.ranks.device.type == "cuda" else torch.get_rng_state()
@@ -71,7 +71,7 @@ class Checkpoints:
         """Restore what ``config.resume`` names.
 
         Returns:
-            The step to go on from; None when there is no checkpoint and the run starts at its beginning.
+            The step to resume from; None when there is no checkpoint and the run starts from the beginning.
 
         Raises:
             StateError: the file cannot be read, or was saved with another model, optimizer or data.
@@ -100,12 +100,12 @@ class Checkpoints:
         return int(state["step"])
 
     def _own_later(self, step: int) -> dict[str, Any] | None:
-        """This run's own checkpoint when it began at a given one and was interrupted: the same command goes on."""
+        """This run's own checkpoint, if it started from a given one and was interrupted: the same command resumes."""
         if self.config.resume == "auto" or not self.folder.checkpoint.exists():
             return None
         try:
             state = load(self.folder.checkpoint)
-        except StateError:  # it is damaged, which may be why another checkpoint is named
+        except StateError:  # damaged, which may be why another checkpoint was given
             return None
         same = difference(state["config"], recipe.to_dict(self.config)) is None
         return state if same and state["step"] > step else None
@@ -124,12 +124,12 @@ class Checkpoints:
         self.masks.masks = {name: mask.to(device) for name, mask in state["masks"].items()}
         self.watch.seconds = state["seconds"]
         self.finite.load_state_dict(state.get("finite", self.finite.state_dict()))
-        if len(state["random"]) == self.ranks.size:  # another number of processes sees other examples each anyway
+        if len(state["random"]) == self.ranks.size:  # with another number, each process sees other examples anyway
             random = state["random"][self.ranks.rank]
             (torch.cuda.set_rng_state if device.type == "cuda" else torch.set_rng_state)(random)
 
     def _data(self) -> dict[str, Any]:
-        """What a checkpoint has to agree with about the data beyond their configuration: a folder may have changed."""
+        """What must match about the data besides its configuration: a folder may have changed."""
         task = self.setting.task
         return {"train_size": task.train_size, "eval_size": task.eval_size, "classes": task.classes}
 
@@ -146,13 +146,13 @@ def save(path: Path, state: dict[str, Any]) -> None:
     """Save a state of tensors, numbers and text atomically.
 
     Raises:
-        WriteError: the system refuses; a file that was there is as it was.
+        WriteError: the file cannot be written; an existing file is unchanged.
     """
     files.write_atomic(path, lambda file: torch.save(state, file))
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Load a checkpoint onto the CPU; nothing in it is executed, and every byte is compared with its checksum.
+    """Load a checkpoint onto the CPU; nothing in it is executed, and every checksum is verified.
 
     Raises:
         StateError: the file is missing, cut short, changed, or not a checkpoint of this version.
@@ -164,14 +164,14 @@ def load(path: Path) -> dict[str, Any]:
         _refuse(
             path, "this file", f"it cannot be read: {error.strerror or error}", "check the path and its permissions"
         )
-    except pickle.UnpicklingError:  # what it says is about how to execute what is in it
-        _refuse(path, "a file of torch.save", "it holds more than tensors, numbers and text")
-    except Exception as error:  # zipfile and torch raise nearly anything for broken files
+    except pickle.UnpicklingError:  # torch's message tells how to execute the contents
+        _refuse(path, "a torch.save file", "it holds more than tensors, numbers and text")
+    except Exception as error:  # zipfile and torch may raise anything for broken files
         why = f" ({error})" if isinstance(error, zipfile.BadZipFile) else ""
         size = path.stat().st_size
-        _refuse(path, f"a file of {size} bytes", f"it is cut short, was changed or is no checkpoint{why}")
+        _refuse(path, f"a file of {size} bytes", f"it is truncated, modified or not a checkpoint{why}")
     if not isinstance(state, dict) or "format" not in state:
-        _refuse(path, "a file of torch.save", "it is not a training checkpoint")
+        _refuse(path, "a torch.save file", "it is not a training checkpoint")
     if state["format"] != FORMAT:
         theirs = f"format {state['format']} of nmlearn {state.get('nmlearn', '(unknown)')}"
         _refuse(path, theirs, f"nmlearn {nmlearn.__version__} reads format {FORMAT}", "resume with that version")
@@ -182,7 +182,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _check_sums(path: Path) -> None:
-    """Read all of the archive that a checkpoint is: torch.load compares no checksums."""
+    """Verify the checksums of the whole archive: torch.load does not."""
     with zipfile.ZipFile(path) as archive:
         broken = archive.testzip()
     if broken is not None:
@@ -190,12 +190,12 @@ def _check_sums(path: Path) -> None:
 
 
 def _refuse(path: Path | str, given: str, wrong: str, fix: str = "") -> NoReturn:
-    fix = fix or "--resume none starts anew, --resume PATH goes on from another checkpoint"
+    fix = fix or "--resume none starts over, --resume PATH resumes from another checkpoint"
     raise StateError(where=str(path), given=given, wrong=wrong, fix=fix) from None
 
 
 def _same(where: str, what: str, saved: Any, now: Any) -> None:
-    """Refuse what differs, by the first entry of two dicts."""
+    """Refuse two dicts that differ, naming the first entry that does."""
     for key in sorted(saved.keys() | now.keys()):
         if saved.get(key) != now.get(key):
             _refuse(where, f"{what} with {key} = {saved.get(key)}", f"now {key} is {now.get(key)}")
@@ -210,7 +210,7 @@ def _form(value: Any) -> str:
 
 
 def _same_groups(where: str, saved: dict[str, Any], now: dict[str, Any]) -> None:
-    """Compare what the groups of an optimizer hold; their values are the configuration's or the schedule's."""
+    """Compare the structure of an optimizer's groups; their values come from the configuration or the schedule."""
     forms = [
         {
             f"group {i}": f"{len(g['params'])} weights, {', '.join(sorted(g))}"
@@ -222,19 +222,19 @@ def _same_groups(where: str, saved: dict[str, Any], now: dict[str, Any]) -> None
 
 
 def refuse_other(where: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to go on from a run that learned differently.
+    """Refuse to resume a run that was trained with different settings.
 
     Raises:
         ConfigError: names the first setting that differs.
     """
-    before = recipe.to_dict(recipe.build(TrainConfig, before, f"{where}: "))  # settings newer than it have defaults
+    before = recipe.to_dict(recipe.build(TrainConfig, before, f"{where}: "))  # newer settings get defaults
     key = difference(before, now)
     if key is not None:
         raise ConfigError(
             where=where,
             given=f"{key} = {_value(now, key)}",
-            wrong=f"the run that is there has {_value(before, key)}",
-            fix="give another out folder, the same settings, or --resume none to replace that run",
+            wrong=f"the existing run has {_value(before, key)}",
+            fix="give another out folder or the same settings, or --resume none to replace that run",
         )
 
 

@@ -1,8 +1,8 @@
 """Methods x patterns x seeds under one protocol, in parallel processes.
 
-Runs of one seed start from the same weights and see the same batches, so their differences to the dense run are
-paired. Finished runs are kept, interrupted ones go on from their checkpoint, failed ones are reported and lose
-nothing of the others.
+Runs of one seed start from the same weights and see the same batches, so their differences from the dense run are
+paired. Finished runs are kept, interrupted ones resume from their checkpoint, and failed ones are reported without
+affecting the others.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ RESULT_KEYS = ("accuracy", "loss", "seconds", "state_bytes_per_weight", "trainin
 OPTIONAL_KEYS = ("ema_accuracy", "bits_per_byte")
 ORIGIN_KEYS = ("source_commit", "started", "cpu", "torch")
 Command = Callable[[Path], list[str]]
-"""The command that trains by the recipe file it is given."""
+"""Makes the command that trains from a given recipe file."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training of a comparison. ``pattern`` is None for dense."""
+class PlannedRun:
+    """One run of a comparison, as planned. ``pattern`` is None for dense."""
 
     method: str
     pattern: str | None
@@ -43,7 +43,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Its folder's name."""
+        """The name of its folder."""
         pattern = f"-{self.pattern.replace(':', 'of')}" if self.pattern else ""
         return f"{self.method}{pattern}-s{self.seed}"
 
@@ -54,29 +54,29 @@ class Run:
 
 
 def worker(path: Path) -> list[str]:
-    """The command of a run: this Python, one run, then the end."""
+    """The command for one run, with this Python interpreter."""
     return [sys.executable, "-m", "nmlearn.lab.train.worker", str(path)]
 
 
 def compare(config: CompareConfig, listener: Listener | None = None, command: Command = worker) -> dict[str, Any]:
-    """Run what is not finished yet, and write the results.
+    """Train the runs that are not finished yet, and write the results.
 
-    They are written beside the runs, as FOLDER/results.json, and to ``results/NAME.json`` when every run is finished: a
-    failure never replaces a whole result.
+    They are written next to the runs, as FOLDER/results.json, and to ``results/NAME.json`` once every run has
+    finished: a failure never replaces a complete result.
 
     Args:
         config: what to compare.
         listener: called with {"event": "run", "run": name, "state": "kept", "started", "finished" or "failed", ...}
-            when a run changes, and with {"event": "progress", "run", ...} and the run's latest metrics while it goes
-            on.
-        command: makes the command that trains by a recipe file.
+            when a run changes, and with {"event": "progress", "run", ...} and the run's latest metrics while it
+            trains.
+        command: makes the command that trains from a recipe file.
 
     Returns:
-        The contents of the results file; failed runs stand under "failures" with their error.
+        The contents of the results file; failed runs are listed under "failures" with their error.
 
     Raises:
         ConfigError: a folder holds a run with other settings.
-        NMLearnError: what data, model or a method refuse, before anything is trained.
+        NMLearnError: the data, the model or a method refuses its settings, before anything is trained.
     """
     tell = listener or (lambda event: None)
     runs = list(plan_runs(config))
@@ -86,19 +86,19 @@ def compare(config: CompareConfig, listener: Listener | None = None, command: Co
     if waiting:
         setting.check([run.config for run in waiting])
     failures = _run_all(runs, config.jobs, tell, command)
-    beside = Path(config.folder) / "results.json"
-    kept = None if waiting or not beside.exists() else files.read_json(beside)
+    path = Path(config.folder) / "results.json"
+    kept = None if waiting or not path.exists() else files.read_json(path)
     value = _results(config, [run for run in runs if run.name not in failures], failures, kept)
-    files.write_json(beside, value)
+    files.write_json(path, value)
     if not failures:
         files.write_json(results_path(config), value)
     return value
 
 
 def _results(
-    config: CompareConfig, finished: list[Run], failures: dict[str, str], kept: dict[str, Any] | None
+    config: CompareConfig, finished: list[PlannedRun], failures: dict[str, str], kept: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """The contents of the results file; ``kept`` is the one before when nothing was trained since."""
+    """The contents of the results file; ``kept`` is the previous one if nothing was trained since."""
     results = [_result(run) for run in finished]
     commits = sorted({str(result["source_commit"]) for result in results if result["source_commit"]})
     starts = [result["started"] for result in results if result["started"]]
@@ -116,8 +116,8 @@ def _results(
     }
 
 
-def _result(run: Run) -> dict[str, Any]:
-    """One finished run: what it reached, and where it was made."""
+def _result(run: PlannedRun) -> dict[str, Any]:
+    """One finished run: its results and its environment."""
     summary, environment = run.folder.summary() or {}, run.folder.environment()
     optional = {key: summary[key] for key in OPTIONAL_KEYS if summary.get(key) is not None}
     return {
@@ -132,19 +132,19 @@ def _result(run: Run) -> dict[str, Any]:
 
 
 def results_path(config: CompareConfig) -> Path:
-    """The file that a comparison writes."""
+    """The published results file of a comparison."""
     return Path(config.results) / f"{config.name}.json"
 
 
-def plan_runs(config: CompareConfig) -> Iterator[Run]:
-    """All runs, the seeds outermost: after the first seed every method has one result."""
+def plan_runs(config: CompareConfig) -> Iterator[PlannedRun]:
+    """All runs, ordered by seed first: after the first seed every method has one result."""
     for seed in config.seeds:
         for method in config.methods:
             for pattern in config.patterns[:1] if method == "dense" else config.patterns:
                 yield _run(config, method, pattern, seed)
 
 
-def _run(config: CompareConfig, method: str, pattern: str, seed: int) -> Run:
+def _run(config: CompareConfig, method: str, pattern: str, seed: int) -> PlannedRun:
     base = config.train
     own_options = base.method.options if method == base.method.name else {}
     options = {} if method == "dense" else {**own_options, **config.options.get(method, {})}
@@ -154,19 +154,19 @@ def _run(config: CompareConfig, method: str, pattern: str, seed: int) -> Run:
         threads=base.threads or 1,
         method=MethodConfig(method, pattern, base.method.rules, options),
     )
-    run = Run(method, None if method == "dense" else pattern, seed, train)
+    run = PlannedRun(method, None if method == "dense" else pattern, seed, train)
     return replace(run, config=replace(train, out=str(Path(config.folder) / "runs" / run.name)))
 
 
-def _refuse_other(run: Run) -> None:
+def _refuse_other(run: PlannedRun) -> None:
     before = run.folder.config()
     if run.config.resume == "none" or before is None or not run.folder.holds_work():
         return
     refuse_other(str(run.folder.path), before, recipe.to_dict(run.config))
 
 
-def _run_all(runs: list[Run], jobs: int, tell: Listener, command: Command) -> dict[str, str]:
-    """Run them, ``jobs`` at a time; the errors of those that failed, by name."""
+def _run_all(runs: list[PlannedRun], jobs: int, tell: Listener, command: Command) -> dict[str, str]:
+    """Train them, ``jobs`` at a time; returns the errors of failed runs by name."""
     failures: dict[str, str] = {}
     waiting = [run for run in runs if not _kept(run, tell)]
     going: list[_Process] = []
@@ -188,15 +188,15 @@ def _run_all(runs: list[Run], jobs: int, tell: Listener, command: Command) -> di
     return failures
 
 
-def _kept(run: Run, tell: Listener) -> bool:
+def _kept(run: PlannedRun, tell: Listener) -> bool:
     if not _finished(run):
         return False
     tell({**(run.folder.summary() or {}), "event": "run", "run": run.name, "state": "kept"})
     return True
 
 
-def _finished(run: Run) -> bool:
-    """Whether the run is there and need not be trained."""
+def _finished(run: PlannedRun) -> bool:
+    """Whether the run is complete and need not be trained."""
     return run.config.resume != "none" and run.folder.summary() is not None
 
 
@@ -211,9 +211,9 @@ def _conclude(process: _Process, failures: dict[str, str], tell: Listener) -> No
 
 
 class _Process:
-    """A run going on in a process of its own."""
+    """A run in its own process."""
 
-    def __init__(self, run: Run, command: Command) -> None:
+    def __init__(self, run: PlannedRun, command: Command) -> None:
         self.run = run
         folder = run.folder.path
         path = folder / "recipe.yaml"
@@ -221,7 +221,7 @@ class _Process:
         self._log = folder / "log.txt"
         self._metrics = folder / "metrics.jsonl"
         self._read = self._metrics.stat().st_size if self._metrics.exists() else 0
-        # Thread pools take their size from here before torch is imported.
+        # Thread pools read their size from here before torch is imported.
         environment = {**os.environ, "OMP_NUM_THREADS": str(run.config.threads)}
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
@@ -229,12 +229,12 @@ class _Process:
             )
 
     def news(self) -> Iterator[dict[str, Any]]:
-        """Events written since the last call; none while a line is half written."""
+        """Events written since the last call, without a half-written line."""
         if not self._metrics.exists():
             return
         with open(self._metrics, "rb") as file:
             size = file.seek(0, os.SEEK_END)
-            self._read = min(self._read, size)  # the run cut its metrics to a checkpoint
+            self._read = min(self._read, size)  # the run truncated its metrics to a checkpoint
             file.seek(self._read)
             for line in file:
                 if not line.endswith(b"\n"):
@@ -245,7 +245,7 @@ class _Process:
                     yield event
 
     def ended(self) -> bool:
-        """Whether the process is over."""
+        """Whether the process has ended."""
         return self._process.poll() is not None
 
     def error(self) -> str | None:
@@ -264,6 +264,6 @@ class _Process:
 def _event(line: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
-    except json.JSONDecodeError:  # read in the middle of a line, after a cut
+    except json.JSONDecodeError:  # read from the middle of a line, after a truncation
         return None
     return value if isinstance(value, dict) else None

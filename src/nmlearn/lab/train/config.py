@@ -1,9 +1,8 @@
-"""What a training is made of: the single source of configuration, without importing torch.
+"""The configuration of training: its single source, without importing torch.
 
-The command line, recipes (recipe.py), resolved ``config.yaml`` files and Python all build these same frozen
-dataclasses; the text under a field is its help on the command line. Every check that needs no torch happens here, on
-construction; option names of data, models and methods are checked when the training starts, against the functions
-that take them.
+The command line, recipes (recipe.py), resolved ``config.yaml`` files and Python all build these frozen dataclasses; the
+text under a field is its help on the command line. Every check that needs no torch happens here, on construction.
+Option names of data, models and methods are checked when training starts, against the functions that accept them.
 """
 
 from __future__ import annotations
@@ -14,44 +13,44 @@ from typing import Any, ClassVar, Literal
 from nmlearn.errors import ConfigError, PatternError
 from nmlearn.maths.pattern import Pattern
 
-# How pydantic (recipe.py) reads the dataclass and those in it.
+# How pydantic (recipe.py) validates the dataclass and those nested in it.
 STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False, "use_attribute_docstrings": True}
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data."""
+    """Data."""
 
     name: str = "fashion-mnist"
-    """Data set; `nmlearn doctor` lists the names, their options, and what is installed."""
+    """Data set; `nmlearn doctor` lists the names, their options and what is installed."""
     path: str | None = None
-    """Where the data lies, for those that do not come along: a file or a folder."""
+    """File or folder of a data set that does not come with nmlearn."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of this data set, e.g. train_limit, augment, mixup; `nmlearn doctor` lists them."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which model."""
+    """Model."""
 
     name: str = "resnet8"
     """Model, e.g. resnet20, vit, gpt, timm:NAME; `nmlearn doctor` lists the names and their options."""
     weights: str | None = None
-    """A safetensors file to start from, e.g. the model of an earlier run."""
+    """Safetensors file with initial weights, e.g. the model of an earlier run."""
     backbone: str | None = None
-    """A safetensors file of a classifier that a detector's backbone starts from, its norms frozen."""
+    """Safetensors file of a classifier with the initial weights of a detector's backbone, whose norms are frozen."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of this model, e.g. width; `nmlearn doctor` lists them."""
 
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """Which sparsity."""
+    """Sparsity."""
 
     name: str = "lbc"
-    """Method: dense, oneshot, gradual, srste, keep or lbc."""
+    """Method, e.g. lbc, srste, dense; `nmlearn doctor` lists the names and their options."""
     pattern: str = "2:4"
-    """N:M, N kept of M."""
+    """N:M, N of M kept."""
     rules: dict[str, str | None] = field(default_factory=dict)
     """Glob on a module or weight -> a pattern, or null for dense; the last match wins."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -66,7 +65,7 @@ class MethodConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How the weights are optimised."""
+    """Optimizer and learning rate."""
 
     name: Literal["sgd", "adamw"] = "sgd"
     """Optimizer."""
@@ -79,9 +78,9 @@ class OptimConfig:
     weight_decay: float = 5e-4
     """Weight decay."""
     decay_norms_and_biases: bool = False
-    """Apply weight decay to vectors (norms, biases) too."""
+    """Also apply weight decay to vectors (norms, biases)."""
     schedule: Literal["cosine", "constant", "step"] = "cosine"
-    """Learning rate after the warm-up, per step."""
+    """Learning rate schedule after the warm-up, per step."""
     milestones: tuple[float, ...] = ()
     """Epochs at which `step` divides the learning rate by ten."""
     warmup_epochs: float = 0.5
@@ -89,7 +88,7 @@ class OptimConfig:
     label_smoothing: float = 0.0
     """Label smoothing of the cross-entropy."""
     clip_norm: float | None = None
-    """Clip the norm of all gradients to this."""
+    """Maximum total gradient norm, for clipping."""
 
     def __post_init__(self) -> None:
         _at_least("optim.lr", self.lr, 0)
@@ -101,21 +100,21 @@ class OptimConfig:
             raise ConfigError(
                 where="optim.milestones",
                 given=f"{list(self.milestones)} with optim.schedule {self.schedule}",
-                wrong="the schedule step divides the learning rate at milestones, and no other does",
-                fix="set optim.schedule to step and optim.milestones, for instance to [8, 11], or neither",
+                wrong="milestones belong to the schedule step, and only to it",
+                fix="set both optim.schedule to step and optim.milestones, e.g. to [8, 11], or neither",
             )
         if self.nesterov and self.momentum == 0:
             raise ConfigError(
                 where="optim.nesterov",
                 given="true with optim.momentum 0",
-                wrong="Nesterov's step looks ahead along the momentum, and there is none",
-                fix="set optim.momentum, for instance to 0.9, or optim.nesterov to false",
+                wrong="Nesterov momentum needs a momentum",
+                fix="set optim.momentum, e.g. to 0.9, or optim.nesterov to false",
             )
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training."""
+    """Training run."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     data: DataConfig = field(default_factory=DataConfig)
@@ -125,39 +124,39 @@ class TrainConfig:
     epochs: int = 8
     """Passes over the training data."""
     batch_size: int = 128
-    """Examples an optimizer step, over all processes and accumulated parts."""
+    """Examples per optimizer step, over all processes and accumulated parts."""
     accumulate: int = 1
-    """Parts a batch is computed in, to save memory."""
+    """Number of parts in which a batch is computed, to save memory."""
     eval_batch_size: int = 512
-    """Examples a batch when evaluating, per process."""
+    """Examples per batch in evaluation, per process."""
     seed: int = 0
-    """Decides initial weights, batches, augmentation and dropout."""
+    """Determines initial weights, batches, augmentation and dropout."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 is autocast; the weights stay float32."""
     channels_last: bool = False
-    """Memory format of images and convolutions; faster on most machines."""
+    """Use the channels_last memory format for images and convolutions; faster on most machines."""
     compile: bool = False
-    """torch.compile the training step's forward and backward."""
+    """Use torch.compile for the forward and backward passes of training."""
     ema: float = 0.0
-    """Decay of an exponential moving average of the model, e.g. 0.999; 0 is off."""
+    """Decay of an exponential moving average of the model, e.g. 0.999; 0 turns it off."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train."""
+    """Device to train on."""
     threads: int = 0
-    """Threads of torch; 0 leaves it to torch."""
+    """Number of torch threads; 0 leaves it to torch."""
     log_every: int = 20
-    """Steps between lines of the metrics."""
+    """Steps between records in the metrics."""
     eval_every: int = 1
     """Epochs between evaluations."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0 means once an epoch."""
     tensorboard: bool = False
-    """Write TensorBoard events too (needs the tensorboard package)."""
+    """Also write TensorBoard events (needs the tensorboard package)."""
     out: str | None = None
-    """Run folder. Unless given it is named after data.name, model.name, method.name, method.pattern and seed alone:
-    runs/DATA-MODEL-METHOD-PATTERN-sSEED; runs that differ in other settings need one."""
+    """Run folder. The default name contains only data.name, model.name, method.name, method.pattern and seed:
+    runs/DATA-MODEL-METHOD-PATTERN-sSEED. Set it for runs that differ in other settings."""
     resume: str = "auto"
-    """auto goes on from the folder's checkpoint, none starts anew, PATH starts from that checkpoint or run (and goes
-    on from the folder's own once that is later)."""
+    """auto resumes from the folder's checkpoint, none starts over, PATH starts from that checkpoint or run (and resumes
+    from the folder's own once that is later)."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "eval_batch_size", "log_every", "eval_every"):
@@ -168,7 +167,7 @@ class TrainConfig:
 
     @property
     def folder(self) -> str:
-        """The run folder: ``out``, or a name made of what distinguishes runs."""
+        """The run folder: ``out``, or a name built from what distinguishes runs."""
         if self.out is not None:
             return self.out
         pattern = "" if self.method.name == "dense" else "-" + self.method.pattern.replace(":", "of")
@@ -178,27 +177,27 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Methods x patterns x seeds under one protocol."""
+    """Comparison of methods x patterns x seeds under one protocol."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     name: str = "compare"
     """Name of the results file."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """What all runs share; its method name, pattern and seed are replaced."""
+    """Settings that all runs share; method name, pattern and seed are replaced."""
     methods: tuple[str, ...] = ("dense", "oneshot", "srste", "lbc")
-    """Methods; dense runs once a seed."""
+    """Methods; dense runs once per seed."""
     patterns: tuple[str, ...] = ("2:4",)
     """Patterns."""
     seeds: tuple[int, ...] = (0,)
     """Seeds; runs of one seed share initial weights and batches."""
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Method -> its options, over train.method.options."""
+    """Method -> its options, which override train.method.options."""
     jobs: int = 2
-    """Runs at a time, each in a process of one thread."""
+    """Number of runs in parallel, each in a process with one thread."""
     out: str | None = None
-    """Folder of runs and report; runs/NAME unless given, where NAME is --name."""
+    """Folder for runs and report; default: runs/NAME, where NAME is --name."""
     results: str = "results"
-    """Folder of the results file NAME.json."""
+    """Folder for the results file NAME.json."""
 
     def __post_init__(self) -> None:
         _at_least("jobs", self.jobs, 1)
@@ -222,7 +221,7 @@ class CompareConfig:
 
 
 def check_pattern(where: str, given: object) -> None:
-    """Refuse what is no pattern; a number is what a YAML 1.1 reader makes of an unquoted ``2:4`` (2 * 60 + 4).
+    """Refuse what is not a pattern; YAML 1.1 readers turn an unquoted ``2:4`` into a number (2 * 60 + 4).
 
     Raises:
         ConfigError: not text.
@@ -232,7 +231,7 @@ def check_pattern(where: str, given: object) -> None:
         raise ConfigError(
             where=where,
             given=repr(given),
-            wrong="a pattern is text, N:M; some YAML readers turn an unquoted 2:4 into the number 124",
+            wrong="a pattern is text of the form N:M; some YAML readers turn an unquoted 2:4 into the number 124",
             fix='quote the pattern: "2:4"',
         )
     try:
@@ -256,5 +255,5 @@ def _between(where: str, given: float, low: float, high: float) -> None:
 def _some_once(where: str, given: tuple[object, ...]) -> None:
     if not given or len(set(given)) != len(given):
         raise ConfigError(
-            where=where, given=list(given), wrong="must be at least one, each once", fix="correct the list"
+            where=where, given=list(given), wrong="must have one entry or more, all different", fix="correct the list"
         )

@@ -1,5 +1,5 @@
-"""Evaluation of detectors with torchvision's interface: lists of images in, dicts of boxes, labels, scores (and masks)
-out."""
+"""Evaluation of detectors with torchvision's interface, from lists of images to dicts of boxes, labels, scores (and
+masks)."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def loss_of(model: nn.Module, images: list[Tensor], targets: list[Found]) -> Ten
 def evaluate(model: nn.Module, task: Task, batch_size: int, ranks: Ranks) -> dict[str, float | None]:
     """Mean loss, and box_ap and mask_ap (None without masks), COCO's average precision in [0, 1], over all ranks.
 
-    Detectors draw proposals at random for their loss: they do so from a generator of their own here.
+    Detectors sample proposals at random for their loss; here they use a separate generator.
 
     Args:
-        model: in evaluation mode; left in it.
+        model: in evaluation mode, and left in it.
         task: of kind "detection".
-        batch_size: images at once.
+        batch_size: images per batch.
     """
     objects, detected = [], []
-    numbers = count(ranks.rank, ranks.size)  # of images: no two processes give the same
+    numbers = count(ranks.rank, ranks.size)  # of images: distinct across processes
     total = torch.zeros(3, dtype=torch.float64, device=ranks.device)
     with torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []):
         torch.manual_seed(0)
@@ -44,7 +44,7 @@ def evaluate(model: nn.Module, task: Task, batch_size: int, ranks: Ranks) -> dic
                 detected += rows(number, found)
                 masks += "masks" in found and "masks" in target
             total += total.new_tensor([loss, len(images), masks])
-    loss, images_seen, with_masks = ranks.sum(total).tolist()  # the same on all ranks, also on one without images
+    loss, images_seen, with_masks = ranks.sum(total).tolist()  # the same on all ranks, even one without images
     objects, detected = (list(chain(*ranks.gather(each))) for each in (objects, detected))
     box_ap = average_precision(objects, detected, "bbox")
     mask_ap = average_precision(objects, detected, "segm") if with_masks else None
@@ -52,7 +52,7 @@ def evaluate(model: nn.Module, task: Task, batch_size: int, ranks: Ranks) -> dic
 
 
 def _loss(model: nn.Module, images: list[Tensor], targets: list[Found]) -> Tensor:
-    """The training loss without crowds, while everything that normalises or drops stays in evaluation mode."""
+    """The training loss without crowds, while normalisation and dropout stay in evaluation mode."""
     parts = [model, *(getattr(model, name) for name in ("rpn", "roi_heads") if hasattr(model, name))]
     plain = [{key: value[~target["crowd"]] for key, value in target.items()} for target in targets]
     for part in parts:
@@ -65,5 +65,5 @@ def _loss(model: nn.Module, images: list[Tensor], targets: list[Found]) -> Tenso
 
 
 def _whole(found: Found) -> Found:
-    """Detections with masks of 0 and 1, uint8 [n, H, W], in place of probabilities [n, 1, H, W]."""
+    """Detections with masks of 0 and 1, uint8 [n, H, W], instead of probabilities [n, 1, H, W]."""
     return found | {"masks": (found["masks"][:, 0] > 0.5).byte()} if "masks" in found else found

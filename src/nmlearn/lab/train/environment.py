@@ -1,4 +1,4 @@
-"""What a run ran on."""
+"""The environment of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nmlearn.native import processor as cpuinfo
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, machine, device, source commit and the time now (ISO 8601, UTC), as plain JSON values."""
+    """Versions, machine, device, source commit and the current time (ISO 8601, UTC), as plain JSON values."""
     return {
         "nmlearn": nmlearn.__version__,
         "torch": torch.__version__,
@@ -36,7 +36,7 @@ def now() -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name as the system gives it."""
+    """The processor's name as the system reports it."""
     names = cpuinfo.fields("model name")
     return names[0] if names else platform.processor() or platform.machine()
 

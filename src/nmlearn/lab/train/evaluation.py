@@ -30,7 +30,7 @@ def loss_of(logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float 
 
 
 def training_loss(forward: nn.Module, inputs: Any, targets: Any, label_smoothing: float) -> torch.Tensor:
-    """The loss of a part of a batch: a detector computes it itself, the cross-entropy of what comes out otherwise."""
+    """The loss of a part of a batch: a detector computes its own, all other models use the cross-entropy."""
     if isinstance(inputs, list):
         return detection.loss_of(forward, inputs, targets)
     logits = forward(inputs)
@@ -38,7 +38,7 @@ def training_loss(forward: nn.Module, inputs: Any, targets: Any, label_smoothing
 
 
 def to_device(batch: Any, device: torch.device, config: TrainConfig) -> Any:
-    """Inputs where, and laid out as, the model wants them; lists of images of many sizes are where they should be."""
+    """Inputs on the model's device and in its memory format; lists of images are returned unchanged."""
     if isinstance(batch, list):
         return batch
     if batch.ndim == 4:
@@ -48,13 +48,13 @@ def to_device(batch: Any, device: torch.device, config: TrainConfig) -> Any:
 
 
 def autocast(device: torch.device, config: TrainConfig) -> AbstractContextManager[object]:
-    """bf16 autocast, or nothing for fp32."""
+    """bf16 autocast; does nothing for fp32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, task: Task, config: TrainConfig, ranks: Ranks) -> dict[str, float | None]:
-    """Mean loss (nats), accuracy (0..1; None for language) and bits per byte (None but for language), over all ranks.
+    """Mean loss (nats), accuracy (0..1; None for language) and bits per byte (for language, else None), over all ranks.
 
     For detectors the loss is their own, and box_ap and mask_ap are added; see :mod:`nmlearn.lab.train.detection`. The
     model is left in the mode it was in.

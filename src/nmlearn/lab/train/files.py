@@ -1,4 +1,4 @@
-"""The text and JSON files of a run: whole or absent, as :mod:`nmlearn.files.atomic` writes them."""
+"""The text and JSON files of a run, written by :mod:`nmlearn.files.atomic`: whole or absent."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically. NaN is refused (ValueError): it is no JSON, and readers fail on it."""
+    """Write JSON atomically. NaN is refused (ValueError): it is not valid JSON, and readers fail on it."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file.
+    """The value in a JSON file.
 
     Raises:
         FormatError: it cannot be read.
@@ -36,6 +36,6 @@ def read_json(path: Path) -> Any:
         raise FormatError(
             where=str(path),
             given="this file",
-            wrong=f"no JSON can be read from it: {error}",
-            fix="delete it, or the run",
+            wrong=f"it is not readable as JSON: {error}",
+            fix="delete the file or the run",
         ) from error

@@ -1,4 +1,4 @@
-"""Steps that are left out because their loss is not finite."""
+"""Skips steps whose loss is not finite."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import Tensor, nn
 from nmlearn.lab.train.ranks import Ranks
 
 MOST_IN_A_ROW = 5
-"""So many steps left out one after another end a training: it will not find back by itself."""
+"""This many skipped steps in a row end the run: it will not recover by itself."""
 
 
 class Finite:
-    """Watches the loss of every step, and takes back what a forward pass with a bad one did.
+    """Watches the loss of every step, and undoes the effects of a forward pass with a bad one.
 
-    A loss of NaN comes with gradients of NaN, which would be in every weight after the step, and the forward pass has
-    left them in the running statistics of batch norm already.
+    A NaN loss comes with NaN gradients, which would reach every weight in the step. The forward pass has already put
+    NaN into the running statistics of batch norm.
 
     Args:
-        model: its buffers are put back when a step is left out.
-        ranks: a step is left out by all processes or by none.
+        model: its buffers are restored when a step is skipped.
+        ranks: a step is skipped by all processes or by none.
 
     Attributes:
-        left_out: how many steps were, in all.
-        in_a_row: how many of them were the last ones.
+        left_out: total number of skipped steps.
+        in_a_row: number of skipped steps since the last finite loss.
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks) -> None:
@@ -40,11 +40,11 @@ class Finite:
 
     @torch.no_grad()
     def begin(self) -> None:
-        """A step begins: remember the buffers."""
+        """Start a step: save the buffers."""
         _copy(self._before, self._buffers)
 
     def see(self, loss: Tensor) -> None:
-        """Take in the loss of a step. Call it before the last backward pass, during which a GPU sends the value."""
+        """Record the loss of a step. Call this before the last backward pass: a GPU sends the value meanwhile."""
         total = self._ranks.sum(loss.detach().clone())
         self._loss = total.to("cpu", non_blocking=True)
         if total.is_cuda:
@@ -53,7 +53,7 @@ class Finite:
 
     @torch.no_grad()
     def leaves_out(self) -> bool:
-        """Whether the step is to be left out; the buffers are as before the forward pass then."""
+        """Whether to skip the step; if so, the buffers are restored to before the forward pass."""
         if self._arrived is not None:
             self._arrived.synchronize()
         if math.isfinite(float(self._loss)):
@@ -66,7 +66,7 @@ class Finite:
 
     @property
     def loss(self) -> float:
-        """The loss seen last, summed over all processes."""
+        """The last recorded loss, summed over all processes."""
         return float(self._loss)
 
     def state_dict(self) -> dict[str, Any]:
@@ -74,13 +74,13 @@ class Finite:
         return {"left_out": self.left_out, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on counting from a checkpoint's counts."""
+        """Continue from a checkpoint's counts."""
         self.left_out, self.in_a_row = state["left_out"], state["in_a_row"]
 
 
 @torch.no_grad()
 def broken(model: nn.Module) -> list[str]:
-    """Names of the weights with a value that is not finite. Waits for the device once."""
+    """Names of the weights with a non-finite value. Waits for the device once."""
     named = [(name, p) for name, p in model.named_parameters() if p.numel()]
     if not named:
         return []

@@ -1,4 +1,4 @@
-"""The run folder: where a training writes everything, and what a report reads.
+"""The run folder: training writes everything into it, and reports are made from it.
 
 config.yaml  env.json  plan.json  metrics.jsonl  summary.json  checkpoints/last.pt  model/model.safetensors
 """
@@ -20,7 +20,7 @@ from nmlearn.files import model_file as checkpoint
 from nmlearn.lab.train import files, recipe
 from nmlearn.lab.train.config import TrainConfig
 
-# Settings that do not change what is learned: a run may go on with others of these.
+# Settings that do not change what is learned: a run may be resumed with other values.
 FREE = {"out", "resume", "device", "threads", "compile", "log_every", "eval_every", "eval_batch_size"}
 FREE |= {"checkpoint_every", "tensorboard"}
 
@@ -29,7 +29,7 @@ class RunFolder:
     """The files of one run.
 
     Args:
-        path: the folder; made when something is written.
+        path: the folder; created by the first write.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -40,30 +40,30 @@ class RunFolder:
         self._metrics_path = self.path / "metrics.jsonl"
 
     def summary(self) -> dict[str, Any] | None:
-        """The summary of a finished run, None for a run that is not."""
+        """The summary of a finished run; None if the run is not finished."""
         path = self.path / "summary.json"
         return files.read_json(path) if path.exists() else None
 
     def holds_work(self) -> bool:
-        """Whether something is here that a run with other settings would destroy."""
+        """Whether the folder holds something that a run with other settings would destroy."""
         return self.checkpoint.exists() or (self.path / "summary.json").exists()
 
     def config(self) -> dict[str, Any] | None:
-        """The resolved configuration of the run that was here before, None if there was none."""
+        """The resolved configuration of the existing run; None if there is none."""
         path = self.path / "config.yaml"
         return recipe.load(path) if path.exists() else None
 
     def environment(self) -> dict[str, Any]:
-        """What the run began on, and under "resumed" what it went on on; empty before it began."""
+        """The environment of the start, and those of later resumes under "resumed"; empty before the start."""
         path = self.path / "env.json"
         return files.read_json(path) if path.exists() else {}
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from training here meanwhile.
+        """Keep other processes from training here at the same time.
 
         Raises:
-            StateError: one does already.
+            StateError: another one already does.
         """
         lock = FileLock(self.path / ".lock")
         with files.explained(self.path / ".lock"):
@@ -75,19 +75,19 @@ class RunFolder:
             raise StateError(
                 where="out",
                 given=self.path,
-                wrong="another process trains here",
-                fix="wait for it, end it, or give another --out",
+                wrong="another process is training here",
+                fix="wait for it, stop it, or give another --out",
             ) from None
         except OSError:
-            pass  # a file system without locks
+            pass  # the file system has no locks
         try:
             self._sweep()
             yield
-        finally:  # the end of the process lets go of it too
+        finally:  # the end of the process releases it too
             lock.release()
 
     def _sweep(self) -> None:
-        """Remove what killed processes had half written."""
+        """Remove the half-written files of killed processes."""
         names = ("config.yaml", "env.json", "plan.json", "summary.json")
         for path in (self.checkpoint, self.model, self.average, *(self.path / name for name in names)):
             files.sweep(path)
@@ -95,7 +95,7 @@ class RunFolder:
     def begin(
         self, config: TrainConfig, environment: dict[str, Any], plan: list[dict[str, Any]], resumed: bool
     ) -> None:
-        """Write what is known before the first step. A run that goes on keeps what it began on."""
+        """Write what is known before the first step. A resumed run keeps its first environment."""
         files.write_text(self.path / "config.yaml", recipe.dumps(config))
         first = self.environment() if resumed else {}
         if first:
@@ -104,18 +104,18 @@ class RunFolder:
         files.write_json(self.path / "plan.json", {"rows": plan})
 
     def clear(self) -> None:
-        """Remove what an earlier run left that a new one would not overwrite before it ends."""
-        # The summary says that the rest is there, so it goes first: this may be killed in the middle.
+        """Remove files of an earlier run that a new one would only overwrite at its end."""
+        # The summary marks the rest as complete, so it goes first: this may be killed halfway.
         first = (self.path / "summary.json", self.checkpoint)
         for path in (*first, self.model, self.average, self._metrics_path, self.path / "env.json"):
             path.unlink(missing_ok=True)
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write the summary: from here on the run counts as finished."""
+        """Write the summary: from now on the run counts as finished."""
         files.write_json(self.path / "summary.json", summary)
 
     def cut_metrics(self, size: int) -> None:
-        """Cut the metrics to their first ``size`` bytes: what was written after a checkpoint is written anew."""
+        """Truncate the metrics to ``size`` bytes: what was written after the checkpoint will be written again."""
         if self._metrics_path.exists():
             os.truncate(self._metrics_path, min(size, self._metrics_path.stat().st_size))
 
@@ -123,7 +123,7 @@ class RunFolder:
         """Append one event to the metrics: a whole line, or none.
 
         Raises:
-            WriteError: the system refuses.
+            WriteError: the file cannot be written.
         """
         line = (json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n").encode()
         with files.explained(self._metrics_path):
@@ -137,27 +137,27 @@ class RunFolder:
                     raise
 
     def flush_metrics(self) -> int:
-        """Force the metrics onto the disk; returns their size in bytes, for the checkpoint."""
+        """Flush the metrics to disk; returns their size in bytes, for the checkpoint."""
         with files.explained(self._metrics_path), open(self._metrics_path, "ab") as file:
             os.fsync(file.fileno())
             return file.tell()
 
 
 def _write_all(file: Any, octets: bytes) -> None:
-    """Write all bytes to an unbuffered file, which may take fewer at a time where a disk is nearly full."""
+    """Write all bytes to an unbuffered file, which may accept fewer at a time when the disk is nearly full."""
     while octets:
         octets = octets[file.write(octets) :]
 
 
 def difference(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str | None:
-    """The first key in which two configurations would learn differently, None if they would not.
+    """The first key whose value would change what is learned; None if there is none.
 
-    Settings about where and how often to write, and with how many threads, do not count.
+    Settings for where and how often to write, and the number of threads, do not count.
     """
     for key in sorted(before.keys() | now.keys()):
         if not prefix and key in FREE:
             continue
-        old, new = before.get(key, ...), now.get(key, ...)  # a rule of null is not the same as no rule
+        old, new = before.get(key, ...), now.get(key, ...)  # a null rule differs from no rule
         if isinstance(old, dict) and isinstance(new, dict):
             found = difference(old, new, f"{prefix}{key}.")
             if found:
@@ -168,14 +168,14 @@ def difference(before: dict[str, Any], now: dict[str, Any], prefix: str = "") ->
 
 
 def save_model(path: Path, model: torch.nn.Module, patterns: dict[str, str]) -> None:
-    """Save a model's state as safetensors, dense with its zeros, under its own keys.
+    """Save a model's state as safetensors, dense including the zeros, under the model's own keys.
 
     Args:
         path: the file.
-        model: what is saved.
-        patterns: qualified name of each weight taken -> its pattern; written as JSON into the file's metadata under
+        model: the model to save.
+        patterns: qualified name of each sparse weight -> its pattern; written as JSON into the file's metadata under
             "nmlearn.patterns".
 
-    Tied weights are written under each of their names: every key a loader asks for is there.
+    Tied weights are written under each of their names, so that loaders find every key.
     """
     checkpoint.save(model, path, packed=False, metadata={files.PATTERNS: json.dumps(patterns)})

@@ -1,4 +1,4 @@
-"""What a training says while it runs: events to the metrics file, to a listener and to TensorBoard."""
+"""Events during training: to the metrics file, a listener and TensorBoard."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from nmlearn.learn.sparsifier import Sparsifier
 from nmlearn.maths import masks
 
 Listener = Callable[[dict[str, Any]], None]
-"""Gets every event of metrics.jsonl, and {"event": "step", "step", "epoch", "total_steps"} after every step."""
+"""Receives every event of metrics.jsonl, and {"event": "step", "step", "epoch", "total_steps"} after every step."""
 
 
 class Journal:
-    """Writes events on the first process; on the others it is silent.
+    """Writes events on the first process; silent on the others.
 
     Args:
-        folder: where metrics.jsonl lies; None writes nothing.
-        listener: called with every event; an exception it raises stops the training.
-        tensorboard: whether to write TensorBoard events too, from step ``start`` on.
+        folder: where metrics.jsonl is written; None writes nothing.
+        listener: called with every event; an exception it raises stops training.
+        tensorboard: also write TensorBoard events, from step ``start`` on.
     """
 
     def __init__(self, folder: RunFolder | None, listener: Listener | None, tensorboard: bool, start: int) -> None:
@@ -34,7 +34,7 @@ class Journal:
         self._board = _board(folder.path, start) if folder is not None and tensorboard else None
 
     def write(self, event: str, step: int, **values: Any) -> dict[str, Any]:
-        """Write an event everywhere, and return it. A number that is not finite, which JSON has not, becomes None."""
+        """Write an event everywhere, and return it. Non-finite numbers, which JSON cannot hold, become None."""
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         line = {"event": event, "step": step, **values}
         if self._folder is not None:
@@ -47,7 +47,7 @@ class Journal:
         return line
 
     def tell(self, event: dict[str, Any]) -> None:
-        """Give an event to the listener only."""
+        """Pass an event to the listener only."""
         if self._listener is not None:
             self._listener(event)
 
@@ -58,25 +58,25 @@ class Journal:
 
 
 class Stopwatch:
-    """Seconds spent training, without evaluation and writing."""
+    """Seconds spent in training, excluding evaluation and writing."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self._since: float | None = None
 
     def start(self) -> None:
-        """Go on."""
+        """Resume."""
         self._since = time.perf_counter()
 
     def stop(self) -> None:
-        """Pause; a GPU's queue must be empty, which reading a loss sees to."""
+        """Pause; a GPU's queue must be empty, which reading a loss ensures."""
         if self._since is not None:
             self.seconds += time.perf_counter() - self._since
             self._since = None
 
 
 class MaskWatch:
-    """The sparsity event: density and survivors of each layer, and how much of the masks changed since the last one.
+    """The sparsity event: density and survivors of each layer, and how much the masks changed since the last event.
 
     Attributes:
         masks: name -> the mask at the last event, bool; kept in checkpoints, so that a resumed run writes the same
@@ -88,7 +88,7 @@ class MaskWatch:
         self.masks: dict[str, torch.Tensor] = {}
 
     def look(self) -> dict[str, Any]:
-        """The values of an event now."""
+        """The current values of the event."""
         now = {name: mask.clone() for name, mask in self._sparsifier.masks().items()}
         kept, changed, entries = masks.counts(now, self.masks).tolist()
         self.masks = now

@@ -1,9 +1,9 @@
 """The training loop.
 
-A run can be killed at any moment: with ``resume="auto"`` it goes on from its last checkpoint and ends, on a CPU, with
-the very bits it would have ended with. That needs the model, the optimizer, the sparsifier, the average, the random
-generators, the counts, and data that can be started in the middle of an epoch; metrics written after the checkpoint
-are cut off and written anew.
+A run can be killed at any moment: with ``resume="auto"`` it resumes from its last checkpoint and, on a CPU, ends with
+bit-identical results. That takes the model, the optimizer, the sparsifier, the average, the random generators, the
+counts, and data that can start in the middle of an epoch. Metrics written after the checkpoint are truncated and
+written again.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from nmlearn.lab.train.journal import Journal, Listener, MaskWatch, Stopwatch
 from nmlearn.lab.train.ranks import Ranks, joined
 from nmlearn.lab.train.setting import Setting, setting
 
-# What the final event and the summary tell of the last evaluation; the last two are for detectors alone.
+# Values of the last evaluation in the final event and the summary; the last two are only for detectors.
 SCORES = ("loss", "accuracy", "bits_per_byte", "ema_accuracy", "box_ap", "mask_ap")
 
 
 def train(config: TrainConfig, listener: Listener | None = None) -> dict[str, Any]:
-    """Train as the configuration says and write the run folder.
+    """Train according to the configuration and write the run folder.
 
-    A run that was interrupted is resumed, one that is finished is not run again (``config.resume``).
+    An interrupted run is resumed; a finished one is not run again (see ``config.resume``).
 
     Args:
-        config: everything; ``config.folder`` is where the run is written.
+        config: all settings; the run is written to ``config.folder``.
         listener: called with every event, see :data:`~nmlearn.lab.train.journal.Listener`.
 
     Returns:
@@ -49,11 +49,11 @@ def train(config: TrainConfig, listener: Listener | None = None) -> dict[str, An
 
     Raises:
         ConfigError: the folder holds a run with other settings, or a setting is wrong.
-        DataError, PlanError, AttachError: what data, plan or optimizer refuse.
-        StateError: a checkpoint that cannot be resumed, several losses in a row or weights that are not finite, or
-            another process trains there.
-        WriteError: a file cannot be written: the disk is full. The last checkpoint is kept.
-        ViolationError: a weight breaks its pattern at the end.
+        DataError, PlanError, AttachError: the data, the plan or the optimizer is refused.
+        StateError: a checkpoint cannot be resumed, several losses in a row or weights are not finite, or another
+            process is training in the folder.
+        WriteError: a file cannot be written, e.g. because the disk is full. The last checkpoint is kept.
+        ViolationError: a weight violates its pattern at the end.
     """
     run = RunFolder(config.folder)
     before, now = run.config(), recipe.to_dict(config)
@@ -67,7 +67,7 @@ def train(config: TrainConfig, listener: Listener | None = None) -> dict[str, An
 
 
 class _Training:
-    """One run from start or checkpoint to end."""
+    """One run, from its start or a checkpoint to its end."""
 
     def __init__(self, config: TrainConfig, run: RunFolder, ranks: Ranks, listener: Listener | None) -> None:
         self.config, self.folder, self.ranks = config, run, ranks
@@ -86,7 +86,7 @@ class _Training:
         self._begin(resumed=step is not None)
 
     def run(self) -> dict[str, Any]:
-        """Train to the end; the summary."""
+        """Train to the end; returns the summary."""
         try:
             while self.step < self.setting.total_steps:
                 self._epoch()
@@ -95,7 +95,7 @@ class _Training:
             self.journal.close()
 
     def _epoch(self) -> None:
-        """The rest of the epoch that ``step`` stands in."""
+        """The rest of the epoch that contains ``step``."""
         parts = self._parts()
         self.setting.forward.train()
         self.watch.start()
@@ -110,7 +110,7 @@ class _Training:
             self._report()
 
     def _learn(self, parts: Iterator[Batch]) -> None:
-        """One optimizer step, over ``accumulate`` parts of a batch; left out when its loss is not finite."""
+        """One optimizer step, over ``accumulate`` parts of a batch; skipped when its loss is not finite."""
         config, optimizer = self.config, self.setting.optimizer
         for group in optimizer.param_groups:
             group["lr"] = self.lr
@@ -118,7 +118,7 @@ class _Training:
         self.finite.begin()
         loss = torch.zeros((), device=self.ranks.device)
         for part in range(config.accumulate):
-            # DDP adds up gradients of all processes once a step, with the last part.
+            # DDP sums the gradients of all processes once per step, with the last part.
             last = part == config.accumulate - 1
             with contextlib.nullcontext() if last else self._unshared():
                 own = self._forward(*next(parts))
@@ -136,26 +136,26 @@ class _Training:
         self.losses.append(loss)
 
     def _forward(self, inputs: Any, targets: Any) -> Tensor:
-        """The share of one part in the batch's loss."""
+        """One part's contribution to the batch's loss."""
         inputs = evaluation.to_device(inputs, self.ranks.device, self.config)
         with evaluation.autocast(self.ranks.device, self.config):
             forward, smoothing = self.setting.forward, self.config.optim.label_smoothing
             return evaluation.training_loss(forward, inputs, targets, smoothing) / self.config.accumulate
 
     def _leave_out(self) -> None:
-        """What is done in place of a step whose loss is not finite: nothing is learned, and the schedule goes on."""
+        """Replaces a step whose loss is not finite: nothing is learned, and the schedule advances."""
         if self.finite.in_a_row >= MOST_IN_A_ROW:
             raise self._not_finite(self.step + 2 - self.finite.in_a_row, self.finite.loss)
         self.setting.sparsifier.skip_step()
         self.journal.write("left_out", self.step + 1, lr=self.lr, in_a_row=self.finite.in_a_row)
 
     def _unshared(self) -> AbstractContextManager[object]:
-        """Within it DDP leaves gradients in their process."""
+        """A context in which DDP does not synchronise gradients."""
         forward = self.setting.forward
         return forward.no_sync() if self.ranks.size > 1 else contextlib.nullcontext()  # type: ignore[operator]
 
     def _report(self) -> None:
-        """Write what is due after a step. A checkpoint comes last: all metrics up to it are in the file."""
+        """Write what is due after a step. A checkpoint comes last, when all metrics up to it are in the file."""
         epoch_ends = self.step % self.setting.steps_per_epoch == 0
         ends = self.step == self.setting.total_steps
         every = self.config.checkpoint_every
@@ -171,7 +171,7 @@ class _Training:
         self.watch.start()
 
     def _log(self) -> None:
-        """Read the losses since the last time, which waits for the device, and write them and the masks."""
+        """Read the losses since the last record, which waits for the device, and write them and the masks."""
         values = (self.ranks.sum(torch.stack(self.losses)) / self.ranks.size).tolist() if self.losses else []
         self.watch.stop()
         seconds = self.watch.seconds - self._logged_seconds
@@ -188,7 +188,7 @@ class _Training:
         self.journal.write("sparsity", self.step, **self.masks.look())
 
     def _save(self) -> None:
-        """Write a checkpoint, but of finite weights alone: it is what one goes back to."""
+        """Write a checkpoint, only if all weights are finite: it must be worth going back to."""
         if broken(self.setting.model):
             raise self._not_finite(self.step, self.finite.loss)
         self.checkpoints.save(self.step)
@@ -202,9 +202,9 @@ class _Training:
         return {"epoch": self.epoch, **values, "ema_accuracy": averaged["accuracy"] if averaged else None}
 
     def _finish(self) -> dict[str, Any]:
-        """Finalize, evaluate what is saved, write the model and the summary."""
+        """Finalize, evaluate the model to be saved, and write it and the summary."""
         setting, accounting = self.setting, self.accounting
-        taken = {row.name: row.weights for row in setting.sparsifier.plan.sparse}
+        sparse = {row.name: row.weights for row in setting.sparsifier.plan.sparse}
         setting.sparsifier.finalize()
         if setting.average is not None:
             setting.sparsifier.finalize(setting.average.model)
@@ -214,9 +214,9 @@ class _Training:
             self.step,
             **{key: evaluated[key] for key in SCORES if key in evaluated},
             seconds=self.watch.seconds,
-            state_bytes_per_weight=accounting.state_bytes / max(1, sum(taken.values())),
+            state_bytes_per_weight=accounting.state_bytes / max(1, sum(sparse.values())),
             training_flops_ratio=accounting.training_flops_ratio,
-            density=_density(setting.model, list(taken)),
+            density=_density(setting.model, list(sparse)),
             violations=0,
             left_out=self.finite.left_out,
         )
@@ -232,7 +232,7 @@ class _Training:
 
     @property
     def epoch(self) -> float:
-        """Epochs done, with fraction."""
+        """Epochs done, with a fraction."""
         return self.step / self.setting.steps_per_epoch
 
     @property
@@ -241,7 +241,7 @@ class _Training:
         return optim.learning_rate(self.config.optim, self.step, self.setting.steps_per_epoch, self.setting.total_steps)
 
     def _parts(self) -> Iterator[Batch]:
-        """The parts of batches that this process computes in the rest of the epoch."""
+        """The parts of batches that this process computes for the rest of the epoch."""
         epoch, done = divmod(self.step, self.setting.steps_per_epoch)
         accumulate = self.config.accumulate
         parts = self.setting.task.train_batches(
@@ -277,16 +277,16 @@ class _Training:
             self.journal.write("sparsity", 0, **self.masks.look())
 
     def _not_finite(self, step: int, loss: float) -> StateError:
-        """What ends a training: losses, or weights, that are not finite from a step on."""
+        """The error that ends a run when losses or weights are not finite any more."""
         names, row = broken(self.setting.model), self.finite.in_a_row
-        wrong = f"no finite loss in {row} steps, which were left out" if row else "the loss is finite, the weights not"
+        wrong = f"no finite loss in {row} steps, all skipped" if row else "the loss is finite, but weights are not"
         found = f"; {len(names)} weights are not finite, the first is {names[0]}" if names else ""
         return StateError(
             where=f"training step {step} (epoch {step / self.setting.steps_per_epoch:.2f}) of {self.folder.path}",
             given=f"a loss of {loss / self.ranks.size:g} at a learning rate of {self.lr:.3g}",
             wrong=wrong + found,
             fix="lower optim.lr, lengthen optim.warmup_epochs or set optim.clip_norm, and give --resume none or "
-            "another --out (the last checkpoint is good, but goes on with the settings it has)",
+            "another --out (the last checkpoint is valid, but resumes with its own settings)",
         )
 
 
@@ -301,8 +301,8 @@ def _labels(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _density(model: nn.Module, taken: list[str]) -> float:
-    """The share of the taken weights that is not zero."""
-    weights = [model.get_parameter(name) for name in taken]
+def _density(model: nn.Module, sparse: list[str]) -> float:
+    """The fraction of the sparse layers' weights that is not zero."""
+    weights = [model.get_parameter(name) for name in sparse]
     entries = sum(weight.numel() for weight in weights)
     return int(sum(weight.count_nonzero() for weight in weights)) / entries if entries else 1.0

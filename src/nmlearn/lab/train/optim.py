@@ -11,7 +11,7 @@ from nmlearn.lab.train.config import OptimConfig
 
 
 def build(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW over a model's trainable parameters; vectors (norms, biases) without weight decay unless asked."""
+    """SGD or AdamW over a model's trainable parameters; no decay of vectors (norms, biases) unless configured."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     decay = config.weight_decay

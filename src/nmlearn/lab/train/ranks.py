@@ -1,4 +1,4 @@
-"""The processes of one training: alone, or started by torchrun.
+"""The processes of a training run: one, or several started by torchrun.
 
 torchrun sets WORLD_SIZE, RANK and LOCAL_RANK; with more than one process they join over gloo (CPU) or nccl (GPU).
 """
@@ -22,12 +22,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all.
+    """This process among all of them.
 
     Attributes:
-        rank: its number; 0 writes.
-        size: how many there are.
-        device: what it computes on.
+        rank: its number; rank 0 writes.
+        size: the number of processes.
+        device: the one it computes on.
     """
 
     rank: int
@@ -46,7 +46,7 @@ class Ranks:
         return values
 
     def gather(self, value: T) -> list[T]:
-        """``value`` of every process, in rank order: CPU tensors, or whatever can be pickled."""
+        """``value`` of every process, in rank order: CPU tensors, or anything that can be pickled."""
         if self.size == 1:
             return [value]
         everyone = [value] * self.size
@@ -54,7 +54,7 @@ class Ranks:
         return everyone
 
     def share_buffers(self, model: torch.nn.Module) -> None:
-        """Give all processes the first one's buffers: batch norm's statistics differ, each saw its own examples."""
+        """Copy the first process's buffers to all: batch norm statistics differ, since each saw its own examples."""
         if self.size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
@@ -62,7 +62,7 @@ class Ranks:
 
 @contextmanager
 def joined(device: str) -> Iterator[Ranks]:
-    """Join the other processes, if there are any, and leave them at the end.
+    """Join the other processes, if any, and leave them at the end.
 
     Args:
         device: "auto", "cpu" or "cuda".
@@ -87,9 +87,9 @@ def joined(device: str) -> Iterator[Ranks]:
 def leave() -> None:
     """Destroy the process group.
 
-    gloo's threads drop the last collective's Python state a moment after it is done, for which they need the
-    interpreter; torch frees a group, or the DistributedDataParallel that holds it, without letting go of the
-    interpreter and waits for those threads. A pause lets them finish first: without it one run in some hundreds hangs.
+    gloo's threads free the last collective's Python state shortly after it is done, and need the GIL for that. torch
+    frees a group, or the DistributedDataParallel that holds it, while holding the GIL and waiting for those threads. A
+    pause lets them finish first: without it, one run in several hundred hangs.
     """
     time.sleep(0.2)
     dist.destroy_process_group()

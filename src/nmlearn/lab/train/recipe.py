@@ -1,8 +1,8 @@
 """Recipes: YAML text <-> configuration dataclasses, without importing torch.
 
-YAML is read by ruamel.yaml and checked against the dataclasses by pydantic, in strict mode and as JSON: a list is a
-tuple, a number is no text, and an error says at which key it happened. Numbers, booleans and null are those of
-YAML 1.2's core schema: an unquoted ``2:4`` is text, ``1e-3`` a number, ``yes`` and ``off`` are text, ``010`` is ten.
+YAML is read by ruamel.yaml and checked against the dataclasses by pydantic, in strict mode and as JSON: lists become
+tuples, a number is not accepted as text, and errors name the key. Numbers, booleans and null follow the core schema of
+YAML 1.2: an unquoted ``2:4`` is text, ``1e-3`` a number, ``yes`` and ``off`` are text, ``010`` is ten.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from nmlearn.lab.train.config import check_pattern
 Config = TypeVar("Config")
 Schema = dict[str, Any]
 
-LARGEST = 100_000  # values in a recipe; aliases of aliases would make any number of them
+LARGEST = 100_000  # values in a recipe; nested aliases can expand to any number
 _NAMES = {"string": "text", "integer": "a whole number", "number": "a number", "boolean": "true or false"}
 _LISTS = {"patterns": "[2:4, 1:4]", "methods": "[dense, lbc]", "input_shape": "[3, 224, 224]"}
-# The rules of section 10.3.2. ruamel.yaml's own take 1_000, 0b1 and 2026-01-01 for values too, and .5e3 for text.
-# Order matters: an integer also matches the pattern of floats, and the first match wins.
+# The rules of section 10.3.2. ruamel.yaml's own also read 1_000, 0b1 and 2026-01-01 as values, and .5e3 as text.
+# Order matters: integers also match the pattern for floats, and the first match wins.
 _CORE_SCHEMA: list[Any] = [
     (f"tag:yaml.org,2002:{tag}", re.compile(f"(?:{spelling})$"), firsts)
     for tag, spelling, firsts in (
@@ -42,14 +42,14 @@ _CORE_SCHEMA: list[Any] = [
 
 
 def loads(text: str, where: str = "YAML") -> Any:
-    """The value of YAML text, of the types that JSON has.
+    """The value of YAML text, in JSON types.
 
     Args:
         text: YAML 1.2.
-        where: what errors call the text.
+        where: the name of the text in errors.
 
     Raises:
-        ConfigError: the text is not YAML, a key stands in it twice, or JSON has nothing like it.
+        ConfigError: the text is not YAML, a key occurs twice, or a value has no JSON type.
     """
     from ruamel.yaml.error import YAMLError
 
@@ -67,7 +67,7 @@ def load(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        ConfigError: no such file, not YAML, or not a mapping.
+        ConfigError: there is no such file, or it is not YAML or not a mapping.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -76,13 +76,13 @@ def load(path: str | Path) -> dict[str, Any]:
         raise ConfigError(where="configuration file", given=path, wrong=wrong, fix="check the path") from error
     value = loads(text, str(path))
     if not isinstance(value, dict):
-        given, fix = type(value).__name__, "write lines 'key: value'"
+        given, fix = type(value).__name__, "write lines of the form 'key: value'"
         raise ConfigError(where=str(path), given=given, wrong="not a mapping of keys", fix=fix)
     return value
 
 
 def dumps(config: Any) -> str:
-    """YAML text of a configuration dataclass; what a YAML 1.1 reader would take for a number is quoted as well."""
+    """YAML text of a configuration dataclass; text that YAML 1.1 readers would read as a number is quoted too."""
     text = io.StringIO()
     _yaml(writes=True).dump(to_dict(config), text)
     return text.getvalue()
@@ -98,11 +98,11 @@ def build(kind: type[Config], values: Mapping[str, Any], where: str = "") -> Con
 
     Args:
         kind: the dataclass.
-        values: field name -> value, mappings for nested dataclasses; fields left out keep their default.
+        values: field name -> value, mappings for nested dataclasses; omitted fields keep their default.
         where: prefix of the keys in errors, e.g. a file's name.
 
     Raises:
-        ConfigError: an unknown key (names the nearest known one), a value of another type or out of its range.
+        ConfigError: an unknown key (the nearest known one is named), or a value of the wrong type or out of range.
         PatternError: a pattern that is not N:M.
     """
     from pydantic import ValidationError
@@ -124,29 +124,29 @@ def settings(kind: type) -> dict[str, Schema]:
             if group:
                 yield from walk(group, f"{prefix}{name}.")
 
-    base = kind.__base__  # pydantic finds the texts under a dataclass's own fields alone
+    base = kind.__base__  # pydantic finds only the texts under a dataclass's own fields
     inherited = settings(base) if base is not None and dataclasses.is_dataclass(base) else {}
     return {key: inherited.get(key, {}) | schema for key, schema in walk(whole, "")}
 
 
 def single(schema: Schema) -> Schema:
-    """A schema that says "null" where it was any of one type and null."""
+    """A schema of any one type and null, simplified to that type with "null" set."""
     return schema | schema["anyOf"][0] | {"null": True} if "anyOf" in schema else schema
 
 
 def wanted(schema: Schema) -> str:
-    """What a setting is, in words."""
+    """The kind of value that a setting needs, as text."""
     if "enum" in schema:
         name = f"one of {', '.join(schema['enum'])}"
     elif "items" in schema:
-        name = f"a list, each {wanted(schema['items'])}"
+        name = f"a list, each entry {wanted(schema['items'])}"
     else:
         name = _NAMES.get(schema["type"], "a mapping of keys")
     return f"{name}, or null" if "null" in schema else name
 
 
 def nearest(key: str, known: Iterable[str]) -> list[str]:
-    """The keys that may have been meant: the most similar one, and those that say where the key belongs."""
+    """The keys that may have been meant: the most similar one, and those with the same last part."""
     known = list(known)
     homes = [each for each in known if each.endswith(f".{key}")]
     return list(dict.fromkeys([*difflib.get_close_matches(key, known, n=1), *homes]))
@@ -169,9 +169,9 @@ def _explained(known: Mapping[str, Schema], error: Any, where: str) -> ConfigErr
 
 
 def _unknown(name: str, prefix: str, known: Iterable[str], where: str) -> ConfigError:
-    beside = [rest for key in known if key.startswith(prefix) and "." not in (rest := key.removeprefix(prefix))]
-    near = nearest(name, beside) or nearest(name, known)
-    fix = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(beside)}"
+    siblings = [rest for key in known if key.startswith(prefix) and "." not in (rest := key.removeprefix(prefix))]
+    near = nearest(name, siblings) or nearest(name, known)
+    fix = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(siblings)}"
     return ConfigError(where=f"{where}{prefix}{name}", given=name, wrong="unknown key", fix=fix)
 
 
@@ -183,7 +183,7 @@ def _fix(key: str, schema: Schema) -> str:
 
 
 def _json(value: Any, where: str = "") -> bytes:
-    """JSON of a value whose size is bounded, whatever its aliases are."""
+    """JSON of a value whose size is bounded, whatever aliases it has."""
     try:
         parts = list(itertools.islice(json.JSONEncoder(ensure_ascii=False).iterencode(value), LARGEST + 1))
         if len(parts) <= LARGEST:
@@ -191,8 +191,8 @@ def _json(value: Any, where: str = "") -> bytes:
         problem = f"more than {LARGEST} values"
     except (TypeError, ValueError, RecursionError) as error:
         problem = str(error)
-    wrong = f"not made of text, numbers, lists and mappings of keys: {problem}"
-    raise ConfigError(where=where or "configuration", given="these values", wrong=wrong, fix="write such values")
+    wrong = f"not composed of text, numbers, lists and mappings: {problem}"
+    raise ConfigError(where=where or "configuration", given="these values", wrong=wrong, fix="use only these types")
 
 
 @functools.cache
@@ -203,7 +203,7 @@ def _adapter(kind: Any) -> Any:
 
 
 def _yaml(writes: bool = False) -> Any:
-    """A reader of YAML 1.2; or a writer of what readers of YAML 1.1 take for the same."""
+    """A YAML 1.2 reader, or a writer whose output YAML 1.1 readers understand alike."""
     from ruamel.yaml import YAML
     from ruamel.yaml.representer import SafeRepresenter
     from ruamel.yaml.resolver import VersionedResolver, implicit_resolvers
@@ -220,7 +220,7 @@ def _yaml(writes: bool = False) -> Any:
 
     class Representer(SafeRepresenter):
         def text(self, data: str) -> Any:
-            # Between double quotes everything can be escaped; elsewhere U+0085 and others are line ends.
+            # Double quotes allow escapes; elsewhere U+0085 and others are line ends.
             return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
 
         def number(self, data: float) -> Any:

@@ -1,4 +1,4 @@
-"""What a configuration stands for: data, model, sparsifier, optimizer, made and joined."""
+"""Builds and connects what a configuration describes: data, model, sparsifier, optimizer."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from nmlearn.learn.sparsifier import Sparsifier
 
 @dataclass(frozen=True)
 class Setting:
-    """All parts of one training.
+    """All parts of one training run.
 
     Attributes:
         model: the plain module.
-        forward: what training calls: the model, or its DDP or compiled wrapper.
+        forward: what training calls, i.e. the model or its DDP or compiled wrapper.
         steps_per_epoch, total_steps: optimizer steps.
-        part_size: examples a process computes at once: batch_size / (processes * accumulate).
+        part_size: examples that a process computes at once: batch_size / (processes * accumulate).
     """
 
     task: Task
@@ -45,10 +45,10 @@ class Setting:
 
 
 def setting(config: TrainConfig, ranks: Ranks) -> Setting:
-    """Make everything. Initial weights depend on ``config.seed`` alone; the sparsifier is attached.
+    """Build everything. Initial weights depend only on ``config.seed``; the sparsifier is attached.
 
     Raises:
-        ConfigError, DataError, PlanError, AttachError: what the parts refuse.
+        ConfigError, DataError, PlanError, AttachError: a part refuses its settings.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -59,7 +59,7 @@ def setting(config: TrainConfig, ranks: Ranks) -> Setting:
     steps_per_epoch = _steps(config, task)
     torch.manual_seed(config.seed)
     model = build_model(config.model, task)
-    # From here on the generators serve dropout, which must differ between processes.
+    # From now on the generators are used for dropout, which must differ between processes.
     torch.manual_seed(config.seed + ranks.rank)
     model = model.to(ranks.device)
     if config.channels_last:
@@ -75,13 +75,13 @@ def setting(config: TrainConfig, ranks: Ranks) -> Setting:
 
 
 def check(configs: Sequence[TrainConfig]) -> None:
-    """Find out before the first of several trainings what any of them would refuse.
+    """Check the settings of several runs before the first one starts.
 
     Args:
         configs: at least one; they differ in method, pattern and seed.
 
     Raises:
-        ConfigError, DataError, PlanError, ...: what the parts refuse.
+        ConfigError, DataError, PlanError, ...: a part refuses its settings.
     """
     first = configs[0]
     methods = {repr(config.method): config.method for config in configs}
@@ -98,7 +98,7 @@ def check(configs: Sequence[TrainConfig]) -> None:
 
 def _check_precision(config: TrainConfig, task: Task) -> None:
     if task.kind == "detection" and config.precision != "fp32":
-        wrong = "a detector's boxes would have 8 bits: steps of 4 pixels from 512 on, of 8 from 1024 on"
+        wrong = "a detector's boxes would have 8 bits: steps of 4 pixels from 512 up, of 8 from 1024 up"
         raise ConfigError(where="precision", given=config.precision, wrong=wrong, fix="use fp32 for detectors")
 
 
@@ -108,7 +108,7 @@ def load_task(config: DataConfig) -> Task:
 
 
 def build_model(config: ModelConfig, task: Task) -> nn.Module:
-    """The model of a configuration for a task, with ``config.weights`` and ``config.backbone`` when they are given."""
+    """The model of a configuration for a task, with ``config.weights`` and ``config.backbone`` loaded if given."""
     options = dict(config.options)
     if task.kind == "text" and config.name in nmlearn.lab.models.MODELS:
         options.setdefault("vocabulary", task.vocabulary)
@@ -123,10 +123,10 @@ def build_model(config: ModelConfig, task: Task) -> nn.Module:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a safetensors file into a model, every key exactly.
+    """Load a safetensors file into a model; all keys must match exactly.
 
     Raises:
-        FormatError: the file is missing or no safetensors file, or its keys or shapes are another model's.
+        FormatError: the file is missing or not a safetensors file, or its keys or shapes belong to another model.
     """
     fix = "give a safetensors file of the same model, built with the same model.options"
     with _refusing("model.weights", path, model, fix):
@@ -138,9 +138,9 @@ def load_backbone(model: nn.Module, path: Path) -> None:
 
     Raises:
         ConfigError: the model has no such backbone.
-        FormatError: the file is missing or no safetensors file, or it is another network's.
+        FormatError: the file is missing or not a safetensors file, or it belongs to another network.
     """
-    fix = "give a safetensors file of the classifier that the backbone is, for instance of a run of resnet50"
+    fix = "give a safetensors file of the classifier used as backbone, e.g. of a run of resnet50"
     with _refusing("model.backbone", path, model, fix):
         nmlearn.lab.models.external.load_backbone(model, _tensors(path))
 
@@ -153,7 +153,7 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def _refusing(where: str, path: Path, model: nn.Module, fix: str) -> Iterator[None]:
-    """Turn what loading a file raises into a FormatError."""
+    """Turn any error of loading a file into a FormatError."""
     from safetensors import SafetensorError
 
     try:
@@ -180,7 +180,7 @@ def _steps(config: TrainConfig, task: Task) -> int:
         raise ConfigError(
             where="batch_size",
             given=config.batch_size,
-            wrong=f"{task.name} has {task.train_size} training examples: not one batch",
+            wrong=f"{task.name} has {task.train_size} training examples, less than one batch",
             fix="use a smaller batch or more data",
         )
     return task.train_size // config.batch_size

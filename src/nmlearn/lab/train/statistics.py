@@ -12,11 +12,11 @@ LEVEL = 0.95
 
 
 def t_quantile(level: float, freedom: int) -> float:
-    """The t with P(|T| <= t) = level for Student's distribution, to 1e-12 relative.
+    """The t with P(|T| <= t) = level for Student's distribution, to a relative error of 1e-12.
 
     Args:
-        level: in (0, 1); 0.95 gives what a 95 % interval needs.
-        freedom: degrees of freedom, a whole number from 1.
+        level: in (0, 1); 0.95 for a 95 % interval.
+        freedom: degrees of freedom, an integer of at least 1.
     """
     low, high = 0.0, 1.0
     while t_probability(high, freedom) < level:
@@ -31,7 +31,7 @@ def t_quantile(level: float, freedom: int) -> float:
 
 
 def t_probability(t: float, freedom: int) -> float:
-    """P(|T| <= t), exact for whole degrees of freedom: Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    """P(|T| <= t), exact for integer degrees of freedom: Abramowitz and Stegun, 26.7.3 and 26.7.4."""
     angle = math.atan(t / math.sqrt(freedom))
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = freedom % 2
@@ -44,7 +44,7 @@ def t_probability(t: float, freedom: int) -> float:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Mean and the ends of its 95 % t-interval; None for the ends of a single value."""
+    """The mean and the ends of its 95 % t-interval; the ends are None for a single value."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, None, None
@@ -60,8 +60,8 @@ def table(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             state_bytes_per_weight and training_flops_ratio.
 
     Returns:
-        Rows as in a results file. Gaps are differences to the dense run of the same seed; seeds without one do not
-        count. Where there is nothing to say (one seed, no dense run, no accuracy) stands None.
+        Rows as in a results file. Gaps are differences from the dense run of the same seed; seeds without one do not
+        count. Undefined values (one seed, no dense run, no accuracy) are None.
     """
     runs = list(runs)
     dense = {run["seed"]: run for run in runs if run["method"] == "dense"}

@@ -1,7 +1,7 @@
-"""One run of a comparison in a process of its own: ``python -m nmlearn.lab.train.worker RECIPE.yaml``.
+"""One run of a comparison in its own process: ``python -m nmlearn.lab.train.worker RECIPE.yaml``.
 
-What goes wrong goes to standard error, where the comparison reads its last line. The process ends with its parent, also
-when that is killed.
+Errors go to standard error, whose last line the comparison reports. The process ends with its parent, even when that is
+killed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from nmlearn.lab.train.config import TrainConfig
 
 
 def main(path: Path) -> int:
-    """Train by a recipe file; the exit code, 2 for an error that nmlearn explains."""
+    """Train from a recipe file; returns the exit code, 2 for an error raised by nmlearn."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    # Torch takes seconds to import, and by then the parent may be gone already.
+    # Torch takes seconds to import; the parent may have ended by then.
     from nmlearn.lab.train.loop import train
 
     try:
@@ -33,7 +33,7 @@ def main(path: Path) -> int:
 
 
 def _end_with(parent: int) -> None:
-    """Wait until the process has another parent, which is when the first one has ended; then end too."""
+    """Exit once the process has another parent, because the first one has ended."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)

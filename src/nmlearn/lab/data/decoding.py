@@ -1,4 +1,4 @@
-"""One image file -> one augmented uint8 tensor. Runs in the decoding processes; Pillow is imported here."""
+"""One image file -> one augmented uint8 tensor. Runs in the worker processes, which import Pillow."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from nmlearn.lab.data.augment import ASPECT
 from nmlearn.lab.data.randaugment import randaugment
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
-EVAL_SHARE = 0.875  # 224 of 256: the centre crop of He et al. 2016 and nearly everyone since
+EVAL_SHARE = 0.875  # 224 of 256: the usual centre crop since He et al. 2016
 
 
-class Look(Protocol):
-    """How images are looked at: the options of "image-folder" that matter here."""
+class DecodingOptions(Protocol):
+    """The options of "image-folder" that decoding uses."""
 
     @property
     def side(self) -> int: ...
@@ -30,37 +30,36 @@ class Look(Protocol):
     def randaugment(self) -> float: ...
 
 
-def read(file: Path, kind: str, look: Look, seeds: tuple[int, ...]) -> Tensor:
-    """The image as uint8 [side, side, 3], augmented as `kind` says (see `ImageOptions`) with randomness from `seeds`
-    only.
+def read(file: Path, kind: str, options: DecodingOptions, seeds: tuple[int, ...]) -> Tensor:
+    """The image as uint8 [side, side, 3], augmented by `kind` (see `ImageOptions`); all randomness comes from `seeds`.
 
-    A JPEG is decoded at a half, a quarter or an eighth of its size when the part that is seen keeps all the pixels it
-    needs: its cosine transform allows it, and most of the time goes into decoding.
+    A JPEG is decoded at a half, a quarter or an eighth of its size when the crop still has all the pixels it needs: its
+    cosine transform allows it, and decoding takes most of the time.
 
     Raises:
-        OSError, ValueError, SyntaxError: the file is no image.
+        OSError, ValueError, SyntaxError: the file is not an image.
     """
     from PIL import Image
 
     random = np.random.default_rng(seeds)
-    side = look.side
+    side = options.side
     with Image.open(file) as opened:
         width, height = opened.size
-        left, top, right, bottom = _box(width, height, kind, look.crop_scale, random)
+        left, top, right, bottom = _box(width, height, kind, options.crop_scale, random)
         opened.draft(None, (math.ceil(side * width / (right - left)), math.ceil(side * height / (bottom - top))))
         image = opened if opened.mode == "RGB" else opened.convert("RGB")
         across, down = image.width / width, image.height / height
         box = (left * across, top * down, right * across, bottom * down)
-        image = image.resize((side, side), Image.Resampling[look.interpolation.upper()], box=box)
+        image = image.resize((side, side), Image.Resampling[options.interpolation.upper()], box=box)
     if kind != "none" and random.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if kind != "none" and look.randaugment:
-        image = randaugment(image, look.randaugment, random)
+    if kind != "none" and options.randaugment:
+        image = randaugment(image, options.randaugment, random)
     return torch.from_numpy(np.array(image))
 
 
 def _box(width: int, height: int, kind: str, smallest: float, random: np.random.Generator) -> Box:
-    """The part of the image that the network sees."""
+    """The crop of the image that the network gets."""
     if kind == "random-resized-crop":
         return random_box(width, height, smallest, random)
     side = EVAL_SHARE * min(width, height)
@@ -72,7 +71,7 @@ def _box(width: int, height: int, kind: str, smallest: float, random: np.random.
 def random_box(width: int, height: int, smallest: float, random: np.random.Generator) -> Box:
     """At least `smallest` of the area, aspect ratio log-uniform in [3/4, 4/3] (Szegedy et al. 2015).
 
-    Ten tries, then the largest centred box of an allowed aspect ratio.
+    At most ten tries, then the largest centred box of an allowed aspect ratio.
     """
     for _ in range(10):
         area = width * height * random.uniform(smallest, 1)
