@@ -118,7 +118,7 @@ class Sparsifier:
 
     @torch.no_grad()
     def attach(self, optimizer: Optimizer, total_steps: int) -> Sparsifier:
-        """From here on ``optimizer.step()`` learns.
+        """From now on ``optimizer.step()`` learns.
 
         Args:
             optimizer: any torch optimizer that holds every sparse weight.

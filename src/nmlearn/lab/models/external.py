@@ -197,7 +197,7 @@ def _load_efficientnet_lite(model: nn.Module, name: str) -> None:
 def _unpad(model: nn.Module) -> None:
     """Replace the package's self-padding convolutions with plain ones where the padding is symmetric or zero.
 
-    Packing and kernels support Conv2d, not its subclasses, and the copies into padded images take a fifth of a training
+    Packing and kernels support Conv2d, not its subclasses, and the copies into padded images take a fifth of the training
     step on a CPU. Names and values are unchanged; strided ones, with one more pixel on one side, stay as they are.
     """
     for parent in list(model.modules()):
