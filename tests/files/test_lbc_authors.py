@@ -119,7 +119,7 @@ def test_open_groups_take_their_best_and_are_counted(tmp_path: Path, capsys: pyt
     assert "layer1.0.conv2.weight" in shown and "3 groups in 1 layers, with up to 3 combinations alive" in shown
     assert imported(source, target) == 0
     shown = capsys.readouterr().out
-    assert "2 groups had several combinations alive" in shown and "1 groups had none alive" in shown
+    assert "2 groups had several combinations left" in shown and "1 groups had none left" in shown
     ours = nm.load(target)["layer1.0.conv2.weight"]
     first = ours.permute(0, 2, 3, 1).reshape(-1, 4) != 0
     assert torch.equal(first[0], table[2] != 0) and torch.equal(first[1], table[0] != 0) and not first[2].any()

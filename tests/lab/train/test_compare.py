@@ -131,8 +131,8 @@ def test_a_failed_run_loses_nothing_and_is_tried_again(copied: Path) -> None:
     assert [run["method"] for run in again["runs"]] == ["dense", "lbc"]
     assert again["failures"] == []
     assert results_path(plan).exists()
-    again = compare(replace(plan, train=replace(plan.train, resume="none")), None, broken)
-    assert again["failures"] and [run["method"] for run in again["runs"]] == ["dense"]
+    restarted = compare(replace(plan, train=replace(plan.train, resume="none")), None, broken)
+    assert restarted["failures"] and [run["method"] for run in restarted["runs"]] == ["dense"]
     assert json.loads(results_path(plan).read_text()) == again  # what was whole stays
 
 
