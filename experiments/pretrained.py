@@ -30,7 +30,7 @@ from typing import Any, Protocol
 import torch
 from filelock import FileLock, Timeout
 
-from nmlearn.lab.train import files
+from nmlearn.lab.train import run_files as files
 from nmlearn.lab.train.environment import environment
 from nmlearn.lab.train.statistics import interval
 

@@ -23,7 +23,7 @@ def run(arguments: list[str]) -> int:
     import torch
 
     from nmlearn.lab import bench
-    from nmlearn.lab.train import files
+    from nmlearn.lab.train import run_files
     from nmlearn.lab.train.environment import environment
     from nmlearn.native import library as native
 
@@ -46,7 +46,7 @@ def run(arguments: list[str]) -> int:
                     _say(row)
             if given.out:  # after each suite, so that an interruption loses nothing measured
                 found = {"what": "nmlearn bench", "environment": started, "summary": bench.summary(rows), "rows": rows}
-                files.write_text(given.out, json.dumps(found, indent=1) + "\n")
+                run_files.write_text(given.out, json.dumps(found, indent=1) + "\n")
     _table(bench.summary(rows))
     return 0
 

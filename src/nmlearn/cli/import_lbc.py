@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nmlearn.cli import console
-from nmlearn.cli.model_file import written
+from nmlearn.cli.conversion import written
 from nmlearn.errors import FormatError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def run(arguments: list[str]) -> int:
     """Run the conversion."""
     given = parser().parse_args(arguments)
     from nmlearn.files import lbc_authors as authors
-    from nmlearn.files import model_file as checkpoint
+    from nmlearn.files import model_file
 
     held = _read(given.source)
     keys = {"scores": given.scores, "table": given.table}
@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> int:
     written(
         given.source,
         given.target,
-        lambda: checkpoint.save(tensors, given.target, packed=not given.dense, patterns=patterns),
+        lambda: model_file.save(tensors, given.target, packed=not given.dense, patterns=patterns),
     )
     _say(found)
     return 0

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nmlearn.cli import console
-from nmlearn.cli.model_file import locate
+from nmlearn.cli.conversion import locate
 from nmlearn.errors import ConfigError, FormatError, PatternError
-from nmlearn.lab.train.files import PATTERNS, read_json
+from nmlearn.lab.train.run_files import PATTERNS, read_json
 from nmlearn.maths.pattern import Pattern
 
 if TYPE_CHECKING:
@@ -88,10 +88,10 @@ def _check_apart(arguments: list[str]) -> list[str]:
 
 def _read(path: Path) -> list[Weight]:
     """The weights of two or more dimensions, in the plan's order if there is one, else in the file's."""
-    from nmlearn.files import model_file as checkpoint
+    from nmlearn.files import model_file
 
     file = locate(path)
-    tensors, stored = checkpoint.load(file), checkpoint.stored(file)
+    tensors, stored = model_file.load(file), model_file.stored(file)
     plan = path / "plan.json"
     if path.is_dir() and plan.exists():
         rows = {row["name"]: row for row in read_json(plan)["rows"]}
@@ -107,9 +107,9 @@ def _read(path: Path) -> list[Weight]:
 
 def _patterns(file: Path) -> dict[str, str]:
     """The patterns that a run recorded in its model file; packing and unpacking keep them."""
-    from nmlearn.files import model_file as checkpoint
+    from nmlearn.files import model_file
 
-    text = checkpoint.notes(file).get(PATTERNS, "{}")
+    text = model_file.notes(file).get(PATTERNS, "{}")
     try:
         patterns = json.loads(text)
         if not isinstance(patterns, dict):

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from nmlearn.cli import console
-from nmlearn.cli.model_file import locate, written
+from nmlearn.cli.conversion import locate, written
 from nmlearn.errors import ConfigError
 
 DESCRIPTION = """Pack a model file: a weight whose zeros form an N:M pattern along its inputs is stored as N values and
@@ -16,11 +16,11 @@ an index per group, all other tensors unchanged. `nmlearn unpack` restores every
 def run(arguments: list[str]) -> int:
     """Pack the file."""
     given = parser().parse_args(arguments)
-    from nmlearn.files import model_file as checkpoint
+    from nmlearn.files import model_file
 
     source, patterns = locate(given.source), dict(_rule(text) for text in given.pattern)
-    written(source, given.target, lambda: checkpoint.convert(source, given.target, patterns=patterns))
-    stored = checkpoint.stored(given.target)
+    written(source, given.target, lambda: model_file.convert(source, given.target, patterns=patterns))
+    stored = model_file.stored(given.target)
     packed = sum(one.encoding is not None for one in stored.values())
     console.out.print(f"packed {packed} of {len(stored)} tensors; nmlearn inspect lists them")
     return 0

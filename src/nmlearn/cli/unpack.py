@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nmlearn.cli.model_file import locate, written
+from nmlearn.cli.conversion import locate, written
 
 DESCRIPTION = """Convert a packed model file to an ordinary safetensors file that any reader understands. The zeros are
 in place, and every bit is as before packing except the sign of zeros."""
@@ -14,10 +14,10 @@ in place, and every bit is as before packing except the sign of zeros."""
 def run(arguments: list[str]) -> int:
     """Unpack the file."""
     given = parser().parse_args(arguments)
-    from nmlearn.files import model_file as checkpoint
+    from nmlearn.files import model_file
 
     source = locate(given.source)
-    written(source, given.target, lambda: checkpoint.convert(source, given.target, packed=False))
+    written(source, given.target, lambda: model_file.convert(source, given.target, packed=False))
     return 0
 
 

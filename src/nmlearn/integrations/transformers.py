@@ -25,7 +25,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from nmlearn.errors import ConfigError, FormatError, StateError
-from nmlearn.files import model_file as checkpoint
+from nmlearn.files import model_file
 from nmlearn.integrations import torchvision
 from nmlearn.model import peft_names as adapters
 from nmlearn.model.names import unwrap
@@ -70,7 +70,7 @@ def save_packed(model: Any, directory: str | os.PathLike[str], patterns: Mapping
     config = type(model.config).from_pretrained(folder)  # as written: with its architecture and type
     config.quantization_config = {"quant_method": METHOD}
     config.save_pretrained(folder)
-    checkpoint.convert(folder / WEIGHTS, folder / WEIGHTS, patterns=patterns)
+    model_file.convert(folder / WEIGHTS, folder / WEIGHTS, patterns=patterns)
 
 
 @register_quantization_config(METHOD)
@@ -118,7 +118,7 @@ class PackedReader(HfQuantizer):
         folder = tempfile.mkdtemp(prefix="nmlearn-")
         self._forget = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         dense = Path(folder) / WEIGHTS
-        checkpoint.convert(files[0], dense, packed=False)
+        model_file.convert(files[0], dense, packed=False)
         # transformers reads from this very list next; if it did not, the operation below would be reached.
         checkpoint_files[:] = [str(dense)]  # type: ignore[index]
 

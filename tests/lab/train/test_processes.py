@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import toy
-from nmlearn.lab.train import OptimConfig, files, recipe, train
+from nmlearn.lab.train import OptimConfig, recipe, run_files, train
 from places import SUPPORT
 from processes import free_port, start
 
@@ -42,13 +42,13 @@ def test_two_processes_equal_one(tmp_path: Path, method: str, launch: Callable[[
     optim = OptimConfig(lr=0.05, clip_norm=1.0)
     one = toy.config(tmp_path / "one", method, "toy-mlp", accumulate=2, ema=0.9, optim=optim)
     alone = train(one)
-    files.write_text(tmp_path / "recipe.yaml", recipe.dumps(replace(one, out=str(tmp_path / "two"))))
+    run_files.write_text(tmp_path / "recipe.yaml", recipe.dumps(replace(one, out=str(tmp_path / "two"))))
     launch(tmp_path / "recipe.yaml")
     for name in ("model.safetensors", "average.safetensors"):
         left, right = (load_file(tmp_path / run / "model" / name) for run in ("one", "two"))
         for key, value in left.items():
             torch.testing.assert_close(value, right[key], rtol=0, atol=1e-6)
-    together = files.read_json(tmp_path / "two" / "summary.json")
+    together = run_files.read_json(tmp_path / "two" / "summary.json")
     assert together["accuracy"] == alone["accuracy"]
     assert together["loss"] == pytest.approx(alone["loss"], abs=1e-5)
     lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()

@@ -197,8 +197,8 @@ def _load_efficientnet_lite(model: nn.Module, name: str) -> None:
 def _unpad(model: nn.Module) -> None:
     """Replace the package's self-padding convolutions with plain ones where the padding is symmetric or zero.
 
-    Packing and kernels support Conv2d, not its subclasses, and the copies into padded images take a fifth of the training
-    step on a CPU. Names and values are unchanged; strided ones, with one more pixel on one side, stay as they are.
+    Packing and kernels support Conv2d, not its subclasses. The copies into padded images take a fifth of the time of a
+    training step on a CPU. Names and values are unchanged; strided ones stay, with one more pixel on one side.
     """
     for parent in list(model.modules()):
         for name, conv in parent.named_children():

@@ -26,7 +26,7 @@ def write(path: Path | str, out: Path | str | None = None) -> Path:
     from nmlearn.lab.report.comparison_page import comparison_page
     from nmlearn.lab.report.run_page import run_page
     from nmlearn.lab.report.source import RunFolder, read
-    from nmlearn.lab.train.files import sweep, write_text
+    from nmlearn.lab.train.run_files import sweep, write_text
 
     path = Path(path)
     target = Path(out) if out is not None else _next_to(path)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import nmlearn
 from nmlearn.errors import ConfigError, StateError
-from nmlearn.lab.train import files, recipe
+from nmlearn.lab.train import recipe, run_files
 from nmlearn.lab.train.accounting import Accounting
 from nmlearn.lab.train.config import TrainConfig
 from nmlearn.lab.train.finite import Finite
@@ -148,7 +148,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     Raises:
         WriteError: the file cannot be written; an existing file is unchanged.
     """
-    files.write_atomic(path, lambda file: torch.save(state, file))
+    run_files.write_atomic(path, lambda file: torch.save(state, file))
 
 
 def load(path: Path) -> dict[str, Any]:

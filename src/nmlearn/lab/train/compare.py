@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nmlearn.lab.train import files, recipe, setting
+from nmlearn.lab.train import recipe, run_files, setting
 from nmlearn.lab.train.checkpoints import refuse_other
 from nmlearn.lab.train.config import CompareConfig, MethodConfig, TrainConfig
 from nmlearn.lab.train.environment import now
@@ -87,11 +87,11 @@ def compare(config: CompareConfig, listener: Listener | None = None, command: Co
         setting.check([run.config for run in waiting])
     failures = _run_all(runs, config.jobs, tell, command)
     path = Path(config.folder) / "results.json"
-    kept = None if waiting or not path.exists() else files.read_json(path)
+    kept = None if waiting or not path.exists() else run_files.read_json(path)
     value = _results(config, [run for run in runs if run.name not in failures], failures, kept)
-    files.write_json(path, value)
+    run_files.write_json(path, value)
     if not failures:
-        files.write_json(results_path(config), value)
+        run_files.write_json(results_path(config), value)
     return value
 
 
@@ -217,7 +217,7 @@ class _Process:
         self.run = run
         folder = run.folder.path
         path = folder / "recipe.yaml"
-        files.write_text(path, recipe.dumps(run.config))
+        run_files.write_text(path, recipe.dumps(run.config))
         self._log = folder / "log.txt"
         self._metrics = folder / "metrics.jsonl"
         self._read = self._metrics.stat().st_size if self._metrics.exists() else 0

@@ -16,8 +16,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from nmlearn.errors import StateError
-from nmlearn.files import model_file as checkpoint
-from nmlearn.lab.train import files, recipe
+from nmlearn.files import model_file
+from nmlearn.lab.train import recipe, run_files
 from nmlearn.lab.train.config import TrainConfig
 
 # Settings that do not change what is learned: a run may be resumed with other values.
@@ -42,7 +42,7 @@ class RunFolder:
     def summary(self) -> dict[str, Any] | None:
         """The summary of a finished run; None if the run is not finished."""
         path = self.path / "summary.json"
-        return files.read_json(path) if path.exists() else None
+        return run_files.read_json(path) if path.exists() else None
 
     def holds_work(self) -> bool:
         """Whether the folder holds something that a run with other settings would destroy."""
@@ -56,7 +56,7 @@ class RunFolder:
     def environment(self) -> dict[str, Any]:
         """The environment of the start, and those of later resumes under "resumed"; empty before the start."""
         path = self.path / "env.json"
-        return files.read_json(path) if path.exists() else {}
+        return run_files.read_json(path) if path.exists() else {}
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -66,7 +66,7 @@ class RunFolder:
             StateError: another one already does.
         """
         lock = FileLock(self.path / ".lock")
-        with files.explained(self.path / ".lock"):
+        with run_files.explained(self.path / ".lock"):
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / ".lock").touch()
         try:
@@ -90,18 +90,18 @@ class RunFolder:
         """Remove the half-written files of killed processes."""
         names = ("config.yaml", "env.json", "plan.json", "summary.json")
         for path in (self.checkpoint, self.model, self.average, *(self.path / name for name in names)):
-            files.sweep(path)
+            run_files.sweep(path)
 
     def begin(
         self, config: TrainConfig, environment: dict[str, Any], plan: list[dict[str, Any]], resumed: bool
     ) -> None:
         """Write what is known before the first step. A resumed run keeps its first environment."""
-        files.write_text(self.path / "config.yaml", recipe.dumps(config))
+        run_files.write_text(self.path / "config.yaml", recipe.dumps(config))
         first = self.environment() if resumed else {}
         if first:
             environment = {**first, "resumed": [*first.get("resumed", []), environment]}
-        files.write_json(self.path / "env.json", environment)
-        files.write_json(self.path / "plan.json", {"rows": plan})
+        run_files.write_json(self.path / "env.json", environment)
+        run_files.write_json(self.path / "plan.json", {"rows": plan})
 
     def clear(self) -> None:
         """Remove files of an earlier run that a new one would only overwrite at its end."""
@@ -112,7 +112,7 @@ class RunFolder:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the summary: from now on the run counts as finished."""
-        files.write_json(self.path / "summary.json", summary)
+        run_files.write_json(self.path / "summary.json", summary)
 
     def cut_metrics(self, size: int) -> None:
         """Truncate the metrics to ``size`` bytes: what was written after the checkpoint will be written again."""
@@ -126,7 +126,7 @@ class RunFolder:
             WriteError: the file cannot be written.
         """
         line = (json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n").encode()
-        with files.explained(self._metrics_path):
+        with run_files.explained(self._metrics_path):
             self.path.mkdir(parents=True, exist_ok=True)
             with open(self._metrics_path, "ab", buffering=0) as file:
                 before = file.tell()
@@ -138,7 +138,7 @@ class RunFolder:
 
     def flush_metrics(self) -> int:
         """Flush the metrics to disk; returns their size in bytes, for the checkpoint."""
-        with files.explained(self._metrics_path), open(self._metrics_path, "ab") as file:
+        with run_files.explained(self._metrics_path), open(self._metrics_path, "ab") as file:
             os.fsync(file.fileno())
             return file.tell()
 
@@ -178,4 +178,4 @@ def save_model(path: Path, model: torch.nn.Module, patterns: dict[str, str]) -> 
 
     Tied weights are written under each of their names, so that loaders find every key.
     """
-    checkpoint.save(model, path, packed=False, metadata={files.PATTERNS: json.dumps(patterns)})
+    model_file.save(model, path, packed=False, metadata={run_files.PATTERNS: json.dumps(patterns)})
