@@ -22,8 +22,8 @@ from nmlearn.lab.train import (
     OptimConfig,
     TrainConfig,
     checkpoints,
-    files,
     optim,
+    run_files,
     train,
 )
 from nmlearn.lab.train.folder import RunFolder
@@ -261,14 +261,14 @@ def test_vectors_do_not_decay_unless_asked() -> None:
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    files.write_text(path, "old")
+    run_files.write_text(path, "old")
 
     def fail(file: Any) -> None:
         file.write(b"half of the n")
         raise Killed
 
     with pytest.raises(Killed):
-        files.write_atomic(path, fail)
+        run_files.write_atomic(path, fail)
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
