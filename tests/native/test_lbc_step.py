@@ -4,7 +4,18 @@ import pytest
 import torch
 
 import nmlearn as nm
-from lbc_step import LAYOUTS, SETTINGS, SHAPES, case, check_all, check_step, random, rounds_alike, without_kernels
+from lbc_step import (
+    LAYOUTS,
+    SETTINGS,
+    SHAPES,
+    case,
+    check_all,
+    check_step,
+    check_weights,
+    random,
+    rounds_alike,
+    without_kernels,
+)
 from nets import batches, convnet, sgd, train
 from nmlearn.maths import masks, scores
 from nmlearn.native import library as native
@@ -21,6 +32,14 @@ def test_step_has_the_bits_of_the_pytorch_path(layout, dtype, settings):
     if not rounds_alike():
         pytest.skip("torch was told to use another instruction set")
     check_step(layout, dtype, settings)
+
+
+@pytest.mark.parametrize("settings", SETTINGS[:2])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_are_stepped_and_cleared_with_the_bits_of_two_passes(layout, settings):
+    if not rounds_alike():
+        pytest.skip("torch was told to use another instruction set")
+    check_weights(layout, settings)
 
 
 @pytest.mark.parametrize("layout", ["plain", "channels_last", "turned"])

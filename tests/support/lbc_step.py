@@ -6,7 +6,7 @@ from unittest import mock
 
 import torch
 
-from nmlearn.maths import scores
+from nmlearn.maths import masks, scores
 from nmlearn.native import library as native
 from nmlearn.native import training
 
@@ -62,6 +62,27 @@ def check_step(layout, dtype, settings, steps=3):
         torch.testing.assert_close(x, before, rtol=0, atol=0, equal_nan=True)
 
 
+def check_weights(layout, settings, steps=3):
+    """Weights without scores: torch's SGD on their gradients, then cleared by a mask, as two passes do it."""
+    _, v, g, w = case(layout, torch.float32)
+    keeps = [LAYOUTS[layout](x.shape, torch.int8).copy_(masks.bits(torch.rand(x.shape) < 0.5)) for x in w]
+    twins, moments = [torch.nn.Parameter(x.clone()) for x in w], [x.clone() for x in v]
+    sgd = torch.optim.SGD(twins, foreach=True, **settings)
+    for twin, grad, moment in zip(twins, g, moments, strict=True):
+        twin.grad, sgd.state[twin] = grad.clone(), {"momentum_buffer": moment}
+    own = training.WeightStep(v, [*keeps[:-1], None], settings["momentum"], settings["weight_decay"])
+    for _ in range(steps):
+        stepped = training.weight_step_(g, w, own, lr=settings["lr"])
+        sgd.step()
+        for twin, keep in list(zip(twins, keeps, strict=True))[:-1]:
+            without_kernels(lambda twin=twin, keep=keep: masks.clear_(twin.detach(), keep))
+        assert layout == "holes" or stepped == list(range(len(w)))
+    for i in stepped:
+        for ours, theirs in ((w[i], twins[i].detach()), (v[i], moments[i])):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+            assert torch.equal(ours.signbit() & ~ours.isnan(), theirs.signbit() & ~theirs.isnan())
+
+
 def without_kernels(call):
     with mock.patch.object(training, "_library", lambda: None):
         return call()
@@ -80,4 +101,6 @@ def check_all(isa: str, torchs: str) -> str | None:
         assert torch.backends.cpu.get_cpu_capability() == torchs.upper() and rounds_alike()
         for layout, dtype, settings in itertools.product(LAYOUTS, (torch.float32, torch.bfloat16), SETTINGS):
             check_step(layout, dtype, settings)
+        for layout, settings in itertools.product(LAYOUTS, SETTINGS[:2]):
+            check_weights(layout, settings)
     return native.isa()
