@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from nmlearn.maths.groups import Grouping
+
 # Layer -> the axis of its weights that runs along the inputs, or why they are never sparse.
 _LAYERS: list[tuple[Any, str, int | str]] = [
     (nn.Linear, "weight", 1),
@@ -35,6 +37,20 @@ def input_axis(module: nn.Module, own: str, parameter: nn.Parameter) -> int | st
     if parameter.dim() == 3:
         return -1
     return "a parameter of a layer nmlearn does not know"
+
+
+def straddles(module: nn.Module, grouping: Grouping) -> str:
+    """Why groups of M would reach over the convolution groups of a transposed convolution; empty when they do not.
+
+    Its weight is ``[in, out / groups, ...]``: the first axis holds the inputs of all groups. That of other convolutions
+    is ``[out, in / groups, ...]``.
+    """
+    if not isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) or grouping.axis:
+        return ""
+    inputs = module.in_channels // module.groups
+    if inputs % grouping.pattern.m:
+        return f"{inputs} input channels in each convolution group, not a multiple of {grouping.pattern.m}"
+    return ""
 
 
 def standardizes(module: nn.Module) -> bool:
