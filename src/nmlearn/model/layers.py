@@ -20,10 +20,6 @@ _LAYERS: list[tuple[Any, str, int | str]] = [
 ]
 # Layers of libraries that are not imported here, by their qualified type name.
 _FOREIGN_LAYERS = {"transformers.pytorch_utils.Conv1D": 0}
-# Layers that compute with a standardized weight, (w - mean) / std: where w is zero, that is not.
-_STANDARDIZING = {
-    f"timm.layers.std_conv.{name}" for name in ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame")
-}
 
 
 def input_axis(module: nn.Module, own: str, parameter: nn.Parameter) -> int | str:
@@ -51,8 +47,3 @@ def straddles(module: nn.Module, grouping: Grouping) -> str:
     if inputs % grouping.pattern.m:
         return f"{inputs} input channels in each convolution group, not a multiple of {grouping.pattern.m}"
     return ""
-
-
-def standardizes(module: nn.Module) -> bool:
-    """Whether a layer computes with (w - mean) / std in place of its weight."""
-    return bool(_STANDARDIZING & {f"{kind.__module__}.{kind.__name__}" for kind in type(module).__mro__})

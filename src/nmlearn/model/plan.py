@@ -13,7 +13,7 @@ from nmlearn.errors import PatternError, PlanError
 from nmlearn.maths.groups import Grouping, misfit
 from nmlearn.maths.pattern import Pattern
 from nmlearn.methods.method import Method
-from nmlearn.model import layers
+from nmlearn.model import layers, trial
 from nmlearn.model.dense import dense_by_default
 from nmlearn.model.found import Found, find
 
@@ -148,13 +148,20 @@ def _decide(
     why = _refusal(item, grouping)
     if why:
         return replace(row, reason=why)
+    tried = [trial.keeps_zeros(owner) for owner in item.owners if trial.has_own_forward(owner)]
+    if False in tried:
+        return replace(
+            row, reason="its layer changes or standardizes the weight in forward, which makes zeros non-zero"
+        )
+    notes = [f"tied: {', '.join(item.names)}"] * (len(item.names) > 1)
+    notes += ["its own forward could not be tried"] * (None in tried)
     return replace(
         row,
         pattern=grouping.pattern,
         grouping=grouping,
         elimination=method.eliminates(grouping.pattern),
         combinations=grouping.pattern.combinations,
-        reason=f"tied: {', '.join(item.names)}" if len(item.names) > 1 else "",
+        reason="; ".join(notes),
     )
 
 
@@ -184,8 +191,6 @@ def _refusal(item: Found, grouping: Grouping) -> str:
         return f"{item.parameter.dtype} is not a floating-point type"
     if not item.parameter.requires_grad:
         return "frozen: requires_grad is False"
-    if any(layers.standardizes(owner) for owner in item.owners):
-        return "its layer standardizes the weight in forward, which makes zeros non-zero"
     whys = (layers.straddles(owner, grouping) for owner in item.owners)
     return misfit(tuple(item.parameter.shape), grouping.axis, grouping.pattern) or next(filter(None, whys), "")
 
