@@ -176,7 +176,7 @@ def _axis(item: Found, named: bool) -> int | str:
     axis = item.axes[0]
     assert isinstance(axis, int)
     if axis < 0 and not named:
-        return "3-D weight of a layer nmlearn does not know: name it in a rule to group its last dimension"
+        return layers.AXIS_UNKNOWN
     return axis % item.parameter.dim()
 
 
@@ -213,9 +213,16 @@ def _check_rule(
             fix=f"names look like {known}{' ...' if len(rows) > 6 else ''}",
         )
     if rule is not None and decided and all(row.pattern is None for row in decided):
+        unknown = [row.name for row in decided if row.reason == layers.AXIS_UNKNOWN]
+        fix = "choose a pattern that fits, or leave these weights dense"
+        if unknown:
+            fix = (
+                f"write {unknown[0]!r}: nm.Grouping({str(rule)!r}, axis), "
+                "with axis 1 for [experts, in, out] and 2 for [experts, out, in]"
+            )
         raise PlanError(
             where=f"rules[{glob!r}]",
             given=rule,
             wrong="; ".join(f"{row.name}: {row.reason}" for row in decided[:6]),
-            fix="choose a pattern that fits, or leave these weights dense",
+            fix=fix,
         )
