@@ -205,3 +205,27 @@ def test_the_table_is_text_with_every_weight_and_reason():
         "combinations": 6,
         "weights": 4608,
     }
+
+
+@pytest.mark.parametrize(
+    ("groups", "pattern", "reason"),
+    [
+        (1, "2:4", ""),
+        (2, "4:8", ""),
+        (4, "4:8", "4 input channels in each convolution group, not a multiple of 8"),
+        (16, "2:4", "1 input channels in each convolution group, not a multiple of 4"),
+    ],
+)
+def test_groups_of_weights_stay_in_one_group_of_a_transposed_convolution(groups, pattern, reason):
+    model = nn.ModuleDict({"up": nn.ConvTranspose2d(16, 16, 2, 2, groups=groups), "head": nn.Conv2d(16, 1, 1)})
+    row = plan(model, pattern=pattern)["up.weight"]
+    assert (row.reason, row.pattern is None) == (reason, bool(reason))
+    if reason:  # an axis said by the user is no other
+        with pytest.raises(PlanError, match=reason):
+            plan(model, {"up": nm.Grouping(pattern, 0)})
+
+
+def test_grouped_convolutions_count_the_inputs_of_one_group():
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 3, groups=2), nn.Conv2d(16, 16, 3, groups=8))
+    rows = plan(nn.ModuleDict({"body": model, "head": nn.Linear(16, 5)}))
+    assert rows["body.1.weight"].pattern and rows["body.2.weight"].reason == "2 input channels, not a multiple of 4"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,9 +13,9 @@ from nmlearn.errors import PatternError, PlanError
 from nmlearn.maths.groups import Grouping, misfit
 from nmlearn.maths.pattern import Pattern
 from nmlearn.methods.method import Method
-from nmlearn.model import layers
-from nmlearn.model import peft_names as peft
-from nmlearn.model.names import matches, plain_name, unwrap
+from nmlearn.model import layers, trial
+from nmlearn.model.dense import dense_by_default
+from nmlearn.model.found import Found, find
 
 Rule = str | Pattern | Grouping | None
 
@@ -75,28 +75,6 @@ class Plan:
         return f"{len(self.sparse)} of {len(self.rows)} weights sparse, {some:,} of {every:,} values ({share:.1f} %)"
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A parameter of two or more dimensions and where it was found first.
-
-    ``called`` is what rules may call it: its names, and those it had before PEFT. ``inside`` are the same of the place
-    of :func:`nmlearn.model.peft_names.places` that it is in, and ``aside`` why no pattern is meant for that.
-    """
-
-    names: tuple[str, ...]
-    kinds: tuple[str, ...]
-    axes: tuple[int | str, ...]
-    parameter: nn.Parameter
-    owner: nn.Module
-    called: tuple[str, ...]
-    inside: tuple[str, ...]
-    aside: str
-
-    def meant(self, glob: str) -> bool:
-        """Whether a rule is about it. One about a layer is not about the adapter that was put into the layer."""
-        return any(matches(glob, name) for name in self.called) and not any(matches(glob, name) for name in self.inside)
-
-
 def plan(model: nn.Module, method: Method, rules: Mapping[str, Rule] | None = None) -> Plan:
     """Decide for every weight of two or more dimensions.
 
@@ -111,9 +89,9 @@ def plan(model: nn.Module, method: Method, rules: Mapping[str, Rule] | None = No
     Raises:
         PlanError: a rule matches nothing, or gives a pattern to no weight that it fits.
     """
-    found = list(_find(model))
+    found = list(find(model))
     read = {glob: _read(glob, rule) for glob, rule in (rules or {}).items()}
-    defaults = _dense_by_default(found)
+    defaults = dense_by_default(found)
     rows: list[PlanRow] = []
     hits: dict[str, list[PlanRow]] = {glob: [] for glob in read}
     decided: dict[str, list[PlanRow]] = {glob: [] for glob in read}
@@ -141,7 +119,7 @@ def _read(glob: str, rule: Rule) -> Pattern | Grouping | None:
 
 
 def _decide(
-    item: _Found,
+    item: Found,
     method: Method,
     rules: dict[str, Pattern | Grouping | None],
     matched: list[str],
@@ -170,17 +148,24 @@ def _decide(
     why = _refusal(item, grouping)
     if why:
         return replace(row, reason=why)
+    tried = [trial.keeps_zeros(owner) for owner in item.owners if trial.has_own_forward(owner)]
+    if False in tried:
+        return replace(
+            row, reason="its layer changes or standardizes the weight in forward, which makes zeros non-zero"
+        )
+    notes = [f"tied: {', '.join(item.names)}"] * (len(item.names) > 1)
+    notes += ["its own forward could not be tried"] * (None in tried)
     return replace(
         row,
         pattern=grouping.pattern,
         grouping=grouping,
         elimination=method.eliminates(grouping.pattern),
         combinations=grouping.pattern.combinations,
-        reason=f"tied: {', '.join(item.names)}" if len(item.names) > 1 else "",
+        reason="; ".join(notes),
     )
 
 
-def _axis(item: _Found, named: bool) -> int | str:
+def _axis(item: Found, named: bool) -> int | str:
     """The input axis that all uses of a parameter agree on, or why it stays dense."""
     said = [axis for axis in item.axes if isinstance(axis, str)]
     if said:
@@ -191,83 +176,26 @@ def _axis(item: _Found, named: bool) -> int | str:
     axis = item.axes[0]
     assert isinstance(axis, int)
     if axis < 0 and not named:
-        return "3-D weight of a layer nmlearn does not know: name it in a rule to group its last dimension"
+        return layers.AXIS_UNKNOWN
     return axis % item.parameter.dim()
 
 
 def input_axes(model: nn.Module) -> dict[str, int]:
     """The axis that runs along the inputs, for every weight, under each of its names, whose layers say it."""
-    axes = {item.names: _axis(item, named=False) for item in _find(model)}
+    axes = {item.names: _axis(item, named=False) for item in find(model)}
     return {name: axis for names, axis in axes.items() if isinstance(axis, int) for name in names}
 
 
-def _refusal(item: _Found, grouping: Grouping) -> str:
+def _refusal(item: Found, grouping: Grouping) -> str:
     if not item.parameter.is_floating_point():
         return f"{item.parameter.dtype} is not a floating-point type"
     if not item.parameter.requires_grad:
         return "frozen: requires_grad is False"
-    if layers.standardizes(item.owner):
-        return "its layer standardizes the weight in forward, which makes zeros non-zero"
-    return misfit(tuple(item.parameter.shape), grouping.axis, grouping.pattern)
+    whys = (layers.straddles(owner, grouping) for owner in item.owners)
+    return misfit(tuple(item.parameter.shape), grouping.axis, grouping.pattern) or next(filter(None, whys), "")
 
 
-def _find(model: nn.Module) -> Iterator[_Found]:
-    """Every parameter of two or more dimensions once, in the model's order, with all its names."""
-    by_id: dict[int, _Found] = {}
-    inner = unwrap(model)
-    in_peft = peft.wrapped(inner)
-    places = {plain_name(path): why for path, why in peft.places(inner).items()}
-    for path, module in inner.named_modules(remove_duplicate=False):
-        for own, parameter in module._parameters.items():
-            if isinstance(parameter, nn.parameter.UninitializedParameter):
-                raise PlanError(
-                    where=f"{path}.{own}",
-                    given="an uninitialized lazy parameter",
-                    wrong="its shape is not known yet",
-                    fix="run the model once before planning",
-                )
-            if parameter is None or parameter.dim() < 2:
-                continue
-            name, axis = plain_name(f"{path}.{own}" if path else own), layers.input_axis(module, own, parameter)
-            called: tuple[str, ...] = (name, peft.original_name(name)) if in_peft else (name,)
-            seen = by_id.get(id(parameter))
-            if seen is None:
-                place = peft.owner(name, places)
-                inside = () if place is None else (place, peft.original_name(place))
-                aside = "" if place is None else places[place]
-                kind = type(module).__name__
-                by_id[id(parameter)] = _Found((name,), (kind,), (axis,), parameter, module, called, inside, aside)
-            else:
-                kinds = (*seen.kinds, type(module).__name__)
-                names, called = (*seen.names, name), (*seen.called, *called)
-                by_id[id(parameter)] = replace(seen, names=names, called=called, kinds=kinds, axes=(*seen.axes, axis))
-    yield from by_id.values()
-
-
-def _dense_by_default(found: list[_Found]) -> dict[str, str]:
-    """The first convolution and the output layer, as in the paper (LBC keeps both dense), and what PEFT added."""
-    reasons = {item.names[0]: item.aside for item in found if item.aside}
-    own = [item for item in found if not item.aside]
-    for item in own:
-        if isinstance(item.owner, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            reasons[item.names[0]] = "first convolution: dense by default, as in the paper"
-            break
-    linear = [item for item in own if isinstance(item.owner, nn.Linear)]
-    if linear and not any(_same_place(linear[-1], other) for other in linear[:-1]):
-        reasons[linear[-1].names[0]] = "output layer: dense by default, as in the paper"
-    return reasons
-
-
-def _same_place(a: _Found, b: _Found) -> bool:
-    """Whether two layers stand at the same place of repeated blocks; an output layer has no such twin."""
-    (*block, layer, _), (*others, other, _) = (["", *item.names[0].split(".")] for item in (a, b))
-    numbered = [part for part in block if part.isdecimal()]
-    unnumbered = [[part for part in parts if not part.isdecimal()] for parts in (block, others)]
-    alike = layer == other and len(block) == len(others) and unnumbered[0] == unnumbered[1]
-    return bool(numbered) and alike and a.parameter.shape == b.parameter.shape
-
-
-def _names(glob: str, item: _Found) -> bool:
+def _names(glob: str, item: Found) -> bool:
     """Whether a glob means this very weight, and not everything there is."""
     return bool(glob.strip("*")) and any(fnmatch.fnmatchcase(name, glob) for name in item.called)
 
@@ -285,9 +213,16 @@ def _check_rule(
             fix=f"names look like {known}{' ...' if len(rows) > 6 else ''}",
         )
     if rule is not None and decided and all(row.pattern is None for row in decided):
+        unknown = [row.name for row in decided if row.reason == layers.AXIS_UNKNOWN]
+        fix = "choose a pattern that fits, or leave these weights dense"
+        if unknown:
+            fix = (
+                f"write {unknown[0]!r}: nm.Grouping({str(rule)!r}, axis), "
+                "with axis 1 for [experts, in, out] and 2 for [experts, out, in]"
+            )
         raise PlanError(
             where=f"rules[{glob!r}]",
             given=rule,
             wrong="; ".join(f"{row.name}: {row.reason}" for row in decided[:6]),
-            fix="choose a pattern that fits, or leave these weights dense",
+            fix=fix,
         )
