@@ -46,7 +46,8 @@ def save(
     dense file stores every name of the state in full, for any reader.
 
     Args:
-        model: a module (wrappers are looked through), or tensors by name; on any device, in any memory layout.
+        model: a module (wrappers are looked through), or tensors by name; on any device, in any memory layout. Of an
+            accelerated model the dense layers' tensors are stored, so that the dense model can load them.
         path: the file; its folder is created.
         packed: False for a dense file.
         patterns: a glob on a weight's or module's name -> the pattern to pack with, by default found from the zeros;
@@ -54,7 +55,8 @@ def save(
         metadata: text to store alongside the tensors, under your own keys; packing and unpacking keep it.
 
     Raises:
-        StateError: something that the file cannot store: not a tensor, a sharded or quantized one, a reserved name.
+        StateError: something that the file cannot store: not a tensor, a sharded or quantized one, a reserved name; an
+            accelerated layer whose dense weight is not recoverable: a folded batch norm, int8, a semi-structured layer.
         ViolationError, PatternError: a pattern that the weight breaks, or that does not fit it, by the weight's name.
         PlanError: a glob that matches nothing.
         WriteError: the system refuses, for lack of space or permission; an existing file is unchanged.

@@ -15,21 +15,34 @@ from nmlearn.model.names import plain_name, unwrap
 
 
 def plain_state(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a model by their plain names.
+    """The tensors of a model by their plain names; of a packed layer, those of the dense layer that it replaced.
 
     Raises:
-        StateError: something that a safetensors file cannot store.
+        StateError: something that a safetensors file cannot store, or a packed layer whose weight is not recoverable.
     """
-    state = model
-    if isinstance(model, nn.Module):
-        state = {plain_name(name): tensor for name, tensor in unwrap(model).state_dict().items()}
-    assert isinstance(state, Mapping)
+    state = _dense_state(unwrap(model)) if isinstance(model, nn.Module) else model
     for name, tensor in state.items():
         why = _refusal(name, tensor)
         if why:
             given = f"{tensor.dtype} {list(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
             raise StateError(where=str(name), given=given, wrong=why, fix="save a state dict without it, or convert it")
     return {name: tensor.detach() for name, tensor in state.items()}
+
+
+def packed_layers(model: nn.Module) -> dict[str, Any]:
+    """The layers that store their weight packed, by their names in the module: they have a ``dense_state``."""
+    layers = model.named_modules(remove_duplicate=False)
+    return {name: layer for name, layer in layers if callable(getattr(layer, "dense_state", None))}
+
+
+def _dense_state(model: nn.Module) -> dict[str, Tensor]:
+    state = {plain_name(name): tensor for name, tensor in model.state_dict().items()}
+    for path, layer in packed_layers(model).items():
+        prefix = plain_name(path) + "." if path else ""
+        for key in layer.state_dict():
+            del state[prefix + key]
+        state |= {prefix + key: tensor for key, tensor in layer.dense_state(prefix + "weight").items()}
+    return state
 
 
 def ties(state: Mapping[str, Tensor]) -> dict[str, str]:
@@ -61,7 +74,9 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
             where=where,
             given=f"a {type(inner).__name__} to fill",
             wrong="; ".join(wrong[:6]) + more,
-            fix="give a model of the kind that was saved",
+            fix="give the dense model, and accelerate it afterwards"
+            if packed_layers(inner)
+            else "give a model of the kind that was saved",
         )
     # Not strict: the further names of a tied tensor may be missing.
     inner.load_state_dict({own[name][0]: tensor for name, tensor in tensors.items()}, strict=False)

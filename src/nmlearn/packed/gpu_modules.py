@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nmlearn.errors import KernelError
 from nmlearn.maths.pattern import Pattern
-from nmlearn.packed import kernels
+from nmlearn.packed import kernels, states
 from nmlearn.packed.kernels import semi_structured, triton_decode
 
 
@@ -69,6 +69,10 @@ class DecodeLinear(nn.Module):
         """The weight as it was before packing."""
         return triton_decode.unpack(self.values, self.index, self.pattern, self.out_features, self.in_features)
 
+    def dense_state(self, name: str) -> dict[str, Tensor]:
+        """The state of the dense layer: what :func:`nmlearn.save` stores; the name is for errors."""
+        return {"weight": self.dense_weight()} | ({} if self.bias is None else {"bias": self.bias})
+
     def weight_bytes(self) -> int:
         """The bytes of values and index."""
         return self.values.nbytes + self.index.nbytes
@@ -105,6 +109,14 @@ class SemiStructured(nn.Module):
         self.register_buffer("values", values)
         self.register_buffer("meta", meta)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
+
+    def dense_state(self, name: str) -> dict[str, Tensor]:
+        """Refuse to be saved as a dense layer.
+
+        Raises:
+            StateError: always, by the given name of the weight.
+        """
+        raise states.not_recoverable(name, self, f"{self.backend} keeps it in an order of its own")
 
     def weight_bytes(self) -> int:
         """The bytes of values and metadata."""

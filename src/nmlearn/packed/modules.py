@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nmlearn.errors import KernelError
 from nmlearn.maths.pattern import Pattern
-from nmlearn.packed import kernels
+from nmlearn.packed import kernels, states
 from nmlearn.packed.kernels import layouts, reference
 from nmlearn.packed.kernels.layouts import Form, Layout
 
@@ -27,6 +27,7 @@ class Packed(nn.Module):
         activation: "none", "relu", "gelu" or "silu", applied to the output.
         values, index: buffers, the packed weight; their shapes are :func:`nmlearn.packed.kernels.layouts.sizes`.
         scale: float32 buffer ``[rows]`` for int8 values, or None.
+        folded: whether a batch norm was folded into weight and bias.
         bias: buffer ``[rows]`` in the dtype of the activations, or None.
     """
 
@@ -34,6 +35,7 @@ class Packed(nn.Module):
     index: Tensor
     scale: Tensor | None
     bias: Tensor | None
+    folded = False
 
     def __init__(
         self, weight: Tensor, bias: Tensor | None, form: Form, layout: Layout, activation: str, int8: bool, name: str
@@ -71,6 +73,20 @@ class Packed(nn.Module):
     def dense_weight(self) -> Tensor:
         """The weight as it was before packing (int8 values times their scale), in the dense shape."""
         return reference.dense(self.values, self.index, self.scale, self.form, self.layout)
+
+    def dense_state(self, name: str) -> dict[str, Tensor]:
+        """The state of the dense layer, "weight" and perhaps "bias": what :func:`nmlearn.save` stores.
+
+        Args:
+            name: the weight's name, for errors.
+
+        Raises:
+            StateError: the layer was given other tensors than the dense one has: int8 values, or a folded batch norm.
+        """
+        if self.folded or self.scale is not None:
+            wrong = "a batch norm was folded into it" if self.folded else "its values were rounded to int8"
+            raise states.not_recoverable(name, self, wrong)
+        return {"weight": self.dense_weight()} | ({} if self.bias is None else {"bias": self.bias})
 
     def weight_bytes(self) -> int:
         """The bytes of values, index and scale."""
