@@ -60,8 +60,10 @@ def save(
         ViolationError, PatternError: a pattern that the weight breaks, or that does not fit it, by the weight's name.
         PlanError: a glob that matches nothing.
         WriteError: the system refuses, for lack of space or permission; an existing file is unchanged.
-        ConfigError: patterns for a dense file, a path that is a folder, metadata that is not text or under our keys.
+        ConfigError: patterns for a dense file, a path that is a folder, metadata that is not text or under our keys,
+            arguments in another order.
     """
+    _check_order("nm.save(model, path)", path, isinstance(model, nn.Module | Mapping), model)
     other = dict(metadata or {})
     for key, text in other.items():
         if not container.is_text(key) or not container.is_text(text) or key.startswith(OURS):
@@ -85,7 +87,9 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> dict[s
     Raises:
         FormatError: the file cannot be read or is damaged; nothing larger than the file allows is allocated.
         StateError: the file belongs to another model; the given one is then unchanged.
+        ConfigError: arguments in another order.
     """
+    _check_order("nm.load(path, model)", path, model is None or isinstance(model, nn.Module), model)
     with container.opened(Path(path)) as file:
         contents = metadata.read(file)
         tensors: dict[str, Tensor] = {}
@@ -136,6 +140,14 @@ def convert(
         contents = metadata.read(file)
     axes = {name: encoding.grouping.axis for name, encoding in contents.encodings.items()}
     _write(Path(target), plain_state(load(source)), packed, axes, patterns or {}, contents.other)
+
+
+def _check_order(call: str, path: object, is_model: bool, model: object) -> None:
+    if is_model and isinstance(path, str | os.PathLike):
+        return
+    given = f"{type(model).__name__} as the model, {type(path).__name__} as the path"
+    wrong = "arguments of other types are expected, or in another order"
+    raise ConfigError(where=call.partition("(")[0], given=given, wrong=wrong, fix=f"write {call}")
 
 
 def _write(
