@@ -68,6 +68,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     wrong = [f"{name}: not in the model" for name in tensors if name not in own]
     for name, (_, tensor) in own.items():
         wrong += _mismatch(name, tensor, tensors, there)
+    wrong = wrong or _misplaced(inner, tensors)
     if wrong:
         more = f" and {len(wrong) - 6} more" if len(wrong) > 6 else ""
         raise StateError(
@@ -80,6 +81,17 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
         )
     # Not strict: the further names of a tied tensor may be missing.
     inner.load_state_dict({own[name][0]: tensor for name, tensor in tensors.items()}, strict=False)
+
+
+def _misplaced(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+    """What packed layers would refuse when they load: by then other layers would have changed."""
+    wrong = []
+    for path, layer in packed_layers(model).items():
+        prefix, misplaced = plain_name(path) + "." if path else "", getattr(layer, "misplaced", lambda state: "")
+        state = {key: tensors[prefix + key] for key in layer.state_dict() if prefix + key in tensors}
+        if why := misplaced(state):
+            wrong.append(f"{prefix}index: {why}")
+    return wrong
 
 
 def _mismatch(name: str, own: Any, tensors: Mapping[str, Tensor], there: set[Hashable]) -> list[str]:

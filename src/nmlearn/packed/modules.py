@@ -6,6 +6,7 @@ and torch.export work as for any module; gradients are refused.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, get_args
 
 import torch
@@ -108,15 +109,18 @@ class Packed(nn.Module):
             (n, m, rows, form.groups, images, *places, self.layout, self.activation),
         )
 
-    def _load_from_state_dict(self, state: Any, prefix: str, *others: Any) -> None:
-        """Refuse the index of another pattern's weight, whose shape may be the same."""
-        super()._load_from_state_dict(state, prefix, *others)
-        loaded = f"{prefix}index" in state and not self.index.is_meta
-        if loaded and not layouts.belongs(self.values, self.index, self.form, self.layout):
-            others[-1].append(
-                f"{prefix}index: given an index that names inputs outside their groups: it is not the index of a "
-                f"{self.form.pattern} weight in the layout {self.layout}; pack this layer as the saved one was"
-            )
+    def misplaced(self, state: Mapping[str, Tensor]) -> str:
+        """Why the layer cannot have the index in a state; empty if it can, or if there is none."""
+        index = state.get("index")
+        if index is None or index.is_meta:
+            return ""
+        fits = layouts.belongs(self.values, index.to(self.index.dtype), self.form, self.layout)
+        return "" if fits else states.misplaced(f"{self.form.pattern} weight in the layout {self.layout}")
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, strict: bool, *found: Any) -> None:
+        """Load all buffers, or none where one is refused."""
+        if states.loads_whole(self, state, prefix, strict, *found):
+            super()._load_from_state_dict(state, prefix, metadata, strict, *found)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Packed:
         """`.to(bfloat16)` converts the values and the bias; the scales of int8 values stay float32."""
