@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import nmlearn as nm
 from nmlearn.errors import FormatError
+from nmlearn.files import model_file
 from packed_weights import sparse_bits
 
 
@@ -107,6 +108,15 @@ def test_files_of_torch_save_are_named(tmp_path, zipped):
     (tmp_path / "cut").write_bytes(struct.pack("<Q", 0x280) + b'{"a":')
     with pytest.raises(FormatError, match="cut short"):
         nm.load(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("name", ["fc.nm_index", "fc.nm_values"])
+def test_a_weight_named_like_a_part_of_one(tmp_path, name):
+    fc = sparse_bits((8, 16), nm.Grouping(nm.Pattern("2:4"), 1))
+    grouping = {name: nm.Grouping(nm.Pattern("2:4"), 1)}
+    model_file._write(tmp_path / "m.safetensors", {name: fc}, True, {}, grouping, {})  # nm.save refuses the name
+    with pytest.raises(FormatError, match="no weight's name ends in"):
+        nm.load(tmp_path / "m.safetensors")
 
 
 def test_one_flipped_bit_is_noticed_and_named(tmp_path):

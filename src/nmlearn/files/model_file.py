@@ -93,7 +93,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> dict[s
 
     Raises:
         FormatError: the file cannot be read or is damaged; nothing larger than the file allows is allocated.
-        StateError: the file belongs to another model; the given one is then unchanged.
+        StateError: the file belongs to another model, or contains values that its types do not have: complex, beyond
+            their range, fractions for integers. The model is then unchanged.
         ConfigError: arguments in another order.
     """
     _check_order("nm.load(path, model)", path, model is None or isinstance(model, nn.Module), model)

@@ -60,7 +60,8 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
         where: the origin of the tensors, for errors.
 
     Raises:
-        StateError: a name or a shape differs, or the model has no memory yet.
+        StateError: a name or a shape differs, values that the model's type does not have, an index that a packed layer
+            refuses, or the model has no memory yet.
     """
     inner = unwrap(model)
     own = {plain_name(name): (name, tensor) for name, tensor in inner.state_dict().items()}
@@ -77,7 +78,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
             wrong="; ".join(wrong[:6]) + more,
             fix="give the dense model, and accelerate it afterwards"
             if packed_layers(inner)
-            else "give a model of the kind that was saved",
+            else "give a model of the kind and of the types that were saved",
         )
     # Not strict: the further names of a tied tensor may be missing.
     inner.load_state_dict({own[name][0]: tensor for name, tensor in tensors.items()}, strict=False)
@@ -103,7 +104,30 @@ def _mismatch(name: str, own: Any, tensors: Mapping[str, Tensor], there: set[Has
         return [f"{name}: on the meta device, without memory (use to_empty first)"]
     if own.shape != tensors[name].shape:
         return [f"{name}: {list(own.shape)} in the model, {list(tensors[name].shape)} in the file"]
-    return []
+    why = _not_castable(tensors[name], own.dtype)
+    return [f"{name}: {why}"] if why else []
+
+
+def _not_castable(tensor: Tensor, dtype: torch.dtype) -> str:
+    """Why a tensor cannot be converted to a type; empty if it can. Rounding to fewer digits is fine, among floats."""
+    if tensor.dtype == dtype or dtype.is_complex:
+        return ""
+    if tensor.is_complex():
+        return f"{tensor.dtype} in the file, {dtype} in the model"
+    if dtype.is_floating_point:
+        x_w, y_w = _wide(tensor), _wide(tensor.to(dtype))  # a type without infinity has its largest number instead
+        lost_w = (x_w.isfinite() != y_w.isfinite()) | (x_w.isfinite() & (x_w.abs() > torch.finfo(dtype).max))
+    else:
+        low, high = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+        x_w = tensor.double()
+        lost_w = (x_w < low) | (x_w >= high + 1) | (x_w != x_w.trunc())
+    lost = int(lost_w.sum())
+    return f"{lost:,} values of {tensor.dtype} in the file that {dtype} of the model does not have" if lost else ""
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """The tensor in a type that torch compares."""
+    return tensor if tensor.is_floating_point() and tensor.dtype.itemsize > 1 else tensor.double()
 
 
 def _identity(tensor: Tensor) -> Hashable:
