@@ -74,6 +74,22 @@ def test_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert rows["8.weight"][2:4] == ["dense", "dense"]
 
 
+def test_tensors_that_are_not_finite_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = torch.ones(4, 8)
+    bad[0, :3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    small = bad.to(torch.float8_e5m2)
+    tensors = {"fc.weight": bad, "fc.bias": bad[0].clone(), "fine": torch.ones(4, 8), "small": small}
+    nm.save(tensors, tmp_path / "m.safetensors")
+    assert nm.load(tmp_path / "m.safetensors")["fc.weight"].isnan().sum() == 1
+    assert cli.main(["inspect", str(tmp_path / "m.safetensors")]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
+    assert notes == [
+        "note fc.weight: 3 of 32 values are not finite",
+        "note fc.bias: 3 of 8 values are not finite",
+        "note small: 3 of 32 values are not finite",
+    ]
+
+
 def test_names_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_file({"[red]w[/]": torch.ones(4, 8)}, tmp_path / "m.safetensors")
     assert cli.main(["inspect", str(tmp_path / "m.safetensors")]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import struct
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import nmlearn as nm
 from nmlearn.errors import FormatError
+from nmlearn.files import model_file
 from packed_weights import sparse_bits
 
 
@@ -92,6 +94,29 @@ def test_a_packed_file_that_lost_its_metadata_is_not_taken_for_a_dense_one(tmp_p
     save_file(load_file(tmp_path / "m.safetensors"), tmp_path / "lost.safetensors")
     with pytest.raises(FormatError, match="metadata that describes it is missing"):
         nm.load(tmp_path / "lost.safetensors")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_of_torch_save_are_named(tmp_path, zipped):
+    for name, value in (("x.pt", {"a": torch.ones(2)}), ("x.bin", torch.nn.Linear(64, 64).state_dict())):
+        torch.save(value, tmp_path / name, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(FormatError, match=r"torch\.save.*read it with torch\.load, and write .* with nm\.save"):
+            nm.load(tmp_path / name)
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(FormatError, match=r"torch\.save"):
+        nm.load(tmp_path / "x.pkl")
+    (tmp_path / "cut").write_bytes(struct.pack("<Q", 0x280) + b'{"a":')
+    with pytest.raises(FormatError, match="cut short"):
+        nm.load(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("name", ["fc.nm_index", "fc.nm_values"])
+def test_a_weight_named_like_a_part_of_one(tmp_path, name):
+    fc = sparse_bits((8, 16), nm.Grouping(nm.Pattern("2:4"), 1))
+    grouping = {name: nm.Grouping(nm.Pattern("2:4"), 1)}
+    model_file._write(tmp_path / "m.safetensors", {name: fc}, True, {}, grouping, {})  # nm.save refuses the name
+    with pytest.raises(FormatError, match="no weight's name ends in"):
+        nm.load(tmp_path / "m.safetensors")
 
 
 def test_one_flipped_bit_is_noticed_and_named(tmp_path):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import nmlearn as nm
-from nmlearn.errors import ConfigError, FormatError
+from nmlearn.errors import ConfigError, FormatError, StateError
 from nmlearn.files.model_file import stored
 from nmlearn.lab.models import build
 from packed_weights import same_bits
@@ -90,6 +90,20 @@ def test_what_is_loaded_is_what_was_saved(tmp_path, make, auto, axis, count):
     assert {type(a) for a in loaded.modules()} == {type(a) for a in model.modules()}
     assert not loaded.is_quantized and "quantization_config" not in loaded.config.to_dict()
     assert not hasattr(model.config, "quantization_config"), "the model that was saved is left as it was"
+
+
+def test_an_accelerated_model_is_saved_as_the_dense_one(tmp_path):
+    model = sparse(bert()).eval()
+    before = copy.deepcopy(model)
+    attention = model.bert.encoder.layer[0].attention.self
+    attention.query = nm.PackedLinear(attention.query.weight, attention.query.bias, "2:4")
+    packed.save_packed(model, tmp_path / "packed")
+    loaded = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "packed")
+    assert same(loaded, before)
+    attention.query = nm.PackedLinear(before.bert.encoder.layer[0].attention.self.query.weight, None, "2:4", int8=True)
+    with pytest.raises(StateError, match="save the model before accelerating it"):
+        packed.save_packed(model, tmp_path / "no")
+    assert not (tmp_path / "no").exists()
 
 
 def test_weights_are_ordinary_memory_and_ties_hold(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nmlearn.errors import KernelError
+import nmlearn as nm
+from nmlearn.errors import KernelError, StateError
 from nmlearn.maths.pattern import Pattern
 from nmlearn.packed.gpu_modules import DecodeLinear, SemiStructuredConv2d, SemiStructuredLinear
 from nmlearn.packed.kernels import triton_decode
@@ -64,11 +65,20 @@ def test_decode_is_an_ordinary_module():
     assert half.index.dtype == torch.int32 and torch.equal(half.dense_weight(), weight.to(torch.bfloat16))
 
 
+def test_decode_is_saved_as_the_dense_layer(tmp_path):
+    _, weight, layer = layer_of(Case("2:8"))
+    nm.save(layer, tmp_path / "m.safetensors")
+    tensors = nm.load(tmp_path / "m.safetensors")
+    assert list(tensors) == ["weight", "bias"]
+    assert torch.equal(tensors["weight"], weight) and torch.equal(tensors["bias"], layer.bias)
+
+
 def test_decode_does_not_load_the_index_of_another_pattern():
     wide = DecodeLinear(torch.eye(16, 128).roll(7, 1), None, "1:16")
     narrow = DecodeLinear(torch.zeros(16, 32), None, "1:4")
     with pytest.raises(RuntimeError, match="index that names inputs outside their groups"):
         narrow.load_state_dict(wide.state_dict())
+    assert not narrow.dense_weight().any()
     wide.load_state_dict(narrow.state_dict())  # not a weight that was meant, but one
 
 
@@ -159,3 +169,10 @@ def test_semi_structured_refuses(cutlass):
 def test_semi_structured_off_a_gpu_is_an_error():
     with pytest.raises(KernelError, match="not on an NVIDIA GPU"):
         SemiStructuredLinear(weight_of_2_4(32, 64), None)
+
+
+def test_semi_structured_is_not_saved_as_a_dense_layer(cutlass, tmp_path):
+    layer = SemiStructuredLinear(weight_of_2_4(32, 64), None, backend="cutlass")
+    with pytest.raises(StateError, match=r"0\.weight.*order of its own; save the model before accelerating it"):
+        nm.save(torch.nn.Sequential(layer), tmp_path / "m.safetensors")
+    assert not list(tmp_path.iterdir())

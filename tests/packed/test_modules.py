@@ -12,8 +12,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
+import nmlearn as nm
 import operands
-from nmlearn.errors import KernelError, NMLearnError
+from nmlearn.errors import KernelError, NMLearnError, StateError
 from nmlearn.native import library as native
 from nmlearn.packed.modules import Packed, PackedConv2d, PackedLinear
 
@@ -95,10 +96,47 @@ def test_state_of_another_pattern() -> None:
             model.load_state_dict({f"0.{key}": value for key, value in wrong.state_dict().items()})
 
 
+def unchanged(layer: nn.Module, state: dict[str, torch.Tensor], text: str) -> None:
+    before = copy.deepcopy(layer.state_dict())
+    for assign in (False, True):
+        with pytest.raises(RuntimeError, match=text):
+            layer.load_state_dict(state, assign=assign)
+        assert all(torch.equal(tensor, before[key]) for key, tensor in layer.state_dict().items())
+
+
 def test_state_of_another_shape() -> None:
     small, large = (operands.linear("2:4", "rows", 16, channels).layer for channels in (32, 64))
-    with pytest.raises(RuntimeError, match="size mismatch for values"):
-        small.load_state_dict(large.state_dict())
+    unchanged(small, large.state_dict(), "size mismatch for values")
+
+
+# With 1:4 in row lanes every code is an input of its own group.
+CAN_BE_WRONG = ["linear rows", "linear tokens", "linear int8 tokens", "conv rows", "conv tokens"]
+
+
+@pytest.mark.parametrize("call", CAN_BE_WRONG, indirect=True)
+def test_a_refused_state_changes_nothing(call: operands.Call) -> None:
+    right = other(call).state_dict()
+    bad = right["index"].clone()
+    bad[0] = -1 if call.layer.layout == "rows" else 255
+    unchanged(call.layer, right | {"index": bad}, "index that names inputs outside their groups")
+    unchanged(call.layer, right | {"extra": bad}, "Unexpected key.*extra")
+    unchanged(call.layer, {key: tensor for key, tensor in right.items() if key != "values"}, "Missing key.*values")
+    unchanged(call.layer, right | {"index": "text"}, "size mismatch for index: given str")
+
+
+@pytest.mark.parametrize("call", CAN_BE_WRONG, indirect=True)
+def test_a_refused_file_changes_nothing(call: operands.Call, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), call.layer)
+    right = nn.Sequential(nn.Linear(4, 4), other(call)).state_dict()
+    nm.save(right, tmp_path / "right.safetensors", packed=False)
+    right["1.index"][0] = -1 if call.layer.layout == "rows" else 255
+    nm.save(right, tmp_path / "wrong.safetensors", packed=False)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(StateError, match=r"1\.index: given an index that names inputs outside their groups"):
+        nm.load(tmp_path / "wrong.safetensors", model)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    nm.load(tmp_path / "right.safetensors", model)
+    assert torch.equal(model[1].values, right["1.values"])
 
 
 def test_state_without_an_index() -> None:

@@ -47,7 +47,9 @@ def pack(choice: Choice, norm: nn.BatchNorm2d | None = None, activation: str = "
     if isinstance(layer, nn.Linear):
         return PackedLinear(weight, bias, choice.pattern, **same).eval()
     geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "groups": layer.groups}
-    return PackedConv2d(weight, bias, choice.pattern, **geometry, **same).eval()  # type: ignore[arg-type]
+    packed = PackedConv2d(weight, bias, choice.pattern, **geometry, **same)  # type: ignore[arg-type]
+    packed.folded = norm is not None
+    return packed.eval()
 
 
 def folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -63,7 +65,9 @@ def folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[T
 
 
 def rewritten(block: nn.Module, choices: Mapping[str, Choice], inputs: tuple[Any, ...]) -> fx.GraphModule | None:
-    """The block with these children packed and what follows them folded in; None where its code cannot be traced.
+    """The block with these children packed and what follows them folded in.
+
+    None where its code cannot be traced, or where it would lose state.
 
     Args:
         block: is not changed.
@@ -71,7 +75,7 @@ def rewritten(block: nn.Module, choices: Mapping[str, Choice], inputs: tuple[Any
         inputs: what the block was called with; a run on them gives the shapes of additions.
     """
     graph = _trace(block)
-    if graph is None:
+    if graph is None or _loses_state(block, graph):
         return None
     shapes = _shapes(block, graph, inputs)
     modules = dict(block.named_modules())
@@ -129,6 +133,12 @@ def _trace(block: nn.Module) -> fx.Graph | None:
     for node in graph.nodes:
         node.type = None  # string annotations cannot be pickled
     return graph
+
+
+def _loses_state(block: nn.Module, graph: fx.Graph) -> bool:
+    """Whether the block has state that its code does not use: a GraphModule would not have it, nor a saved model."""
+    used = tuple(f"{node.target}." for node in graph.nodes if node.op in ("call_module", "get_attr"))
+    return not all(f"{name}.".startswith(used) for name in block.state_dict())
 
 
 def _shapes(block: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:

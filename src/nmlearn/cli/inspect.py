@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 EXIT_BAD = 1
 DESCRIPTION = """Show the tightest N:M pattern that the zeros of each weight satisfy along the input dimension (M of 2,
 4, 8, 16, 32, 64). For a packed file, also show the stored pattern and index code. Where neither a run's plan nor a
-packed file records which dimension that is, it is inferred from the zeros.
+packed file records which dimension that is, it is inferred from the zeros. Tensors with infinite or
+NaN values are named.
 
 With --check the weights must satisfy a pattern: if one does not, the exit code is 1 and the first bad group is named.
 In a run folder or a model written by nmlearn the sparse weights are checked; in other files, all weights that M
@@ -55,9 +56,11 @@ class Weight:
 def run(arguments: list[str]) -> int:
     """Run the inspection; 1 when a check failed."""
     given = parser().parse_args(_check_apart(arguments))
-    weights = [weight for weight in _read(given.path) if fnmatch.fnmatchcase(weight.name, given.only)]
+    tensors = [tensor for tensor in _read(given.path) if fnmatch.fnmatchcase(tensor.name, given.only)]
+    weights = [tensor for tensor in tensors if tensor.tensor.ndim > 1]
     if given.check is None:
         console.out.print(_table(weights))
+        _show_not_finite(tensors)
         return 0
     return _check(weights, given)
 
@@ -87,7 +90,7 @@ def _check_apart(arguments: list[str]) -> list[str]:
 
 
 def _read(path: Path) -> list[Weight]:
-    """The weights of two or more dimensions, in the plan's order if there is one, else in the file's."""
+    """The floating-point tensors, in the plan's order if there is one, else in the file's."""
     from nmlearn.files import model_file
 
     file = locate(path)
@@ -101,7 +104,7 @@ def _read(path: Path) -> list[Weight]:
     return [
         _weight(name, tensors[name], stored.get(name), rows.get(name, {}))
         for name in names
-        if tensors[name].ndim > 1 and tensors[name].is_floating_point()
+        if tensors[name].is_floating_point()
     ]
 
 
@@ -154,6 +157,14 @@ def _table(weights: list[Weight]) -> Any:
             style=None if pattern else "dim",
         )
     return table
+
+
+def _show_not_finite(tensors: list[Weight]) -> None:
+    for each in tensors:
+        wide = each.tensor.float() if each.tensor.dtype.itemsize == 1 else each.tensor  # isfinite takes none of 8 bits
+        if bad := int((~wide.isfinite()).sum()):
+            text = f" {each.name}: {bad:,} of {wide.numel():,} values are not finite"
+            console.out.print(console.say("yellow", "note", text), soft_wrap=True)
 
 
 def _check(weights: list[Weight], given: argparse.Namespace) -> int:

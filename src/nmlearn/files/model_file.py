@@ -18,9 +18,9 @@ from nmlearn.errors import ConfigError
 from nmlearn.files.formats import Encoded, Encoding, container, metadata, pack, unpack
 from nmlearn.files.formats.damage import damaged
 from nmlearn.files.formats.metadata import INDEX, OURS, VALUES, Contents
-from nmlearn.files.selection import choose
+from nmlearn.files.selection import check_plan, choose
 from nmlearn.files.tensors import fill, plain_state, ties
-from nmlearn.model.plan import Rule, input_axes
+from nmlearn.model.plan import Plan, Rule, input_axes
 
 
 @dataclass(frozen=True)
@@ -37,36 +37,47 @@ def save(
     packed: bool = True,
     patterns: Mapping[str, Rule] | None = None,
     metadata: Mapping[str, str] | None = None,
+    expect: Plan | None = None,
 ) -> None:
     """Write a model or a state dict as a safetensors file, whole or not at all.
 
     A packed file stores every weight of two or more dimensions whose zeros form an N:M pattern along its inputs as N
-    values per group and an index. The rest is stored as it is, and a tied tensor once. :func:`load` returns equal bits
-    except for the sign of zeros in packed weights, which ``weight * mask`` leaves behind: they come back as +0.0. A
-    dense file stores every name of the state in full, for any reader.
+    values per group and an index, unless that saves less than a tenth or the pattern seems to be an accident:
+    :func:`nmlearn.files.selection.choose`. The rest is stored as it is, and a tied tensor once. :func:`load`
+    returns equal bits except for the sign of zeros in packed weights, which ``weight * mask`` leaves behind: they come
+    back as +0.0. A dense file stores every name of the state in full, for any reader.
 
     Args:
-        model: a module (wrappers are looked through), or tensors by name; on any device, in any memory layout.
+        model: a module (wrappers are looked through), or tensors by name; on any device, in any memory layout. Of an
+            accelerated model the dense layers' tensors are stored, so that the dense model can load them.
         path: the file; its folder is created.
         packed: False for a dense file.
         patterns: a glob on a weight's or module's name -> the pattern to pack with, by default found from the zeros;
             None stores dense, a :class:`nmlearn.Grouping` gives the input axis as well; the last match wins.
+        expect: a sparsifier's ``plan``, whose patterns the weights must have.
         metadata: text to store alongside the tensors, under your own keys; packing and unpacking keep it.
 
     Raises:
-        StateError: something that the file cannot store: not a tensor, a sharded or quantized one, a reserved name.
+        StateError: something that the file cannot store: not a tensor, a sharded or quantized one, a reserved name; an
+            accelerated layer whose dense weight is not recoverable: a folded batch norm, int8, a semi-structured layer.
         ViolationError, PatternError: a pattern that the weight breaks, or that does not fit it, by the weight's name.
-        PlanError: a glob that matches nothing.
+            A weight that breaks its pattern in ``expect`` is the first of those that do.
+        PlanError: a glob that matches nothing; an expected weight that the model does not have.
         WriteError: the system refuses, for lack of space or permission; an existing file is unchanged.
-        ConfigError: patterns for a dense file, a path that is a folder, metadata that is not text or under our keys.
+        ConfigError: patterns for a dense file, a path that is a folder, metadata that is not text or under our keys,
+            arguments in another order.
     """
+    _check_order("nm.save(model, path)", path, isinstance(model, nn.Module | Mapping), model)
     other = dict(metadata or {})
     for key, text in other.items():
         if not container.is_text(key) or not container.is_text(text) or key.startswith(OURS):
             wrong = f"keys and values must be text, and keys that begin with {OURS} are reserved for packed files"
             raise ConfigError(where=f"metadata[{key!r}]", given=f"{text!r:.80}", wrong=wrong, fix="choose another key")
     axes = input_axes(model) if isinstance(model, nn.Module) else {}
-    _write(Path(path), plain_state(model), packed, axes, patterns or {}, other)
+    state = plain_state(model)
+    if expect is not None:
+        check_plan(state, expect)
+    _write(Path(path), state, packed, axes, patterns or {}, other)
 
 
 def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> dict[str, Tensor]:
@@ -82,8 +93,11 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> dict[s
 
     Raises:
         FormatError: the file cannot be read or is damaged; nothing larger than the file allows is allocated.
-        StateError: the file belongs to another model; the given one is then unchanged.
+        StateError: the file belongs to another model, or contains values that its types do not have: complex, beyond
+            their range, fractions for integers. The model is then unchanged.
+        ConfigError: arguments in another order.
     """
+    _check_order("nm.load(path, model)", path, model is None or isinstance(model, nn.Module), model)
     with container.opened(Path(path)) as file:
         contents = metadata.read(file)
         tensors: dict[str, Tensor] = {}
@@ -134,6 +148,14 @@ def convert(
         contents = metadata.read(file)
     axes = {name: encoding.grouping.axis for name, encoding in contents.encodings.items()}
     _write(Path(target), plain_state(load(source)), packed, axes, patterns or {}, contents.other)
+
+
+def _check_order(call: str, path: object, is_model: bool, model: object) -> None:
+    if is_model and isinstance(path, str | os.PathLike):
+        return
+    given = f"{type(model).__name__} as the model, {type(path).__name__} as the path"
+    wrong = "arguments of other types are expected, or in another order"
+    raise ConfigError(where=call.partition("(")[0], given=given, wrong=wrong, fix=f"write {call}")
 
 
 def _write(

@@ -15,21 +15,34 @@ from nmlearn.model.names import plain_name, unwrap
 
 
 def plain_state(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a model by their plain names.
+    """The tensors of a model by their plain names; of a packed layer, those of the dense layer that it replaced.
 
     Raises:
-        StateError: something that a safetensors file cannot store.
+        StateError: something that a safetensors file cannot store, or a packed layer whose weight is not recoverable.
     """
-    state = model
-    if isinstance(model, nn.Module):
-        state = {plain_name(name): tensor for name, tensor in unwrap(model).state_dict().items()}
-    assert isinstance(state, Mapping)
+    state = _dense_state(unwrap(model)) if isinstance(model, nn.Module) else model
     for name, tensor in state.items():
         why = _refusal(name, tensor)
         if why:
             given = f"{tensor.dtype} {list(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
             raise StateError(where=str(name), given=given, wrong=why, fix="save a state dict without it, or convert it")
     return {name: tensor.detach() for name, tensor in state.items()}
+
+
+def packed_layers(model: nn.Module) -> dict[str, Any]:
+    """The layers that store their weight packed, by their names in the module: they have a ``dense_state``."""
+    layers = model.named_modules(remove_duplicate=False)
+    return {name: layer for name, layer in layers if callable(getattr(layer, "dense_state", None))}
+
+
+def _dense_state(model: nn.Module) -> dict[str, Tensor]:
+    state = {plain_name(name): tensor for name, tensor in model.state_dict().items()}
+    for path, layer in packed_layers(model).items():
+        prefix = plain_name(path) + "." if path else ""
+        for key in layer.state_dict():
+            del state[prefix + key]
+        state |= {prefix + key: tensor for key, tensor in layer.dense_state(prefix + "weight").items()}
+    return state
 
 
 def ties(state: Mapping[str, Tensor]) -> dict[str, str]:
@@ -47,7 +60,8 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
         where: the origin of the tensors, for errors.
 
     Raises:
-        StateError: a name or a shape differs, or the model has no memory yet.
+        StateError: a name or a shape differs, values that the model's type does not have, an index that a packed layer
+            refuses, or the model has no memory yet.
     """
     inner = unwrap(model)
     own = {plain_name(name): (name, tensor) for name, tensor in inner.state_dict().items()}
@@ -55,16 +69,30 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     wrong = [f"{name}: not in the model" for name in tensors if name not in own]
     for name, (_, tensor) in own.items():
         wrong += _mismatch(name, tensor, tensors, there)
+    wrong = wrong or _misplaced(inner, tensors)
     if wrong:
         more = f" and {len(wrong) - 6} more" if len(wrong) > 6 else ""
         raise StateError(
             where=where,
             given=f"a {type(inner).__name__} to fill",
             wrong="; ".join(wrong[:6]) + more,
-            fix="give a model of the kind that was saved",
+            fix="give the dense model, and accelerate it afterwards"
+            if packed_layers(inner)
+            else "give a model of the kind and of the types that were saved",
         )
     # Not strict: the further names of a tied tensor may be missing.
     inner.load_state_dict({own[name][0]: tensor for name, tensor in tensors.items()}, strict=False)
+
+
+def _misplaced(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+    """What packed layers would refuse when they load: by then other layers would have changed."""
+    wrong = []
+    for path, layer in packed_layers(model).items():
+        prefix, misplaced = plain_name(path) + "." if path else "", getattr(layer, "misplaced", lambda state: "")
+        state = {key: tensors[prefix + key] for key in layer.state_dict() if prefix + key in tensors}
+        if why := misplaced(state):
+            wrong.append(f"{prefix}index: {why}")
+    return wrong
 
 
 def _mismatch(name: str, own: Any, tensors: Mapping[str, Tensor], there: set[Hashable]) -> list[str]:
@@ -76,7 +104,30 @@ def _mismatch(name: str, own: Any, tensors: Mapping[str, Tensor], there: set[Has
         return [f"{name}: on the meta device, without memory (use to_empty first)"]
     if own.shape != tensors[name].shape:
         return [f"{name}: {list(own.shape)} in the model, {list(tensors[name].shape)} in the file"]
-    return []
+    why = _not_castable(tensors[name], own.dtype)
+    return [f"{name}: {why}"] if why else []
+
+
+def _not_castable(tensor: Tensor, dtype: torch.dtype) -> str:
+    """Why a tensor cannot be converted to a type; empty if it can. Rounding to fewer digits is fine, among floats."""
+    if tensor.dtype == dtype or dtype.is_complex:
+        return ""
+    if tensor.is_complex():
+        return f"{tensor.dtype} in the file, {dtype} in the model"
+    if dtype.is_floating_point:
+        x_w, y_w = _wide(tensor), _wide(tensor.to(dtype))  # a type without infinity has its largest number instead
+        lost_w = (x_w.isfinite() != y_w.isfinite()) | (x_w.isfinite() & (x_w.abs() > torch.finfo(dtype).max))
+    else:
+        low, high = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+        x_w = tensor.double()
+        lost_w = (x_w < low) | (x_w >= high + 1) | (x_w != x_w.trunc())
+    lost = int(lost_w.sum())
+    return f"{lost:,} values of {tensor.dtype} in the file that {dtype} of the model does not have" if lost else ""
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """The tensor in a type that torch compares."""
+    return tensor if tensor.is_floating_point() and tensor.dtype.itemsize > 1 else tensor.double()
 
 
 def _identity(tensor: Tensor) -> Hashable:

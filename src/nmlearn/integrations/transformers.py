@@ -26,6 +26,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from nmlearn.errors import ConfigError, FormatError, StateError
 from nmlearn.files import model_file
+from nmlearn.files.tensors import packed_layers, plain_state
 from nmlearn.integrations import torchvision
 from nmlearn.model import peft_names as adapters
 from nmlearn.model.names import unwrap
@@ -47,12 +48,13 @@ def save_packed(model: Any, directory: str | os.PathLike[str], patterns: Mapping
     Between its two steps the folder contains dense weights under their usual name, which any reader understands.
 
     Args:
-        model: a ``PreTrainedModel``; wrappers are looked through.
+        model: a ``PreTrainedModel``, accelerated or not; wrappers are looked through.
         directory: the folder; created if missing.
         patterns: as for :func:`nmlearn.save`, by the names in the file, which for some models are not the modules'.
 
     Raises:
         ConfigError: the model is quantized already, or has PEFT adapters.
+        StateError: an accelerated layer whose weight is not recoverable; nothing is written.
         ViolationError, PatternError, PlanError: those of :func:`nmlearn.save`; the folder is then dense.
     """
     model, folder = unwrap(model), Path(directory)
@@ -66,7 +68,9 @@ def save_packed(model: Any, directory: str | os.PathLike[str], patterns: Mapping
         given = type(model.config.quantization_config).__name__
         wrong = "its weights are stored in the format of another quantization, which cannot be packed"
         raise ConfigError(where="save_packed", given=given, wrong=wrong, fix="call model.dequantize() first")
-    model.save_pretrained(folder, max_shard_size=_ONE_FILE)
+    # save_pretrained itself would write the kernels' buffers, which from_pretrained skips.
+    state = plain_state(model) if packed_layers(model) else None
+    model.save_pretrained(folder, max_shard_size=_ONE_FILE, state_dict=state)
     config = type(model.config).from_pretrained(folder)  # as written: with its architecture and type
     config.quantization_config = {"quant_method": METHOD}
     config.save_pretrained(folder)

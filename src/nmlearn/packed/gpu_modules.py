@@ -6,13 +6,14 @@ buffers are in the kernels' own format: to store a weight for other machines, us
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from nmlearn.errors import KernelError
 from nmlearn.maths.pattern import Pattern
-from nmlearn.packed import kernels
+from nmlearn.packed import kernels, states
 from nmlearn.packed.kernels import semi_structured, triton_decode
 
 
@@ -55,19 +56,25 @@ class DecodeLinear(nn.Module):
         out: Tensor = kernels.decode_linear(x, self.values, self.index, self.bias, n, m, self.out_features)
         return out
 
-    def _load_from_state_dict(self, state: Any, prefix: str, *others: Any) -> None:
-        """Refuse the index of another pattern's weight, whose shape may be the same."""
-        super()._load_from_state_dict(state, prefix, *others)
-        loaded = f"{prefix}index" in state and not self.index.is_meta
-        if loaded and not triton_decode.belongs(self.index, self.pattern):
-            others[-1].append(
-                f"{prefix}index: given an index that names inputs outside their groups: it is not the index of a "
-                f"{self.pattern} weight; pack this layer as the saved one was"
-            )
+    def misplaced(self, state: Mapping[str, Tensor]) -> str:
+        """Why the layer cannot have the index in a state; empty if it can, or if there is none."""
+        index = state.get("index")
+        if index is None or index.is_meta or triton_decode.belongs(index.to(self.index.dtype), self.pattern):
+            return ""
+        return states.misplaced(f"{self.pattern} weight")
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, strict: bool, *found: Any) -> None:
+        """Load all buffers, or none where one is refused."""
+        if states.loads_whole(self, state, prefix, strict, *found):
+            super()._load_from_state_dict(state, prefix, metadata, strict, *found)
 
     def dense_weight(self) -> Tensor:
         """The weight as it was before packing."""
         return triton_decode.unpack(self.values, self.index, self.pattern, self.out_features, self.in_features)
+
+    def dense_state(self, name: str) -> dict[str, Tensor]:
+        """The state of the dense layer: what :func:`nmlearn.save` stores; the name is for errors."""
+        return {"weight": self.dense_weight()} | ({} if self.bias is None else {"bias": self.bias})
 
     def weight_bytes(self) -> int:
         """The bytes of values and index."""
@@ -105,6 +112,14 @@ class SemiStructured(nn.Module):
         self.register_buffer("values", values)
         self.register_buffer("meta", meta)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
+
+    def dense_state(self, name: str) -> dict[str, Tensor]:
+        """Refuse to be saved as a dense layer.
+
+        Raises:
+            StateError: always, by the given name of the weight.
+        """
+        raise states.not_recoverable(name, self, f"{self.backend} keeps it in an order of its own")
 
     def weight_bytes(self) -> int:
         """The bytes of values and metadata."""

@@ -6,6 +6,7 @@ and torch.export work as for any module; gradients are refused.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, get_args
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from nmlearn.errors import KernelError
 from nmlearn.maths.pattern import Pattern
-from nmlearn.packed import kernels
+from nmlearn.packed import kernels, states
 from nmlearn.packed.kernels import layouts, reference
 from nmlearn.packed.kernels.layouts import Form, Layout
 
@@ -27,6 +28,7 @@ class Packed(nn.Module):
         activation: "none", "relu", "gelu" or "silu", applied to the output.
         values, index: buffers, the packed weight; their shapes are :func:`nmlearn.packed.kernels.layouts.sizes`.
         scale: float32 buffer ``[rows]`` for int8 values, or None.
+        folded: whether a batch norm was folded into weight and bias.
         bias: buffer ``[rows]`` in the dtype of the activations, or None.
     """
 
@@ -34,6 +36,7 @@ class Packed(nn.Module):
     index: Tensor
     scale: Tensor | None
     bias: Tensor | None
+    folded = False
 
     def __init__(
         self, weight: Tensor, bias: Tensor | None, form: Form, layout: Layout, activation: str, int8: bool, name: str
@@ -72,6 +75,20 @@ class Packed(nn.Module):
         """The weight as it was before packing (int8 values times their scale), in the dense shape."""
         return reference.dense(self.values, self.index, self.scale, self.form, self.layout)
 
+    def dense_state(self, name: str) -> dict[str, Tensor]:
+        """The state of the dense layer, "weight" and perhaps "bias": what :func:`nmlearn.save` stores.
+
+        Args:
+            name: the weight's name, for errors.
+
+        Raises:
+            StateError: the layer was given other tensors than the dense one has: int8 values, or a folded batch norm.
+        """
+        if self.folded or self.scale is not None:
+            wrong = "a batch norm was folded into it" if self.folded else "its values were rounded to int8"
+            raise states.not_recoverable(name, self, wrong)
+        return {"weight": self.dense_weight()} | ({} if self.bias is None else {"bias": self.bias})
+
     def weight_bytes(self) -> int:
         """The bytes of values, index and scale."""
         buffers = [self.values, self.index, *([] if self.scale is None else [self.scale])]
@@ -92,15 +109,18 @@ class Packed(nn.Module):
             (n, m, rows, form.groups, images, *places, self.layout, self.activation),
         )
 
-    def _load_from_state_dict(self, state: Any, prefix: str, *others: Any) -> None:
-        """Refuse the index of another pattern's weight, whose shape may be the same."""
-        super()._load_from_state_dict(state, prefix, *others)
-        loaded = f"{prefix}index" in state and not self.index.is_meta
-        if loaded and not layouts.belongs(self.values, self.index, self.form, self.layout):
-            others[-1].append(
-                f"{prefix}index: given an index that names inputs outside their groups: it is not the index of a "
-                f"{self.form.pattern} weight in the layout {self.layout}; pack this layer as the saved one was"
-            )
+    def misplaced(self, state: Mapping[str, Tensor]) -> str:
+        """Why the layer cannot have the index in a state; empty if it can, or if there is none."""
+        index = state.get("index")
+        if index is None or index.is_meta:
+            return ""
+        fits = layouts.belongs(self.values, index.to(self.index.dtype), self.form, self.layout)
+        return "" if fits else states.misplaced(f"{self.form.pattern} weight in the layout {self.layout}")
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, strict: bool, *found: Any) -> None:
+        """Load all buffers, or none where one is refused."""
+        if states.loads_whole(self, state, prefix, strict, *found):
+            super()._load_from_state_dict(state, prefix, metadata, strict, *found)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Packed:
         """`.to(bfloat16)` converts the values and the bias; the scales of int8 values stay float32."""

@@ -73,6 +73,9 @@ def opened(path: Path) -> Iterator[Opened]:
         FormatError: the file cannot be read, or its header is invalid or does not describe exactly its bytes.
     """
     where = str(path)
+    if path.is_dir():
+        names = ", ".join(sorted(file.name for file in path.glob("*.safetensors"))[:6])
+        raise damaged(where, "a folder", "it is not a file", f"give a safetensors file{names and f' in it: {names}'}")
     try:
         if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
             raise OSError("it is not a file")
@@ -85,8 +88,18 @@ def opened(path: Path) -> Iterator[Opened]:
     except OSError as error:
         raise damaged(where, "this file", f"cannot be read: {error}", "give a safetensors file") from error
     except SafetensorError as error:
+        if _is_pickled(path):
+            fix = "read it with torch.load, and write its state dict with nm.save"
+            raise damaged(where, "this file", "it looks like a file of torch.save, not safetensors", fix) from error
         wrong = f"it was cut short or changed, or is not a safetensors file: {error}"
         raise damaged(where, "this file", wrong) from error
+
+
+def _is_pickled(path: Path) -> bool:
+    """Whether it begins like a zip or a pickle; a safetensors file of such a length has a brace in byte 8."""
+    with open(path, "rb") as file:
+        head = file.read(9)
+    return head.startswith((b"PK\x03\x04", b"\x80")) and head[8:] not in (b"", b"{")
 
 
 def octets(tensor: Tensor) -> Tensor:

@@ -147,6 +147,9 @@ def _check_names(contents: Contents, entries: Mapping[str, Tensor], where: str) 
     """Check that every stored tensor has a checksum and one meaning, and every tied name refers to a tensor."""
     parts = {name + suffix for name in contents.encodings for suffix in (VALUES, INDEX)}
     plain = entries.keys() - parts
+    for name in (*contents.encodings, *contents.tied):
+        if name.endswith((VALUES, INDEX)):  # unpacking could not tell it from a part of another weight
+            raise damaged(f"{where}: {name!r}", "a weight", f"no weight's name ends in {VALUES} or {INDEX}")
     for name in plain:
         if name.endswith((VALUES, INDEX)) or name in contents.encodings:
             raise damaged(f"{where}: {name!r}", "a tensor", "nm_weights does not describe it, or it occurs twice")
