@@ -15,6 +15,7 @@ from torch import nn
 import nmlearn as nm
 from nmlearn.acceleration import accelerate as module
 from nmlearn.acceleration import candidates
+from nmlearn.acceleration.timing import Timing
 from nmlearn.errors import KernelError
 from nmlearn.lab import models
 from nmlearn.lab.bench.weights import sparse_, sparse_network_
@@ -30,7 +31,7 @@ def sparse_is_fast(monkeypatch):
     def told(calls, **_):
         for call in calls.values():
             call()
-        return {name: 1.0 if name.startswith(("eager", "prepacked", "now", "last")) else 0.5 for name in calls}
+        return Timing({n: 1.0 if n.startswith(("eager", "prepacked", "now", "last")) else 0.5 for n in calls})
 
     monkeypatch.setattr(candidates, "interleaved", told)
     monkeypatch.setattr(module, "interleaved", told)
@@ -170,7 +171,7 @@ def test_a_model_that_would_compute_something_else_is_put_back():
 
 
 def test_nothing_is_replaced_where_dense_is_as_fast(monkeypatch):
-    monkeypatch.setattr(candidates, "interleaved", lambda calls, **_: dict.fromkeys(calls, 1.0))
+    monkeypatch.setattr(candidates, "interleaved", lambda calls, **_: Timing(dict.fromkeys(calls, 1.0)))
     model = network()
     report = nm.accelerate(model, torch.randn(1, 3, 32, 32), cache=None)
     assert not packed(model) and all(row.why for row in report.rows)
@@ -208,6 +209,37 @@ def test_times_are_kept_for_this_machine_alone(tmp_path, monkeypatch):
     nm.accelerate(model, x, cache=cache)
     assert packed(model)
     cache.write_text(json.dumps(known | {"machine": {}}))
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        nm.accelerate(network(), x, cache=cache)
+
+
+def test_noisy_times_are_not_kept(tmp_path, monkeypatch):
+    cache, x, limits = tmp_path / "times.json", torch.randn(1, 3, 32, 32), []
+
+    def told(calls, **how):
+        limits.append(how.get("limits"))
+        times = {name: 1.0 if name.startswith(("eager", "prepacked")) else 0.01 for name in calls}
+        return Timing(times, 0.9, "half of the rounds ...")
+
+    monkeypatch.setattr(candidates, "interleaved", told)
+    report = nm.accelerate(network(), x, cache=cache)
+    assert not cache.exists() and sum(row.noisy for row in report.rows) > 5
+    assert "noisy times: half of the rounds ..." in report.rows[-2].why and "they are not kept" in str(report)
+    assert limits[0] == dict.fromkeys(("rows", "tokens", "tokens of planes"), 4) and len(limits) < len(report.rows)
+    monkeypatch.setattr(candidates, "interleaved", lambda calls, **_: Timing(dict.fromkeys(calls, 1.0), 0.25))
+    nm.accelerate(network(), x, cache=cache)
+    known = json.loads(cache.read_text())
+    assert set(known["spread"].values()) == {0.25} and known["spread"].keys() == known["times"].keys()
+
+
+@pytest.mark.parametrize("spread", [{}, [], "0.9"])
+def test_kept_times_of_unknown_or_wide_spread_are_measured_again(tmp_path, monkeypatch, spread):
+    cache, x = tmp_path / "times.json", torch.randn(1, 3, 32, 32)
+    nm.accelerate(network(), x, cache=cache)
+    known = json.loads(cache.read_text())
+    spread = dict.fromkeys(known["times"], 0.9) if spread == "0.9" else spread
+    cache.write_text(json.dumps(known | {"spread": spread}))
+    monkeypatch.setattr(candidates, "interleaved", lambda *_, **__: pytest.fail("measured again"))
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         nm.accelerate(network(), x, cache=cache)
 

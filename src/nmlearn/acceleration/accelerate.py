@@ -26,7 +26,8 @@ _TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.01}  # of the largest outpu
 class Row:
     """What was found for one layer; times in milliseconds, None where nothing was measured.
 
-    `why` says why a layer stays dense; for replaced layers too, it lists the errors of kernels that were tried.
+    `why` says why a layer stays dense; for replaced layers too, it lists the errors of kernels that were tried, and
+    why their times are noisy.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Row:
     kernel: str
     chosen: bool
     why: str
+    noisy: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,11 @@ class Acceleration:
             how = f"{self.kernels}, {'in a CUDA graph' if self.graph else 'called from Python'}"
             note = "times in ms; layers in CUDA graphs where they can be captured; eager is plain torch"
         where = f"{how}{', ' + self.images if self.images else ''}"
-        return "\n".join(
-            [*(line.rstrip() for line in table), f"{count} of {len(self.rows)} layers packed; {model} ({where})", note]
-        )
+        said = [line.rstrip() for line in table]
+        said += [f"{count} of {len(self.rows)} layers packed; {model} ({where})", note]
+        if noisy := sum(row.noisy for row in self.rows):
+            said.append(f"the times of {noisy} layers are noisy (other work on the machine?): they are not kept")
+        return "\n".join(said)
 
 
 def accelerate(
@@ -104,7 +108,8 @@ def accelerate(
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments, of the shapes to optimize for.
         int8: store packed weights as int8 with one float32 scale per row: smaller, faster for few tokens, not exact;
             CPU only.
-        cache: a JSON file of times per machine, so that a second call measures nothing; None always measures.
+        cache: a JSON file of times per machine, so that a second call measures nothing but what was
+            noisy; None always measures.
 
     Returns:
         a table with one row per layer: shapes, times, and the kernel or the reason why it stays dense.
@@ -161,7 +166,7 @@ def _gpu(seen: Seen) -> Gpu | None:
 
 def _time(name: str, call: Callable[[], Any], gpu: Gpu | None) -> dict[str, float]:
     """Seconds of the whole model, "called" and, on a GPU, as a "graph" if it can be captured."""
-    return {"called": interleaved({name: call})[name]} if gpu is None else gpu_timing.of_model(name, call, gpu)
+    return {"called": interleaved({name: call}).seconds[name]} if gpu is None else gpu_timing.of_model(name, call, gpu)
 
 
 def _like(times: dict[str, float], others: dict[str, float]) -> float:
@@ -196,8 +201,9 @@ def _row(name: str, found: Found, seen: Seen, images: str) -> Row:
     chosen = seconds <= FASTER * dense
     why = "" if chosen else "dense is as fast" if kernel else "no kernel supports all its inputs"
     errors = "; ".join(f"{kernel}: {reason}" for kernel, reason in found.failed.items())
-    why = "; ".join(reason for reason in (why, errors) if reason)
-    return Row(name, shape, str(found.pattern), given, eager * 1e3, dense * 1e3, sparse, kernel, chosen, why)
+    why = "; ".join(reason for reason in (why, errors, found.noise and f"noisy times: {found.noise}") if reason)
+    times = (eager * 1e3, dense * 1e3, sparse)
+    return Row(name, shape, str(found.pattern), given, *times, kernel, chosen, why, bool(found.noise))
 
 
 def _cells(row: Row) -> tuple[str, ...]:
