@@ -149,6 +149,74 @@ def test_reasons_for_every_layer_left_dense():
     assert "1 of 5 layers packed" in text and "its parent reads the weight directly" in text
 
 
+def test_sparse_weights_of_other_layers_are_listed_with_the_reason():
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    class Named(nn.Linear):
+        pass
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scaled, self.named, self.dense = Scaled(16, 16), Named(16, 16), Scaled(16, 16)
+            self.lstm, self.along = nn.LSTM(16, 16, batch_first=True), nn.Conv1d(16, 16, 1)
+            self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+            self.zeros = nn.Parameter(torch.zeros(16, 16))
+
+        def forward(self, x):
+            x = self.along(self.lstm(self.dense(self.named(self.scaled(x))))[0].mT).mT
+            return self.attention(x, x, x)[0]
+
+    model = Model().eval()
+    for weight in (model.scaled.weight, model.named.weight, model.lstm.weight_hh_l0, model.along.weight):
+        sparse_(weight, "2:4")
+    sparse_(model.attention.in_proj_weight, "1:4")
+    report = nm.accelerate(model, torch.randn(1, 3, 16), cache=None)
+    assert {row.name: (row.pattern, row.why) for row in report.rows} == {
+        "scaled": ("2:4", "its layer is a Scaled: a subclass of Linear with its own forward"),
+        "named": ("2:4", "its layer is a Named: a subclass of Linear which may differ from it"),
+        "lstm.weight_hh_l0": ("2:4", "its layer is a LSTM: only Linear and Conv2d are replaced"),
+        "along": ("2:4", "its layer is a Conv1d: only Linear and Conv2d are replaced"),
+        "attention.in_proj_weight": ("1:4", "its layer is a MultiheadAttention: only Linear and Conv2d are replaced"),
+    }
+    assert not any(row.chosen for row in report.rows) and report.rows[2].weight == (64, 16)
+
+
+def test_gpt2s_own_kind_of_layer_is_listed_along_its_input_axis():
+    kind = type(
+        "Conv1D", (nn.Module,), {"__module__": "transformers.pytorch_utils", "forward": lambda m, x: x @ m.weight}
+    )
+    model = nn.Sequential(kind()).eval()
+    model[0].weight = nn.Parameter(sparse_(torch.randn(32, 16), "1:4").mT.contiguous())
+    report = nm.accelerate(model, torch.randn(2, 16), cache=None)
+    assert [(row.name, row.pattern) for row in report.rows] == [("0", "1:4")] and "a Conv1D" in report.rows[0].why
+
+
+@pytest.mark.parametrize(
+    ("example", "given", "wrong"),
+    [
+        (
+            torch.zeros(2, 17),
+            "float32 [2, 17]",
+            "RuntimeError: mat1 and mat2 shapes cannot be multiplied (2x17 and 16x",
+        ),
+        ((torch.zeros(2, 16), [1]), "(float32 [2, 16], (1))", "takes 2 positional arguments but 3 were given"),
+        ({"y": torch.zeros(1)}, "{y: float32 [1]}", "got an unexpected keyword argument 'y'"),
+        (3, "3", "it is a int"),
+        (None, "None", "it is a NoneType"),
+    ],
+)
+def test_an_example_that_forward_refuses(example, given, wrong):
+    model = nn.Linear(16, 8).eval()
+    with pytest.raises(KernelError) as caught:
+        nm.accelerate(model, example, cache=None)
+    error = caught.value
+    assert (error.where, error.given) == ("accelerate: example_inputs", given) and wrong in error.wrong
+    assert "for Linear.forward(input: torch.Tensor)" in error.fix
+
+
 def test_a_model_that_would_compute_something_else_is_put_back():
     class Reads(nn.Module):
         def __init__(self):
