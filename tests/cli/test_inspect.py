@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import nmlearn as nm
 import toy
 from nmlearn import cli
+from nmlearn.errors import ConfigError
 from nmlearn.lab.train import train
 from nmlearn.maths.groups import Grouping
 from nmlearn.maths.pattern import Pattern
@@ -142,3 +143,24 @@ def test_patterns_that_cannot_be_read_are_an_error(
 def test_errors(run: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inspect", *(word.format(run=run) for word in words)]) == 2
     assert "to do" in capsys.readouterr().err
+
+
+def test_without_a_file_the_usage_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["inspect"])
+    assert stop.value.code == 2 and "required: path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("within", ["", "runs/"])
+def test_a_folder_of_runs_is_not_one_of_them(within: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", str(tmp_path)]) == 2
+    assert "no finished run in it" in " ".join(capsys.readouterr().err.split())
+    for name in ("b", "a"):
+        file = tmp_path / within / name / "model" / "model.safetensors"
+        file.parent.mkdir(parents=True)
+        save_file({"w": torch.ones(4, 8)}, file)
+    (tmp_path / within / "c").mkdir()
+    assert cli.main(["--debug", "inspect", str(tmp_path / within / "a")]) == 0
+    with pytest.raises(ConfigError) as caught:
+        cli.main(["--debug", "inspect", str(tmp_path)])
+    assert caught.value.fix == f"name one: {tmp_path / within / 'a'}, {tmp_path / within / 'b'}"

@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _check_apart(arguments: list[str]) -> list[str]:
     """--check takes the argument after it only when that looks like a pattern, not when it is the path."""
-    following = [*arguments[1:], ""]
+    following = [*arguments, ""][1:]
     return [
         f"{argument}=plan" if argument == "--check" and (":" not in after or Path(after).exists()) else argument
         for argument, after in zip(arguments, following, strict=True)
