@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
+from nmlearn.cli import names
 from nmlearn.errors import ConfigError, NMLearnError
 from nmlearn.lab.train import recipe
 from nmlearn.lab.train.config import CompareConfig, TrainConfig
@@ -54,6 +55,7 @@ def parse(
     _narrow(values, methods)
     try:
         config = recipe.build(kind, values)
+        names.check(config)
     except NMLearnError as error:
         key = max((each for each in sources if error.where.startswith(each)), key=len, default="")
         where = sources.get(key, "") + error.where
