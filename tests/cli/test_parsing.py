@@ -297,3 +297,11 @@ def test_sigterm_is_an_interruption(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert cli.main(["compare"]) == 130
     assert "resumes from the last checkpoint" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_recipe_whose_folder_has_a_nul(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(f'out: "{tmp_path}/a\\0b"\ndata: {{options: {{train_limit: 128}}}}')
+    assert cli.main(["train", "--config", str(path)]) == 2
+    shown = capsys.readouterr().err
+    assert "NUL" in shown and "without it" in shown
