@@ -150,7 +150,8 @@ def timed(
         print(f"{learned.name}, batch {batch}, {pattern}\n{report}", flush=True)
     calls = {name: lambda model=model: call(model, example) for name, model in variants.items()}
     with torch.inference_mode():
-        times = {name: 1e3 * value for name, value in interleaved(calls, seconds=seconds, least=15).items()}
+        timing = interleaved(calls, seconds=seconds, least=15)
+    times = {name: 1e3 * value for name, value in timing.seconds.items()}
     eager = min(times["eager"], times["channels_last"])
     best = {"eager_ms": eager, "best_ms": min(eager, times["frozen"])}
     return {

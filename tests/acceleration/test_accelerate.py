@@ -15,6 +15,7 @@ from torch import nn
 import nmlearn as nm
 from nmlearn.acceleration import accelerate as module
 from nmlearn.acceleration import candidates
+from nmlearn.acceleration.timing import Timing
 from nmlearn.errors import KernelError, StateError
 from nmlearn.lab import models
 from nmlearn.lab.bench.weights import sparse_, sparse_network_
@@ -30,7 +31,7 @@ def sparse_is_fast(monkeypatch):
     def told(calls, **_):
         for call in calls.values():
             call()
-        return {name: 1.0 if name.startswith(("eager", "prepacked", "now", "last")) else 0.5 for name in calls}
+        return Timing({n: 1.0 if n.startswith(("eager", "prepacked", "now", "last")) else 0.5 for n in calls})
 
     monkeypatch.setattr(candidates, "interleaved", told)
     monkeypatch.setattr(module, "interleaved", told)
@@ -148,6 +149,74 @@ def test_reasons_for_every_layer_left_dense():
     assert "1 of 5 layers packed" in text and "its parent reads the weight directly" in text
 
 
+def test_sparse_weights_of_other_layers_are_listed_with_the_reason():
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    class Named(nn.Linear):
+        pass
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scaled, self.named, self.dense = Scaled(16, 16), Named(16, 16), Scaled(16, 16)
+            self.lstm, self.along = nn.LSTM(16, 16, batch_first=True), nn.Conv1d(16, 16, 1)
+            self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+            self.zeros = nn.Parameter(torch.zeros(16, 16))
+
+        def forward(self, x):
+            x = self.along(self.lstm(self.dense(self.named(self.scaled(x))))[0].mT).mT
+            return self.attention(x, x, x)[0]
+
+    model = Model().eval()
+    for weight in (model.scaled.weight, model.named.weight, model.lstm.weight_hh_l0, model.along.weight):
+        sparse_(weight, "2:4")
+    sparse_(model.attention.in_proj_weight, "1:4")
+    report = nm.accelerate(model, torch.randn(1, 3, 16), cache=None)
+    assert {row.name: (row.pattern, row.why) for row in report.rows} == {
+        "scaled": ("2:4", "its layer is a Scaled: a subclass of Linear with its own forward"),
+        "named": ("2:4", "its layer is a Named: a subclass of Linear which may differ from it"),
+        "lstm.weight_hh_l0": ("2:4", "its layer is a LSTM: only Linear and Conv2d are replaced"),
+        "along": ("2:4", "its layer is a Conv1d: only Linear and Conv2d are replaced"),
+        "attention.in_proj_weight": ("1:4", "its layer is a MultiheadAttention: only Linear and Conv2d are replaced"),
+    }
+    assert not any(row.chosen for row in report.rows) and report.rows[2].weight == (64, 16)
+
+
+def test_gpt2s_own_kind_of_layer_is_listed_along_its_input_axis():
+    kind = type(
+        "Conv1D", (nn.Module,), {"__module__": "transformers.pytorch_utils", "forward": lambda m, x: x @ m.weight}
+    )
+    model = nn.Sequential(kind()).eval()
+    model[0].weight = nn.Parameter(sparse_(torch.randn(32, 16), "1:4").mT.contiguous())
+    report = nm.accelerate(model, torch.randn(2, 16), cache=None)
+    assert [(row.name, row.pattern) for row in report.rows] == [("0", "1:4")] and "a Conv1D" in report.rows[0].why
+
+
+@pytest.mark.parametrize(
+    ("example", "given", "wrong"),
+    [
+        (
+            torch.zeros(2, 17),
+            "float32 [2, 17]",
+            "RuntimeError: mat1 and mat2 shapes cannot be multiplied (2x17 and 16x",
+        ),
+        ((torch.zeros(2, 16), [1]), "(float32 [2, 16], (1))", "takes 2 positional arguments but 3 were given"),
+        ({"y": torch.zeros(1)}, "{y: float32 [1]}", "got an unexpected keyword argument 'y'"),
+        (3, "3", "it is a int"),
+        (None, "None", "it is a NoneType"),
+    ],
+)
+def test_an_example_that_forward_refuses(example, given, wrong):
+    model = nn.Linear(16, 8).eval()
+    with pytest.raises(KernelError) as caught:
+        nm.accelerate(model, example, cache=None)
+    error = caught.value
+    assert (error.where, error.given) == ("accelerate: example_inputs", given) and wrong in error.wrong
+    assert "for Linear.forward(input: torch.Tensor)" in error.fix
+
+
 def test_a_model_that_would_compute_something_else_is_put_back():
     class Reads(nn.Module):
         def __init__(self):
@@ -170,7 +239,7 @@ def test_a_model_that_would_compute_something_else_is_put_back():
 
 
 def test_nothing_is_replaced_where_dense_is_as_fast(monkeypatch):
-    monkeypatch.setattr(candidates, "interleaved", lambda calls, **_: dict.fromkeys(calls, 1.0))
+    monkeypatch.setattr(candidates, "interleaved", lambda calls, **_: Timing(dict.fromkeys(calls, 1.0)))
     model = network()
     report = nm.accelerate(model, torch.randn(1, 3, 32, 32), cache=None)
     assert not packed(model) and all(row.why for row in report.rows)
@@ -208,6 +277,37 @@ def test_times_are_kept_for_this_machine_alone(tmp_path, monkeypatch):
     nm.accelerate(model, x, cache=cache)
     assert packed(model)
     cache.write_text(json.dumps(known | {"machine": {}}))
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        nm.accelerate(network(), x, cache=cache)
+
+
+def test_noisy_times_are_not_kept(tmp_path, monkeypatch):
+    cache, x, limits = tmp_path / "times.json", torch.randn(1, 3, 32, 32), []
+
+    def told(calls, **how):
+        limits.append(how.get("limits"))
+        times = {name: 1.0 if name.startswith(("eager", "prepacked")) else 0.01 for name in calls}
+        return Timing(times, 0.9, "half of the rounds ...")
+
+    monkeypatch.setattr(candidates, "interleaved", told)
+    report = nm.accelerate(network(), x, cache=cache)
+    assert not cache.exists() and sum(row.noisy for row in report.rows) > 5
+    assert "noisy times: half of the rounds ..." in report.rows[-2].why and "they are not kept" in str(report)
+    assert limits[0] == dict.fromkeys(("rows", "tokens", "tokens of planes"), 4) and len(limits) < len(report.rows)
+    monkeypatch.setattr(candidates, "interleaved", lambda calls, **_: Timing(dict.fromkeys(calls, 1.0), 0.25))
+    nm.accelerate(network(), x, cache=cache)
+    known = json.loads(cache.read_text())
+    assert set(known["spread"].values()) == {0.25} and known["spread"].keys() == known["times"].keys()
+
+
+@pytest.mark.parametrize("spread", [{}, [], "0.9"])
+def test_kept_times_of_unknown_or_wide_spread_are_measured_again(tmp_path, monkeypatch, spread):
+    cache, x = tmp_path / "times.json", torch.randn(1, 3, 32, 32)
+    nm.accelerate(network(), x, cache=cache)
+    known = json.loads(cache.read_text())
+    spread = dict.fromkeys(known["times"], 0.9) if spread == "0.9" else spread
+    cache.write_text(json.dumps(known | {"spread": spread}))
+    monkeypatch.setattr(candidates, "interleaved", lambda *_, **__: pytest.fail("measured again"))
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         nm.accelerate(network(), x, cache=cache)
 

@@ -13,8 +13,9 @@ from torch import nn
 
 import nmlearn as nm
 from nmlearn.acceleration import accelerate as module
-from nmlearn.acceleration import candidates, gpu_candidates, gpu_timing, timing
+from nmlearn.acceleration import candidates, gpu_candidates, gpu_timing
 from nmlearn.acceleration.gpu import Gpu
+from nmlearn.acceleration.timing import Timing
 from nmlearn.lab.bench.weights import sparse_
 from nmlearn.maths.pattern import Pattern
 from nmlearn.packed.gpu_modules import DecodeLinear, SemiStructuredConv2d, SemiStructuredLinear
@@ -58,7 +59,7 @@ def gpu(monkeypatch, times):
     def told(calls, **_):
         for call in calls.values():
             call()
-        return {name: times.get(name, 1.0) for name in calls}
+        return Timing({name: times.get(name, 1.0) for name in calls})
 
     def obstacle(*args):
         with monkeypatch.context() as patched:
@@ -100,7 +101,7 @@ def accelerated_with_the_kernel():
     model, x = layers("1:4"), torch.randn(3, 64)
     reference = copy.deepcopy(model)
     candidates.gpu_of = module.gpu_of = lambda device: Pretended()
-    gpu_timing.interleaved = lambda calls, **_: {name: 0.5 if name in ("decode", "after") else 1.0 for name in calls}
+    gpu_timing.interleaved = lambda calls, **_: Timing({n: 0.5 if n in ("decode", "after") else 1.0 for n in calls})
     nm.accelerate(model, x, cache=None)
     with torch.no_grad():
         return type(model[0]).__name__, float((model(x) - reference(x)).abs().max())
@@ -152,7 +153,7 @@ def test_an_error_of_the_dense_layer_is_raised(gpu):
         raise RuntimeError("dense is broken")
 
     with pytest.raises(RuntimeError, match="dense is broken"):
-        gpu_timing.of_candidates({"eager": broken}, gpu)
+        gpu_timing.of_candidates({"eager": broken}, gpu, {})
 
 
 def test_a_1x1_convolution(gpu, cutlass):
@@ -242,22 +243,16 @@ def test_ways_go_round_copies_that_exceed_the_cache(monkeypatch):
 
         return lambda: gpu_timing.Candidate(copied, nbytes, torch.zeros(1))
 
-    def timed(calls, wait):
+    def timed(calls, **_):
         called.clear()
         for call in calls.values():
             call()
-        return dict.fromkeys(calls, 80.0)
+        return Timing(dict.fromkeys(calls, 80.0))
 
     monkeypatch.setattr(gpu_timing, "interleaved", timed)
-    seconds, failed = gpu_timing.of_candidates({"eager": way("eager", 1500), "decode": way("decode", 75)}, gpu)
-    assert seconds == {"eager": 2.0, "decode": 2.0} and not failed  # 40 calls of each
+    timing, failed = gpu_timing.of_candidates({"eager": way("eager", 1500), "decode": way("decode", 75)}, gpu, {})
+    assert timing.seconds == {"eager": 2.0, "decode": 2.0} and not failed  # 40 calls of each
     assert len(called) == 80 and len(set(called)) == 2 + 40 and gpu.captures == 2
-
-
-def test_interleaved_waits_for_every_call():
-    order = []
-    timing.interleaved({"a": lambda: order.append("a")}, seconds=0, least=2, wait=lambda: order.append("wait"))
-    assert order == ["a", "wait", "a", "wait", "a", "wait"]
 
 
 def on_gpu(model, x):
@@ -290,7 +285,7 @@ def test_on_a_gpu_every_way_computes_the_same(way, monkeypatch):
         pytest.skip(why)
 
     def told(calls, **_):
-        return {name: 0.5 if name in (way, "after") else 1.0 for name in calls}
+        return Timing({name: 0.5 if name in (way, "after") else 1.0 for name in calls})
 
     monkeypatch.setattr(gpu_timing, "interleaved", told)
     report, got, expected = on_gpu(weight, x)

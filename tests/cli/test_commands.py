@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ def _toys(monkeypatch: pytest.MonkeyPatch) -> None:
     toy.register()
     monkeypatch.setattr(console.out, "width", 120)
     monkeypatch.setattr(console.err, "width", 300)
+    monkeypatch.setenv("COLUMNS", "120")
 
 
 def output(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -163,6 +165,17 @@ def test_doctor(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     assert "yes sound_package 1.2, for something" in lines
     assert "no absent_package not installed, for something; pip install absent_package" in lines
     assert "no cifar10 put it there" in lines
+
+
+def test_doctor_needs_no_optional_package() -> None:
+    missing = ["rich", "pydantic", "ruamel", "ruamel.yaml", "PIL", "tensorboard", "torchvision", "timm", "transformers"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({missing})); from nmlearn.cli import main; main(['doctor'])"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    for name, purpose in (("rich", "all other commands"), ("pydantic", "nmlearn train"), ("ruamel.yaml", "nmlearn")):
+        assert any(line.startswith(f"no {name} not installed, for {purpose}") for line in lines)
+    assert "pip install 'nmlearn[cli]'" in " ".join(done.stdout.split())
 
 
 def test_doctor_lists_the_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

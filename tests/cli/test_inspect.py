@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import nmlearn as nm
 import toy
 from nmlearn import cli
+from nmlearn.errors import ConfigError
 from nmlearn.lab.train import train
 from nmlearn.maths.groups import Grouping
 from nmlearn.maths.pattern import Pattern
@@ -158,3 +159,54 @@ def test_patterns_that_cannot_be_read_are_an_error(
 def test_errors(run: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inspect", *(word.format(run=run) for word in words)]) == 2
     assert "to do" in capsys.readouterr().err
+
+
+def test_without_a_file_the_usage_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["inspect"])
+    assert stop.value.code == 2 and "required: path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("within", ["", "runs/"])
+def test_a_folder_of_runs_is_not_one_of_them(within: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", str(tmp_path)]) == 2
+    assert "no finished run in it" in " ".join(capsys.readouterr().err.split())
+    for name in ("b", "a"):
+        file = tmp_path / within / name / "model" / "model.safetensors"
+        file.parent.mkdir(parents=True)
+        save_file({"w": torch.ones(4, 8)}, file)
+    (tmp_path / within / "c").mkdir()
+    assert cli.main(["--debug", "inspect", str(tmp_path / within / "a")]) == 0
+    with pytest.raises(ConfigError) as caught:
+        cli.main(["--debug", "inspect", str(tmp_path)])
+    assert caught.value.fix == f"name one: {tmp_path / within / 'a'}, {tmp_path / within / 'b'}"
+
+
+@pytest.mark.parametrize("check", [[], ["--check", "1:4"], ["--check", "2:4"]])
+def test_a_terminal_does_not_obey_the_names_in_a_file(
+    check: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "\x1b[2J\x9b31m\u202e\r\nw" + "x" * 9999
+    weight = sparse((8, 8), 0, Pattern("2:4"))
+    nm.save({name: weight}, tmp_path / "m.safetensors", packed=False)
+    cli.main(["inspect", str(tmp_path / "m.safetensors"), *check])
+    shown = capsys.readouterr().out
+    assert all(character.isprintable() or character == "\n" for character in shown)
+    assert "\\x1b[2J\\x9b31m\\u202e\\r\\nw" in "".join(shown.split()) and shown.count("x") < 400
+
+
+def test_errors_show_no_escapes_and_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    patterns = json.dumps({"w": "\x1b[31m" + "9" * 100_000 + ":4"}, ensure_ascii=False)
+    save_file({"w": torch.ones(4, 8)}, tmp_path / "m.safetensors", metadata={"nmlearn.patterns": patterns})
+    assert cli.main(["inspect", str(tmp_path / "m.safetensors")]) == 2
+    shown = capsys.readouterr().err
+    assert "\x1b" not in shown and len(shown) < 8000 and "more characters)" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    "words", [["inspect", "a\0b"], ["unpack", "a\0b", "{out}"], ["report", "a\0b"], ["export", "a\0b"]]
+)
+def test_a_path_with_a_nul_is_an_error(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([word.format(out=tmp_path / "out") for word in words]) == 2
+    shown = capsys.readouterr().err
+    assert "to do" in shown and "\0" not in shown

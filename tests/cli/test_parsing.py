@@ -14,6 +14,7 @@ from nmlearn import __version__, cli
 from nmlearn.cli import parsing, plan
 from nmlearn.errors import ConfigError, NMLearnError
 from nmlearn.lab.train import CompareConfig, TrainConfig, recipe
+from places import ROOT
 
 
 def parse(*words: str) -> TrainConfig:
@@ -115,6 +116,24 @@ def test_later_words_lie_over_earlier_ones(tmp_path: Path) -> None:
     assert config.optim.milestones == (1.0,)  # not complete in its own file
     config = parse("--config", str(first), "--config", str(second), "--data.options", "{}")
     assert config.data.options == {}
+
+
+def test_methods_that_are_left_out_take_their_options_with_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("methods: [dense, oneshot, lbc]\noptions: {oneshot: {at: 0.5}, lbc: {end: 0.4}}")
+    words = ["--config", str(path), "--methods", "[dense, lbc]"]
+    config = parsing.parse(CompareConfig, "compare", words, "")
+    assert (config.methods, config.options) == (("dense", "lbc"), {"lbc": {"end": 0.4}})
+    path.write_text("options: {oneshot: {at: 0.5}, lbc: {end: 0.4}}")  # of the default methods
+    assert parsing.parse(CompareConfig, "compare", words, "").options == {"lbc": {"end": 0.4}}
+    with pytest.raises(ConfigError, match="not one of the methods compared"):
+        parsing.parse(CompareConfig, "compare", [*words, "--options.lcb.end", "0.3"], "")
+
+
+@pytest.mark.parametrize("recipe_path", sorted((ROOT / "recipes").glob("*compare*.yaml")), ids=lambda path: path.stem)
+def test_shipped_comparisons_can_be_narrowed(recipe_path: Path) -> None:
+    words = ["--config", str(recipe_path), "--methods", "[dense]"]
+    assert parsing.parse(CompareConfig, "compare", words, "").options == {}
 
 
 def test_rules_have_dots() -> None:
@@ -278,3 +297,11 @@ def test_sigterm_is_an_interruption(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert cli.main(["compare"]) == 130
     assert "resumes from the last checkpoint" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_recipe_whose_folder_has_a_nul(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(f'out: "{tmp_path}/a\\0b"\ndata: {{options: {{train_limit: 128}}}}')
+    assert cli.main(["train", "--config", str(path)]) == 2
+    shown = capsys.readouterr().err
+    assert "NUL" in shown and "without it" in shown

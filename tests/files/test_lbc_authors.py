@@ -209,6 +209,7 @@ def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     for name in ("evil", "text", "empty", "nothing", "list", "plain", "cut", "missing"):
         assert imported(tmp_path / f"{name}.pt", tmp_path / "out") == 2, name
         shown = " ".join(capsys.readouterr().err.split())
+        assert "weights_only" not in shown and ("exec, which only running code" in shown) == (name == "evil")
         assert wrong.get(name, "cannot be read as tensors" if name != "missing" else "No such file") in shown, name
     assert imported(tmp_path / "whole.pt", tmp_path / "out", "--pattern", "1:4") == 2
     assert "2:4, not 1:4" in capsys.readouterr().err

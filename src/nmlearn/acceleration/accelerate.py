@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import reprlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from nmlearn.acceleration import gpu_timing, measured, replacement
 from nmlearn.acceleration.candidates import Found, find
 from nmlearn.acceleration.gpu import Gpu, gpu_of
+from nmlearn.acceleration.left_dense import left_dense
 from nmlearn.acceleration.observing import Seen, observe
 from nmlearn.acceleration.timing import interleaved
 from nmlearn.errors import KernelError
@@ -26,7 +29,8 @@ _TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.01}  # of the largest outpu
 class Row:
     """What was found for one layer; times in milliseconds, None where nothing was measured.
 
-    `why` says why a layer stays dense; for replaced layers too, it lists the errors of kernels that were tried.
+    `why` says why a layer stays dense; for replaced layers too, it lists the errors of kernels that were tried, and
+    why their times are noisy.
     """
 
     name: str
@@ -39,6 +43,7 @@ class Row:
     kernel: str
     chosen: bool
     why: str
+    noisy: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Acceleration:
     """What :func:`accelerate` did; ``print`` shows the table.
 
     Attributes:
-        rows: one for each Linear and Conv2d of the model.
+        rows: one for each Linear and Conv2d of the model, and one for each sparse weight of other layers.
         before_ms, after_ms: the whole model on the example, dense (in the faster memory format) and as it is now.
         kernels, threads: the kernels' instruction set, or the GPU; and the number of CPU threads.
         images: the memory format of the model's convolutions, "" if it has none.
@@ -81,9 +86,11 @@ class Acceleration:
             how = f"{self.kernels}, {'in a CUDA graph' if self.graph else 'called from Python'}"
             note = "times in ms; layers in CUDA graphs where they can be captured; eager is plain torch"
         where = f"{how}{', ' + self.images if self.images else ''}"
-        return "\n".join(
-            [*(line.rstrip() for line in table), f"{count} of {len(self.rows)} layers packed; {model} ({where})", note]
-        )
+        said = [line.rstrip() for line in table]
+        said += [f"{count} of {len(self.rows)} layers packed; {model} ({where})", note]
+        if noisy := sum(row.noisy for row in self.rows):
+            said.append(f"the times of {noisy} layers are noisy (other work on the machine?): they are not kept")
+        return "\n".join(said)
 
 
 def accelerate(
@@ -104,13 +111,15 @@ def accelerate(
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments, of the shapes to optimize for.
         int8: store packed weights as int8 with one float32 scale per row: smaller, faster for few tokens, not exact;
             CPU only.
-        cache: a JSON file of times per machine, so that a second call measures nothing; None always measures.
+        cache: a JSON file of times per machine, so that a second call measures nothing but what was
+            noisy; None always measures.
 
     Returns:
         a table with one row per layer: shapes, times, and the kernel or the reason why it stays dense.
 
     Raises:
-        KernelError: the model is in training mode, or its outputs differ with packed layers (it is restored).
+        KernelError: the model is in training mode, its forward refuses the example, or its outputs differ with packed
+            layers (it is restored).
     """
     if model.training:
         fix = "call model.eval() first"
@@ -119,12 +128,14 @@ def accelerate(
         )
     call = _caller(model, example_inputs)
     with torch.inference_mode():
-        seen = observe(model, call)
+        seen = _first_run(model, call, example_inputs)
         times = measured.Times(cache)
         found = {name: find(name, layer, seen, times, int8) for name, layer in seen.layers.items()}
         times.save()
         images = _faster_format(found)
         rows = [_row(name, found[name], seen, images) for name in seen.layers]
+        others = left_dense(model, seen.layers)
+        rows += [_unmeasured(name, tuple(weight.shape), str(pattern), why) for name, weight, pattern, why in others]
         gpu = _gpu(seen)
         before = _dense_time(model, call, gpu)
         choices = {row.name: found[row.name].choice(row.kernel) for row in rows if row.chosen}
@@ -139,7 +150,8 @@ def accelerate(
             raise
         if _like(after, before) >= _like(before, after):
             change.undo()
-            rows = [replace(row, chosen=False, why="the model as a whole was not faster") for row in rows]
+            why = "the model as a whole was not faster"
+            rows = [replace(row, chosen=False, why=why) if row.chosen else row for row in rows]
             after = before
     return _report(rows, before, after, images, gpu)
 
@@ -161,7 +173,7 @@ def _gpu(seen: Seen) -> Gpu | None:
 
 def _time(name: str, call: Callable[[], Any], gpu: Gpu | None) -> dict[str, float]:
     """Seconds of the whole model, "called" and, on a GPU, as a "graph" if it can be captured."""
-    return {"called": interleaved({name: call})[name]} if gpu is None else gpu_timing.of_model(name, call, gpu)
+    return {"called": interleaved({name: call}).seconds[name]} if gpu is None else gpu_timing.of_model(name, call, gpu)
 
 
 def _like(times: dict[str, float], others: dict[str, float]) -> float:
@@ -172,9 +184,35 @@ def _like(times: dict[str, float], others: dict[str, float]) -> float:
 def _caller(model: nn.Module, inputs: Any) -> Callable[[], Any]:
     if isinstance(inputs, Tensor):
         return lambda: model(inputs)
-    if isinstance(inputs, dict):
+    if isinstance(inputs, Mapping):
         return lambda: model(**inputs)
-    return lambda: model(*inputs)
+    if isinstance(inputs, tuple | list):
+        return lambda: model(*inputs)
+    raise _refused(model, inputs, f"it is a {type(inputs).__name__}")
+
+
+def _first_run(model: nn.Module, call: Callable[[], Any], inputs: Any) -> Seen:
+    try:
+        return observe(model, call)
+    except Exception as error:
+        raise _refused(model, inputs, f"the model's forward said: {type(error).__name__}: {error}") from error
+
+
+def _refused(model: nn.Module, inputs: Any, wrong: str) -> KernelError:
+    forms = "a tensor, a tuple of arguments or a dict of keyword arguments"
+    fix = f"give {forms} for {type(model).__name__}.forward{inspect.signature(model.forward)}"
+    return KernelError(where="accelerate: example_inputs", given=_said(inputs), wrong=wrong, fix=fix)
+
+
+def _said(inputs: Any) -> str:
+    """Shapes and dtypes in place of values."""
+    if isinstance(inputs, Tensor):
+        return f"{str(inputs.dtype)[6:]} {list(inputs.shape)}"
+    if isinstance(inputs, Mapping):
+        return f"{{{', '.join(f'{name}: {_said(value)}' for name, value in inputs.items())}}}"
+    if isinstance(inputs, tuple | list):
+        return f"({', '.join(map(_said, inputs))})"
+    return reprlib.repr(inputs)
 
 
 def _faster_format(found: dict[str, Found]) -> str:
@@ -190,14 +228,19 @@ def _row(name: str, found: Found, seen: Seen, images: str) -> Row:
     given = seen.shapes(name)
     if found.why:
         pattern = "" if found.pattern is None else str(found.pattern)
-        return Row(name, shape, pattern, given, None, None, None, "", False, found.why)
+        return _unmeasured(name, shape, pattern, found.why, given)
     kernel, seconds = found.best_sparse(images)
     dense, eager, sparse = found.dense(), found.eager(images), seconds * 1e3 if kernel else None
     chosen = seconds <= FASTER * dense
     why = "" if chosen else "dense is as fast" if kernel else "no kernel supports all its inputs"
     errors = "; ".join(f"{kernel}: {reason}" for kernel, reason in found.failed.items())
-    why = "; ".join(reason for reason in (why, errors) if reason)
-    return Row(name, shape, str(found.pattern), given, eager * 1e3, dense * 1e3, sparse, kernel, chosen, why)
+    why = "; ".join(reason for reason in (why, errors, found.noise and f"noisy times: {found.noise}") if reason)
+    times = (eager * 1e3, dense * 1e3, sparse)
+    return Row(name, shape, str(found.pattern), given, *times, kernel, chosen, why, bool(found.noise))
+
+
+def _unmeasured(name: str, shape: tuple[int, ...], pattern: str, why: str, given: tuple[int, ...] = ()) -> Row:
+    return Row(name, shape, pattern, given, None, None, None, "", False, why)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,12 +13,15 @@ from nmlearn.acceleration import cpu_candidates, gpu_candidates
 from nmlearn.acceleration.fusing import Choice
 from nmlearn.acceleration.gpu import gpu_of
 from nmlearn.acceleration.gpu_candidates import GpuChoice
-from nmlearn.acceleration.measured import Times
+from nmlearn.acceleration.measured import Measured, Times
 from nmlearn.acceleration.observing import Dense, Seen
 from nmlearn.acceleration.timing import interleaved
 from nmlearn.maths.pattern import Pattern
 from nmlearn.maths.zeros import tightest
 
+# From this many tokens or pixels on, arithmetic takes the time of a product by a weight; with fewer, reading the weight
+# does, and a packed one may fit a cache that the dense one does not.
+COMPUTE_BOUND = 64
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 # The candidates of a convolution in each memory format, and those of a linear layer.
 _SPARSE = {
@@ -39,6 +43,7 @@ class Found:
     why: str = ""
     times: dict[str, float] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    noise: str = ""
 
     @property
     def images(self) -> bool:
@@ -102,15 +107,32 @@ def _measure(
     layer, name, int8, gpu = found.layer, found.name, found.int8, gpu_of(found.layer.weight.device)
     what = f"{_geometry(layer)} {pattern} {'int8 ' if int8 else ''}on {list(shape)} {str(dtype)[6:]}"
     needed = [_EAGER[images] for images in (FORMATS if found.images else ("",))]
+    limit = _limit(layer, pattern, int8, shape)
     if gpu is None:
-        seconds, failed = times.of(
-            what, needed, lambda: (interleaved(cpu_candidates.calls(layer, pattern, name, int8, shape, dtype)), {})
-        )
+
+        def on_cpu() -> Measured:
+            calls = cpu_candidates.calls(layer, pattern, name, int8, shape, dtype)
+            # Without oneDNN's kernels for the dtype, dense may be slow for another reason than its zeros.
+            packed = [candidate for candidate in calls if not candidate.startswith(("eager", "prepacked"))]
+            return interleaved(calls, limits=dict.fromkeys(packed, limit if "prepacked" in calls else math.inf)), {}
+
+        timing, failed = times.of(what, needed, on_cpu)
     else:
         what = f"{what}, {gpu.described()}"
-        seconds, failed = times.of(what, needed, lambda: gpu_candidates.measure(layer, pattern, shape, dtype, gpu))
-    found.add(seconds, count)
+        timing, failed = times.of(
+            what, needed, lambda: gpu_candidates.measure(layer, pattern, shape, dtype, gpu, limit)
+        )
+    found.add(timing.seconds, count)
     found.failed |= failed
+    found.noise = found.noise or timing.noise
+
+
+def _limit(layer: Dense, pattern: Pattern, int8: bool, shape: tuple[int, ...]) -> float:
+    """How many times faster than dense a packed kernel can be."""
+    products = math.prod(shape[:-1]) if isinstance(layer, nn.Linear) else shape[0] * math.prod(shape[-2:])
+    if products < COMPUTE_BOUND:
+        return math.inf
+    return pattern.m / pattern.n * (layer.weight.itemsize if int8 else 1)
 
 
 def _geometry(layer: Dense) -> str:

@@ -16,6 +16,7 @@ from nmlearn.acceleration import baselines, gpu_timing
 from nmlearn.acceleration.gpu import Gpu
 from nmlearn.acceleration.gpu_timing import Candidate
 from nmlearn.acceleration.observing import Dense
+from nmlearn.acceleration.timing import Timing
 from nmlearn.maths.pattern import Pattern
 from nmlearn.packed.gpu_modules import DecodeLinear, SemiStructuredConv2d, SemiStructuredLinear
 from nmlearn.packed.kernels import semi_structured, triton_decode
@@ -81,8 +82,8 @@ def refusals(layer: Dense, pattern: Pattern, shape: tuple[int, ...], dtype: torc
 
 
 def measure(
-    layer: Dense, pattern: Pattern, shape: tuple[int, ...], dtype: torch.dtype, gpu: Gpu
-) -> tuple[dict[str, float], dict[str, str]]:
+    layer: Dense, pattern: Pattern, shape: tuple[int, ...], dtype: torch.dtype, gpu: Gpu, limit: float
+) -> tuple[Timing, dict[str, str]]:
     """Seconds of each candidate on an input of this shape and dtype, and why others failed."""
     x = torch.randn(shape, dtype=dtype, device=layer.weight.device)
     candidates = _dense(layer, x)
@@ -91,7 +92,7 @@ def measure(
     for candidate, why in refusals(layer, pattern, shape, dtype).items():
         if not why:
             candidates[candidate] = _packed(GpuChoice(layer, pattern, candidate), x)
-    return gpu_timing.of_candidates(candidates, gpu)
+    return gpu_timing.of_candidates(candidates, gpu, dict.fromkeys(KERNELS, limit))
 
 
 def _dense(layer: Dense, x: Tensor) -> dict[str, Callable[[], Candidate]]:

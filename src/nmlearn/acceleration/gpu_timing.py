@@ -8,14 +8,14 @@ weight that together exceed the cache.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
 
 from nmlearn.acceleration.baselines import Call
 from nmlearn.acceleration.gpu import Gpu
-from nmlearn.acceleration.timing import interleaved
+from nmlearn.acceleration.timing import Timing, interleaved
 
 FEWEST, MOST = 32, 256  # calls in a graph: enough to hide its launch, few enough to capture quickly
 CACHES = 3  # the copies of a weight fill the cache this many times
@@ -38,9 +38,9 @@ class Candidate:
 
 
 def of_candidates(
-    candidates: Mapping[str, Callable[[], Candidate]], gpu: Gpu
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Seconds per call by candidate, and why other candidates cannot be made or called.
+    candidates: Mapping[str, Callable[[], Candidate]], gpu: Gpu, limits: Mapping[str, float]
+) -> tuple[Timing, dict[str, str]]:
+    """Seconds per call by candidate, and why other candidates cannot be made or called; limits as in `interleaved`.
 
     A candidate that cannot be captured is timed call after call, which never favours it. Errors of eager candidates
     are raised.
@@ -61,16 +61,16 @@ def of_candidates(
     copies = {name: _copies(candidate, gpu) for name, candidate in made.items()}
     count = max(FEWEST, *copies.values())
     runs = {name: _run(candidate, copies[name], count, gpu) for name, candidate in made.items()}
-    seconds = interleaved(runs, wait=gpu.wait)
-    return {name: total / count for name, total in seconds.items()}, failed
+    timing = interleaved(runs, wait=gpu.wait, limits=limits)
+    return replace(timing, seconds={name: total / count for name, total in timing.seconds.items()}), failed
 
 
 def of_model(name: str, call: Callable[[], object], gpu: Gpu) -> dict[str, float]:
     """Seconds of a whole model, "called" from Python, and as a "graph" if it can be captured."""
-    found = {"called": interleaved({name: call}, wait=gpu.wait)[name]}
+    found = {"called": interleaved({name: call}, wait=gpu.wait).seconds[name]}
     graph = gpu.captured(call)
     if graph is not None:
-        found["graph"] = interleaved({name: graph}, wait=gpu.wait)[name]
+        found["graph"] = interleaved({name: graph}, wait=gpu.wait).seconds[name]
     return found
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 Dense = nn.Linear | nn.Conv2d
 # Modules whose own code reads the weights of their children instead of calling them.
-_READ_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+READ_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
 @dataclass
@@ -45,7 +45,7 @@ def observe(model: nn.Module, call: Callable[[], Any]) -> Seen:
     seen = Seen(layers, {name: Counter() for name in layers})
     for name in layers:
         parents = [name.rsplit(".", i)[0] for i in range(1, name.count(".") + 1)]
-        if any(isinstance(model.get_submodule(parent), _READ_WEIGHTS) for parent in ["", *parents]):
+        if any(isinstance(model.get_submodule(parent), READ_WEIGHTS) for parent in ["", *parents]):
             seen.readers.add(name)
     hooks = [layer.register_forward_pre_hook(_note_layer(seen, name)) for name, layer in layers.items()]
     for parent in {name.rpartition(".")[0] for name in layers}:

@@ -72,6 +72,11 @@ def _explained(arguments: list[str], debug: bool) -> int:
         if debug:
             raise
         _show(_of_files(error))
+    except ValueError as error:  # Python's own for the one character that no path can contain
+        if debug or "embedded null" not in str(error):
+            raise
+        given = next((word for word in arguments if "\0" in word), "a path with a NUL character")
+        _show(NMLearnError(where="a path", given=repr(given), wrong=str(error), fix="give a path without it"))
     except NMLearnError as error:
         if debug:
             raise

@@ -11,8 +11,8 @@ from nmlearn.cli import console
 from nmlearn.errors import ConfigError, check_name
 
 DESCRIPTION = """Measure packed layers against two dense baselines on this machine: eager, and the best dense (oneDNN
-with a pre-packed weight; torch.compile with freezing for whole models). Calls are interleaved and medians compared. Run
-nothing else at the same time: the threads wait for each other."""
+with a pre-packed weight; torch.compile with freezing for whole models). Calls are interleaved and their fast rounds
+compared; what is noisy is measured again, and marked if it stays so. Run nothing else at the same time."""
 SUITES = ("linear", "decode", "conv", "model")
 DTYPES = ("float32", "bfloat16")
 
@@ -67,6 +67,7 @@ def _say(row: dict[str, Any]) -> None:
     ratio = row["best_ms"] / row["sparse_ms"]
     times = f"dense {row['best_ms']:8.3f} ms, sparse {row['sparse_ms']:8.3f} ms, {ratio:5.2f} x"
     line = f"{row['suite']:12} {row['case']:34} {row['pattern']:5} {row['dtype']:9} {times}  {row['kernel']}"
+    line += f"  NOISY: {row['noise']}" if row["noise"] else ""
     console.out.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
@@ -80,9 +81,11 @@ def _table(found: list[dict[str, Any]]) -> None:
         table.add_column(pattern, justify="right")
     for name in dict.fromkeys((line["suite"], line["dtype"]) for line in found):
         cells = {
-            ln["pattern"]: f"{ln['over_best']:.2f} ({ln['over_eager']:.2f})"
+            ln["pattern"]: f"{ln['over_best']:.2f} ({ln['over_eager']:.2f}){' noisy' if ln['noisy'] else ''}"
             for ln in found
             if (ln["suite"], ln["dtype"]) == name
         }
         table.add_row(" ".join(name), *(cells.get(pattern, "") for pattern in patterns))
     console.out.print(table)
+    if noisy := sum(line["noisy"] for line in found):
+        console.out.print(f"{noisy} cases are noisy: measure them again with nothing else running")

@@ -15,6 +15,7 @@ from nmlearn.errors import NMLearnError
 out = Console(highlight=False, markup=False)
 err = Console(stderr=True, highlight=False, markup=False)
 DASH = "–"
+LONGEST_NAME, LONGEST_TEXT = 200, 2000  # characters shown of a name from a file, and of a part of an error
 
 
 def show_error(error: NMLearnError) -> None:
@@ -24,8 +25,21 @@ def show_error(error: NMLearnError) -> None:
     grid.add_column(overflow="fold")
     rows = (("where", error.where), ("given", error.given), ("wrong", error.wrong), ("to do", error.fix))
     for name, text in rows:
-        grid.add_row(name, Text(str(text)))
+        grid.add_row(name, Text(plain(str(text), LONGEST_TEXT, keep="\n")))
     err.print(Panel(grid, title=type(error).__name__, title_align="left", border_style="red", expand=False))
+
+
+def plain(text: str, longest: int = LONGEST_NAME, keep: str = "") -> str:
+    """Text from a file, safe to show: what a terminal might obey is written as an escape, and the rest is cut off.
+
+    Args:
+        text: any text.
+        longest: how many of its characters are shown.
+        keep: control characters that may stay.
+    """
+    cut = text[:longest]
+    shown = "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in cut)
+    return f"{shown}... ({len(text) - longest:,} more characters)" if len(text) > longest else shown
 
 
 def say(style: str, word: str, rest: str = "", width: int = 0) -> Text:

@@ -6,11 +6,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nmlearn.cli import console
+from nmlearn.errors import ConfigError
+
+MODEL = Path("model") / "model.safetensors"
+SHOWN = 10  # runs that an error lists
 
 
 def locate(path: Path) -> Path:
-    """The file itself, or the finished model in a run folder."""
-    return path / "model" / "model.safetensors" if path.is_dir() else path
+    """The file itself, or the finished model in a run folder.
+
+    Raises:
+        ConfigError: a folder without a finished run of its own; it names those in the folders within.
+    """
+    file = path / MODEL
+    if not path.is_dir() or file.exists():
+        return file if path.is_dir() else path
+    found = sorted(str(each.parent.parent) for each in [*path.glob(f"*/{MODEL}"), *path.glob(f"runs/*/{MODEL}")])
+    more = f", ... ({len(found) - SHOWN} more)" if len(found) > SHOWN else ""
+    wrong = "it is a folder of runs" if found else f"there is no finished run in it: no {MODEL}"
+    fix = f"name one: {', '.join(found[:SHOWN])}{more}" if found else "give a file, or the folder of a finished run"
+    raise ConfigError(where="the model", given=path, wrong=wrong, fix=fix)
 
 
 def written(source: Path, target: Path, write: Callable[[], None]) -> None:

@@ -8,18 +8,24 @@ import importlib
 import io
 import os
 import platform
+import shutil
 import sys
 import textwrap
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from nmlearn.cli import choices, console
+from nmlearn.cli import choices
 from nmlearn.errors import NMLearnError
 from nmlearn.native import processor as cpuinfo
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "sve")
 PACKAGES = {
+    "rich": "all other commands",
+    "pydantic": "nmlearn train, compare, plan, export",
+    "ruamel.yaml": "nmlearn train, compare, plan, export",
+    "filelock": "nmlearn train, compare",
+    "jinja2": "nmlearn train, compare, report",
     "torchvision": "models torchvision:NAME",
     "timm": "models timm:NAME",
     "transformers": "models transformers:FOLDER",
@@ -32,6 +38,7 @@ BUILD_KERNELS = (
     "Installing nmlearn builds it where there is a C++ compiler (on Debian: apt install g++): reinstall nmlearn, or "
     "run `make kernels` in a clone"
 )
+OF_CLI = ("rich", "pydantic", "ruamel.yaml", "filelock", "jinja2")
 INSTALL_NAMES = {"PIL": "pillow"}
 MARGIN = 26  # columns before the text of a row
 
@@ -48,24 +55,23 @@ def run(arguments: list[str]) -> int:
         "Methods (--method NAME, --method.options.X)": choices.methods(),
     }
     for title, rows in parts.items():
-        console.out.print(console.say("bold", title))
+        sys.stdout.write(f"{title}\n")
         for row in rows:
             _print(*row)
-        console.out.print()
+        sys.stdout.write("\n")
     return 0
 
 
 def _print(state: bool | None, name: str, text: str) -> None:
-    """One row; lines break only between words, so that URLs stay whole."""
-    width = max(MARGIN + 20, console.out.width)
+    """One row, as plain text: this command needs no other package; lines break only between words, for URLs."""
+    width = max(MARGIN + 20, shutil.get_terminal_size().columns)
     lines = [
         line
         for part in text.splitlines()
         for line in textwrap.wrap(part, width - MARGIN, break_long_words=False, break_on_hyphens=False)
     ]
-    mark, style = {True: ("yes", "green"), False: ("no", "yellow"), None: ("", "")}[state]
-    rest = f"{name:{MARGIN - 6}} " + ("\n" + " " * MARGIN).join(lines)
-    console.out.print(console.say(style, mark, rest, width=5), soft_wrap=True)
+    mark = {True: "yes", False: "no", None: ""}[state]
+    sys.stdout.write(f"{mark:5}{name:{MARGIN - 6}} " + ("\n" + " " * MARGIN).join(lines) + "\n")
 
 
 Row = tuple[bool | None, str, str]
@@ -132,7 +138,7 @@ def _install(name: str) -> str:
             f"install {package}a torchvision built for this torch, {torch.__version__}: a plain pip install may "
             "pull in a CUDA build, which this torch cannot import"
         )
-    return f"pip install {INSTALL_NAMES.get(name, name)}"
+    return f"pip install {INSTALL_NAMES.get(name, name)}" if name not in OF_CLI else "pip install 'nmlearn[cli]'"
 
 
 def _imported(name: str) -> tuple[bool, str]:
@@ -143,7 +149,8 @@ def _imported(name: str) -> tuple[bool, str]:
             warnings.simplefilter("ignore")
             module: Any = importlib.import_module(name)
     except ModuleNotFoundError as error:
-        return False, "not installed" if error.name == name else f"broken: {error}"
+        absent = name == error.name or name.startswith(f"{error.name}.")
+        return False, "not installed" if absent else f"broken: {error}"
     except Exception as error:
         return False, f"broken: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
     return True, str(getattr(module, "__version__", "installed"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import pickle
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,15 +69,23 @@ def _read(path: Path) -> object:
 
     # The DeiT code stores its command line: a Namespace is a bag of values, and building one runs nothing.
     allowed = torch.serialization.safe_globals([argparse.Namespace])
-    damaged = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError)  # OSError from a truncated archive
     with path.open("rb") as file, allowed:
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
-        except damaged as error:
-            why = (str(error) or type(error).__name__).splitlines()[0]
-            wrong = f"it cannot be read as tensors: {why}"
+        except Exception as error:  # the unpickler raises any type on damaged bytes
+            wrong = f"it cannot be read as tensors: {_why(error)}"
             fix = "give a checkpoint of torch.save; if you trust this one, save only its state dict and give that"
             raise FormatError(where=str(path), given="IN", wrong=wrong, fix=fix) from error
+
+
+def _why(error: Exception) -> str:
+    """What torch said, without its advice to load the file with its safety switched off."""
+    text = str(error)
+    code = re.search(r"(?:GLOBAL|global|class|function) (?:<built-in function )?(\w[\w.]+)", text)
+    if "eights only load failed" in text or "weights_only" in text:
+        return f"it holds {code[1]}, which only running code can build" if code else "it is damaged"
+    known = (RuntimeError, EOFError, ValueError, OSError)
+    return text.splitlines()[0] if text and isinstance(error, known) else "it is damaged"
 
 
 def _say(found: list[Layer]) -> None:

@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _check_apart(arguments: list[str]) -> list[str]:
     """--check takes the argument after it only when that looks like a pattern, not when it is the path."""
-    following = [*arguments[1:], ""]
+    following = [*arguments, ""][1:]
     return [
         f"{argument}=plan" if argument == "--check" and (":" not in after or Path(after).exists()) else argument
         for argument, after in zip(arguments, following, strict=True)
@@ -147,10 +147,10 @@ def _table(weights: list[Weight]) -> Any:
         pattern = tightest(kept_w, axis)
         density = int(kept_w.sum()) / max(1, kept_w.numel())
         table.add_row(
-            weight.name,
+            console.plain(weight.name),
             "×".join(map(str, weight.tensor.shape)),
             f"{pattern}{_said(axis)}" if pattern else "dense",
-            *([weight.pattern or "dense"] if planned else []),
+            *([console.plain(str(weight.pattern or "dense"))] if planned else []),
             *([weight.stored or "dense"] if packed else []),
             console.percent(density),
             f"{weight.nbytes:,}",
@@ -174,13 +174,15 @@ def _check(weights: list[Weight], given: argparse.Namespace) -> int:
     for weight, pattern, axis in wanted:
         why = Grouping(pattern, axis).violation(weight.tensor != 0)
         if why:
-            console.out.print(console.say("red", "bad", f" {weight.name}"), soft_wrap=True)
+            console.out.print(console.say("red", "bad", f" {console.plain(weight.name)}"), soft_wrap=True)
             console.out.print(f"    {why}", markup=False, soft_wrap=True)
             return EXIT_BAD
     console.out.print(console.say("green", "good", f" every group of {len(wanted)} weights satisfies its pattern"))
     for weight, _, axis in wanted:
         if weight.axis is None and axis != 1:  # inferred; the reader may know better
-            console.out.print(console.say("yellow", "note", f" {weight.name}:{_said(axis)}"), soft_wrap=True)
+            console.out.print(
+                console.say("yellow", "note", f" {console.plain(weight.name)}:{_said(axis)}"), soft_wrap=True
+            )
     return 0
 
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
+from nmlearn.cli import names
 from nmlearn.errors import ConfigError, NMLearnError
 from nmlearn.lab.train import recipe
 from nmlearn.lab.train.config import CompareConfig, TrainConfig
@@ -45,12 +46,16 @@ def parse(
     given = _given(_parser(kind, known, f"nmlearn {command}", description, hidden, arguments), known, arguments)
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
+    methods: list[Any] = [known.get("methods", {}).get("default")]
     for place, schema, text in given.laid:
         for each, value in [(place, _value(place, schema, text))] if place else _flat(_recipe(kind, text), known):
             _put(values, each, value)
             sources[".".join(each)] = "--" if place else f"{text}: "
+            methods += [value] if each == ("methods",) else []
+    _narrow(values, methods)
     try:
         config = recipe.build(kind, values)
+        names.check(config)
     except NMLearnError as error:
         key = max((each for each in sources if error.where.startswith(each)), key=len, default="")
         where = sources.get(key, "") + error.where
@@ -145,6 +150,15 @@ def _put(values: dict[str, Any], place: Place, value: Any) -> None:
         if not isinstance(values, dict):
             return  # the check will report that a mapping is required
     values[place[-1]] = value
+
+
+def _narrow(values: dict[str, Any], methods: list[Any]) -> None:
+    """Drop the options of methods that an earlier list of methods names and the last one does not."""
+    options = values.get("options")
+    if isinstance(options, dict) and isinstance(methods[-1], list):
+        earlier = {name for each in methods if isinstance(each, list) for name in each if isinstance(name, str)}
+        dropped = earlier - {name for name in methods[-1] if isinstance(name, str)}
+        values["options"] = {name: value for name, value in options.items() if name not in dropped}
 
 
 def _recipe(kind: type, path: str) -> dict[str, Any]:

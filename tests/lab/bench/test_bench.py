@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nmlearn import cli
-from nmlearn.acceleration.timing import interleaved
+from nmlearn.acceleration.timing import Timing
 from nmlearn.lab import bench
 from nmlearn.lab.bench import layers, weights, whole
 from nmlearn.maths.zeros import tightest
@@ -58,6 +58,7 @@ def test_whole_networks(monkeypatch):
 def test_the_summary_is_a_geometric_mean_of_cases_and_a_ratio_of_sums_of_convolutions():
     def row(suite, best, sparse, **more):
         return {"suite": suite, "case": "c", "pattern": "2:4", "dtype": "float32", "eager_ms": 2 * best} | {
+            "noise": "",
             "best_ms": best,
             "sparse_ms": sparse,
             **more,
@@ -77,12 +78,6 @@ def test_random_weights_have_their_pattern(pattern):
     assert not model.training
 
 
-def test_calls_take_turns_and_medians_are_given():
-    order = []
-    times = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, seconds=0, least=3)
-    assert "".join(order) == "ab" * 4 and set(times) == {"a", "b"} and min(times.values()) >= 0
-
-
 @needs_kernels
 def test_the_command_writes_its_rows_and_shows_a_table(small, tmp_path, capsys):
     out = tmp_path / "bench.json"
@@ -92,6 +87,21 @@ def test_the_command_writes_its_rows_and_shows_a_table(small, tmp_path, capsys):
     assert found["environment"]["kernels"] == native.isa() and found["environment"]["threads"]
     text = capsys.readouterr().out
     assert "1:4" in text and "speed-up" in text
+
+
+@needs_kernels
+def test_noise_is_marked_and_limits_are_m_over_n(small, capsys, monkeypatch):
+    limits = {}
+
+    def told(calls, **how):
+        limits.update(how["limits"])
+        return Timing({name: 1.0 if ":" not in name else 0.01 for name in calls}, 0.9, "half of the rounds ...")
+
+    monkeypatch.setattr(layers, "interleaved", told)
+    assert cli.main(["bench", "linear", "decode", "--pattern", "1:4", "2:4", "--seconds", "0"]) == 0
+    assert (limits["1:4 rows"], limits["2:4 tokens"], limits["1:4 int8"], limits["2:4 int8"]) == (4, 2, 16, 8)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "NOISY: half of the rounds ..." in text and "100.00 (100.00) noisy" in text and "8 cases are noisy" in text
 
 
 @pytest.mark.parametrize(

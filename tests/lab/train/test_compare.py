@@ -199,13 +199,22 @@ def test_what_nmlearn_refuses_is_refused_before_any_run(tmp_path: Path) -> None:
         ({"methods": ("dense", "lbd"), "options": {}}, r"method\.name"),
         ({"options": {"lbc": {"end": "abc"}}}, r"method\.options\.end"),
         ({"options": {"lbc": {"end": 3.0}}}, "end"),
+        ({"patterns": ("2:4", "3:5")}, "no weight of toy-conv would be sparse"),
     ],
 )
-def test_nothing_is_trained_before_all_is_checked(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+def test_nothing_is_trained_before_all_is_checked(
+    tmp_path: Path, changes: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(NMLearnError, match=said):
         compare(config(tmp_path, **changes), None, never)
     plan = config(tmp_path)
-    for wrong in ({"data": DataConfig("toi")}, {"model": ModelConfig("toy-cnv")}, {"batch_size": 101}):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    for wrong in (
+        {"tensorboard": True},
+        {"data": DataConfig("toi")},
+        {"model": ModelConfig("toy-cnv")},
+        {"batch_size": 101},
+    ):
         with pytest.raises(ConfigError):
             compare(replace(plan, train=replace(plan.train, **wrong)), None, never)  # type: ignore[arg-type]
 

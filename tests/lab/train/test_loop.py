@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import toy
-from nmlearn.errors import ConfigError, StateError
+from nmlearn.errors import ConfigError, NMLearnError, PlanError, StateError
 from nmlearn.lab.train import (
     DataConfig,
     MethodConfig,
@@ -315,6 +316,27 @@ def test_values_of_options_are_checked(tmp_path: Path, changes: dict[str, Any], 
     with pytest.raises(ConfigError) as caught:
         train(toy.config(tmp_path, **changes))
     assert caught.value.where == where
+
+
+def test_settings_that_are_refused_leave_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    for changes, where, said in (
+        ({"method": MethodConfig("lbc", "2:4", options={"ends": 1})}, "method.options.ends", "no such option"),
+        ({"method": MethodConfig("lbc", "3:5")}, "method.pattern", "0.weight: first convolution"),
+        ({"batch_size": 101}, "batch_size", "less than one batch"),
+        ({"tensorboard": True}, "tensorboard", "cannot be imported"),
+    ):
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        with pytest.raises(NMLearnError, match=said) as caught:
+            train(toy.config(folder, **changes))
+        assert caught.value.where == where and not folder.exists()
+
+
+def test_a_pattern_that_fits_nothing_names_the_first_layers(tmp_path: Path) -> None:
+    with pytest.raises(PlanError) as caught:
+        train(toy.config(tmp_path, MethodConfig("lbc", "3:5")))
+    assert caught.value.given == "3:5"
+    assert "toy-conv would be sparse: 0.weight: first" in caught.value.wrong and "; 3.weight: " in caught.value.wrong
 
 
 def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:

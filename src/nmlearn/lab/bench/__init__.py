@@ -1,10 +1,11 @@
 """What ``nmlearn bench`` measures: packed kernels against both dense baselines, on this machine.
 
-Every ratio is one of medians over interleaved calls in one run. Suites are in `SUITES`; each yields rows
+Every ratio is one of low deciles over interleaved calls in one run. Suites are in `SUITES`; each yields rows
 
-    suite, case, pattern, dtype, eager_ms, best_ms, sparse_ms, kernel
+    suite, case, pattern, dtype, eager_ms, best_ms, sparse_ms, kernel, spread, noise
 
-where best is the faster of eager and oneDNN with a pre-packed weight (for a whole model: torch.compile with freezing).
+where best is the faster of eager and oneDNN with a pre-packed weight (for a whole model: torch.compile with freezing);
+noise says why the times are not to be trusted, and is empty if they are.
 """
 
 from __future__ import annotations

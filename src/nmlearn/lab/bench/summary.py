@@ -25,6 +25,7 @@ def summary(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             "over_best": _ratio(group, "best_ms"),
             "over_eager": _ratio(group, "eager_ms"),
             "cases": len(group),
+            "noisy": sum(bool(row["noise"]) for row in group),
         }
         for (suite, dtype, pattern), group in groups.items()
     ]

@@ -13,6 +13,7 @@ from nmlearn.acceleration.accelerate import accelerate
 from nmlearn.acceleration.timing import interleaved
 from nmlearn.lab import models
 from nmlearn.lab.bench.weights import sparse_network_
+from nmlearn.maths.pattern import Pattern
 
 NETWORKS = ("resnet50", "deit-small")
 
@@ -40,13 +41,17 @@ def _measured(dense: nn.Module, pattern: str, seconds: float) -> dict[str, Any]:
     networks |= {"packed": packed, "packed frozen": frozen(packed, x)}
     with torch.inference_mode():
         calls = {name: lambda network=network: network(x) for name, network in networks.items()}
-        times = interleaved(calls, seconds=10 * seconds, least=15)
+        limits = dict.fromkeys(("packed", "packed frozen"), Pattern(pattern).m / Pattern(pattern).n)
+        timing = interleaved(calls, seconds=10 * seconds, least=15, limits=limits)
+    times = timing.seconds
     eager = min(times["eager"], times["eager channels_last"])
     return {
         "eager_ms": 1e3 * eager,
         "best_ms": 1e3 * min(eager, times["frozen"]),
         "sparse_ms": 1e3 * min(times["packed"], times["packed frozen"]),
         "ways_ms": {name: 1e3 * seconds for name, seconds in times.items()},
+        "spread": timing.spread,
+        "noise": timing.noise,
         "kernel": f"{sum(row.chosen for row in report.rows)} layers packed",
         "weights_over_dense": nbytes(packed) / nbytes(dense),
     }

@@ -108,6 +108,15 @@ class MaskWatch:
 
 
 def _board(folder: Path, start: int) -> Any:
+    return summary_writer()(str(folder / "tensorboard"), purge_step=start)
+
+
+def summary_writer() -> Any:
+    """TensorBoard's writer.
+
+    Raises:
+        ConfigError: the package is missing or broken.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -117,4 +126,4 @@ def _board(folder: Path, start: int) -> Any:
             wrong=f"TensorBoard cannot be imported: {error}",
             fix="pip install tensorboard, or set tensorboard: false",
         ) from error
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+    return SummaryWriter

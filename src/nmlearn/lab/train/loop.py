@@ -62,23 +62,26 @@ def train(config: TrainConfig, listener: Listener | None = None) -> dict[str, An
         summary = run.summary()
         if summary is not None:
             return summary
-    with joined(config.device) as ranks, run.locked() if ranks.first else contextlib.nullcontext():
-        return _Training(config, run, ranks, listener).run()
+    with joined(config.device) as ranks:
+        parts = setting(config, ranks)  # first: settings that are refused leave no folder
+        with run.locked() if ranks.first else contextlib.nullcontext():
+            return _Training(config, run, ranks, listener, parts).run()
 
 
 class _Training:
     """One run, from its start or a checkpoint to its end."""
 
-    def __init__(self, config: TrainConfig, run: RunFolder, ranks: Ranks, listener: Listener | None) -> None:
-        self.config, self.folder, self.ranks = config, run, ranks
-        self.setting: Setting = setting(config, ranks)
+    def __init__(
+        self, config: TrainConfig, run: RunFolder, ranks: Ranks, listener: Listener | None, parts: Setting
+    ) -> None:
+        self.config, self.folder, self.ranks, self.setting = config, run, ranks, parts
         self.accounting = Accounting(self.setting.sparsifier, self._dense_flops())
         self.masks = MaskWatch(self.setting.sparsifier)
         self.watch = Stopwatch()
         self.losses: list[Tensor] = []
         self.finite = Finite(self.setting.model, ranks)
-        parts = (self.accounting, self.masks, self.watch, self.finite)
-        self.checkpoints = Checkpoints(config, run, ranks, self.setting, *parts)
+        counts = (self.accounting, self.masks, self.watch, self.finite)
+        self.checkpoints = Checkpoints(config, run, ranks, self.setting, *counts)
         step = self.checkpoints.resume()
         self.step = step or 0
         self._logged_seconds = self.watch.seconds

@@ -13,13 +13,17 @@ from torch import nn
 import nmlearn.lab.data
 import nmlearn.lab.models
 import nmlearn.methods
-from nmlearn.errors import ConfigError, FormatError
+from nmlearn.errors import ConfigError, FormatError, PlanError
 from nmlearn.lab.data import Task
 from nmlearn.lab.train import optim
 from nmlearn.lab.train.average import Average
 from nmlearn.lab.train.config import DataConfig, ModelConfig, TrainConfig
+from nmlearn.lab.train.journal import summary_writer
 from nmlearn.lab.train.ranks import Ranks
 from nmlearn.learn.sparsifier import Sparsifier
+from nmlearn.methods.method import Method
+
+_SHOWN = 4  # weights that an error names
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ def setting(config: TrainConfig, ranks: Ranks) -> Setting:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.tensorboard:
+        summary_writer()
     part_size = _part_size(config, ranks)
     task = load_task(config.data)
     _check_precision(config, task)
@@ -67,7 +73,7 @@ def setting(config: TrainConfig, ranks: Ranks) -> Setting:
     average = Average(model, config.ema) if config.ema else None
     optimizer = optim.build(model, config.optim)
     method = nmlearn.methods.build(config.method.name, config.method.pattern, **config.method.options)
-    sparsifier = Sparsifier(model, method, rules=dict(config.method.rules))
+    sparsifier = _sparsifier(model, method, config)
     total_steps = steps_per_epoch * config.epochs
     sparsifier.attach(optimizer, total_steps)
     forward = _wrapped(model, config, ranks)
@@ -84,6 +90,8 @@ def check(configs: Sequence[TrainConfig]) -> None:
         ConfigError, DataError, PlanError, ...: a part refuses its settings.
     """
     first = configs[0]
+    if first.tensorboard:
+        summary_writer()
     methods = {repr(config.method): config.method for config in configs}
     made = [nmlearn.methods.build(each.name, each.pattern, **each.options) for each in methods.values()]
     task = load_task(first.data)
@@ -93,7 +101,24 @@ def check(configs: Sequence[TrainConfig]) -> None:
     model = build_model(first.model, task)
     optim.build(model, first.optim)
     for method in made:
-        Sparsifier(model, method, rules=dict(first.method.rules))
+        _sparsifier(model, method, first)
+
+
+def _sparsifier(model: nn.Module, method: Method, config: TrainConfig) -> Sparsifier:
+    """The sparsifier.
+
+    Raises:
+        PlanError: no weight would be sparse; it names the first layers and why.
+    """
+    sparsifier = Sparsifier(model, method, rules=dict(config.method.rules))
+    rows = sparsifier.plan.rows
+    if not sparsifier.plan.sparse:
+        reasons = "; ".join(f"{row.name}: {row.reason}" for row in rows[:_SHOWN])
+        more = f"; and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
+        wrong = f"no weight of {config.model.name} would be sparse: {reasons}{more}"
+        fix = "give a pattern whose M divides the layers' inputs, such as 2:4, or other rules; nmlearn plan shows all"
+        raise PlanError(where="method.pattern", given=method.pattern, wrong=wrong, fix=fix)
+    return sparsifier
 
 
 def _check_precision(config: TrainConfig, task: Task) -> None:
