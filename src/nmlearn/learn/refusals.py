@@ -40,7 +40,7 @@ def check_weights(plan: Plan, model: nn.Module, method: Method, optimizer: Optim
     The verdict depends on nothing that differs between ranks, so that all of them stop, or none.
 
     Args:
-        elsewhere: the ids of the weights of other sparsifiers on this optimizer.
+        elsewhere: the ids of the weights of other living sparsifiers.
 
     Raises:
         AttachError: no weight, or weights that the optimizer does not hold, that an optimizer steps in backward, that
@@ -78,7 +78,7 @@ def _reasons(plan: Plan, model: nn.Module, method: Method, optimizer: Optimizer,
     )
     yield (
         "another sparsifier is attached to this weight",
-        "detach() that one first, or leave the weight to one of them with rules",
+        "detach() that one first or delete its optimizer, or leave the weight to one of them with rules",
         [row for row in sparse if id(row.parameter) in elsewhere],
     )
     yield (

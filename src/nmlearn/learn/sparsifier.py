@@ -18,6 +18,7 @@ from nmlearn.errors import AttachError, StateError
 from nmlearn.learn import optimizers, refusals, states
 from nmlearn.learn.holding import Holding, hold
 from nmlearn.learn.learned import Learned
+from nmlearn.learn.living import Bond, held_elsewhere
 from nmlearn.learn.other_backward import OtherBackward
 from nmlearn.learn.weight import SparseWeight, WeightStatus
 from nmlearn.maths import masks
@@ -31,12 +32,11 @@ from nmlearn.model.shards import like_weight, local, placed, shard
 
 @dataclass
 class _Attachment:
-    optimizer: Optimizer
     total_steps: int
     holding: Holding
     learned: Learned
     backward: OtherBackward | None
-    hooks: list[Any]
+    bond: Bond
     step: int = 0
     skip: bool = False
 
@@ -118,7 +118,7 @@ class Sparsifier:
 
     @torch.no_grad()
     def attach(self, optimizer: Optimizer, total_steps: int) -> Sparsifier:
-        """From now on ``optimizer.step()`` learns.
+        """From now on ``optimizer.step()`` learns, until the optimizer is gone, :meth:`detach` or :meth:`finalize`.
 
         Args:
             optimizer: any torch optimizer that holds every sparse weight.
@@ -149,7 +149,8 @@ class Sparsifier:
         hooks += backward.hooks() if backward else []
         for w in self._weights:
             w.shapes = {key: tuple(t.shape) for key, t in placed(w.state, w.parameter, w.grouping).items()}
-        self._attached = _Attachment(optimizer, total_steps, holding, learned, backward, hooks)
+        bond = Bond(self, optimizer, (id(w.parameter) for w in self._weights), hooks)
+        self._attached = _Attachment(total_steps, holding, learned, backward, bond)
         self._measure(self._weights)
         holding.write(self._at())
         return self
@@ -172,16 +173,13 @@ class Sparsifier:
                 wrong="this sparsifier is attached already",
                 fix="make a new one, or detach() first",
             )
-        hooks = [getattr(hook, "__wrapped__", hook) for hook in optimizer._optimizer_step_pre_hooks.values()]
-        others = [getattr(hook, "__self__", None) for hook in hooks]
-        theirs = [id(w.parameter) for other in others if isinstance(other, Sparsifier) for w in other._weights]
+        theirs = held_elsewhere({id(row.parameter) for row in self.plan.sparse})
         refusals.check_weights(self.plan, self.model, self.method, optimizer, theirs)
 
     def detach(self) -> None:
         """Take all hooks off and free the state. The weights stay as they are."""
         if self._attached:
-            for hook in self._attached.hooks:
-                hook.remove()
+            self._attached.bond.end()
         self._attached, self._weights = None, []
 
     # Around optimizer.step
@@ -190,23 +188,25 @@ class Sparsifier:
         assert self._attached is not None
         refusals.check_capture(self._weights[0].parameter)
         self._attached.skip = optimizers.only_makes_state(optimizer, kwargs)
-        return None if self._attached.skip else optimizers.before_stepping(args, kwargs, self._before)
+        if self._attached.skip:
+            return None
+        return optimizers.before_stepping(args, kwargs, lambda: self._before(optimizer))
 
     @torch.no_grad()
-    def _before(self) -> None:
+    def _before(self, optimizer: Optimizer) -> None:
         assert self._attached is not None
-        self._attached.skip = optimizers.unscale(self._attached.optimizer)
+        self._attached.skip = optimizers.unscale(optimizer)
         if self._attached.skip or self.method.holds == "nothing":
             return
         self._check_gradients()
         if self._attached.backward:
             self._attached.backward.settle()
-        self._attached.holding.before(self._learn)
+        self._attached.holding.before(lambda: self._learn(optimizer))
 
-    def _learn(self) -> None:
+    def _learn(self, optimizer: Optimizer) -> None:
         assert self._attached is not None
         holding, learned = self._attached.holding, self._attached.learned
-        for index, group in enumerate(self._attached.optimizer.param_groups):
+        for index, group in enumerate(optimizer.param_groups):
             some = [w for w in self._weights if w.lr_group == index and w.parameter.grad is not None]
             if some:
                 seen = [w.seen() for w in some]
