@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nmlearn.errors import AttachError, StateError
-from nmlearn.learn import optimizers, refusals, states
+from nmlearn.learn import ending, optimizers, refusals, states
 from nmlearn.learn.holding import Holding, hold
 from nmlearn.learn.learned import Learned
 from nmlearn.learn.living import Bond, held_elsewhere
@@ -215,9 +215,9 @@ class Sparsifier:
                 learned.step(some, at)
 
     def _check_gradients(self) -> None:
-        """Find out why no weight has a gradient, and have each placed as its weight is."""
-        if all(w.parameter.grad is None for w in self._weights):
-            refusals.check_replaced(self.plan, self.model)
+        """Find out why weights have no gradient, and have each placed as its weight is."""
+        without = {w.name for w in self._weights if w.parameter.grad is None}
+        refusals.check_replaced(self.plan, self.model, without)
         for parameter in [w.parameter for w in self._weights]:
             if parameter.grad is not None and (placed := like_weight(parameter.grad, parameter)) is not parameter.grad:
                 parameter.grad = placed
@@ -265,23 +265,24 @@ class Sparsifier:
 
     @torch.no_grad()
     def finalize(self, model: nn.Module | None = None) -> None:
-        """Verify every group of every sparse weight, then detach and free the state.
+        """Verify every group of every sparse weight that the model has now, then detach and free the state.
 
         Args:
             model: an averaged copy (EMA, SWA) instead: its weights are given the final masks and verified; a moving
                 mask leaves averages denser than the pattern. The sparsifier itself stays as it is.
 
         Raises:
-            ViolationError: a table of the weights that break their pattern; nothing is detached then.
+            ViolationError: a table of the weights that break their pattern, or one that the model no longer has;
+                nothing is detached then.
             PlanError: the given model lacks a sparse weight.
         """
-        own = {row.name: row.parameter for row in self.plan.sparse if self.method.holds != "nothing"}
+        own = ending.weights_now(self.plan, self.model) if self.method.holds != "nothing" else {}
         if model is None:
-            self._verify({name: local(weight) for name, weight in own.items()})
+            self._verify(own)
             self.detach()
             return
         # Without a state this sparsifier is final itself: the model's own zeros are the masks then.
-        final = self.masks() or {name: local(weight) != 0 for name, weight in own.items()}
+        final = self.masks() or {name: weight != 0 for name, weight in own.items()}
         self._verify({name: final[name] for name in own})
         for name, weight in names.by_name(model, list(own)).items():
             masks.clear_(local(weight), masks.bits(final[name]).to(weight.device))
@@ -290,7 +291,8 @@ class Sparsifier:
         cuts = {row.name: row.grouping for row in self.plan.sparse}
         for w in self._weights:
             cuts[w.name] = replace(w.grouping, pattern=self.method.final(w.seen()))
-        verify({name: (tensor, cuts[name]) for name, tensor in tensors.items()}, self.progress)
+        advice = ending.advice(self.plan, self.model)
+        verify({name: (tensor, cuts[name]) for name, tensor in tensors.items()}, self.progress, advice)
 
     def state_dict(self) -> dict[str, Any]:
         """All it needs to go on: tensors by the weights' qualified names, text and numbers."""
