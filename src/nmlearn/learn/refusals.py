@@ -9,12 +9,30 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nmlearn.errors import AttachError
+from nmlearn.errors import AttachError, ConfigError
 from nmlearn.maths.groups import misfit
+from nmlearn.maths.pattern import Pattern
 from nmlearn.methods.method import Method
 from nmlearn.model.names import plain_name, unwrap
 from nmlearn.model.plan import Plan, PlanRow
 from nmlearn.model.shards import chunks, is_sharded, local
+
+
+def check_method(method: object) -> None:
+    """Refuse what is no method: a pattern, or the class of one.
+
+    Raises:
+        ConfigError: it says what to write.
+    """
+    if isinstance(method, Method):
+        return
+    where, given = "Sparsifier(method=...)", repr(method)
+    if isinstance(method, type) and issubclass(method, Method):
+        fix = f'write {method.__name__}("2:4"), with a pattern'
+        raise ConfigError(where=where, given=given, wrong="it is the class of a method", fix=fix)
+    pattern = str(method) if isinstance(method, str | Pattern) and ":" in str(method) else "2:4"
+    fix = f'give a method with its pattern, such as nm.LBC("{pattern}")'
+    raise ConfigError(where=where, given=given, wrong="it is no method", fix=fix)
 
 
 def check_model(model: nn.Module) -> None:

@@ -59,11 +59,13 @@ class Sparsifier:
         advances: how many masks have moved along their schedule so far.
 
     Raises:
+        ConfigError: a method that is none: a pattern, or a method's class.
         PlanError, PatternError: rules that cannot be followed.
         AttachError: a model whose weights cannot be seen (FSDP1).
     """
 
     def __init__(self, model: nn.Module, method: Method, rules: Mapping[str, Rule] | None = None) -> None:
+        refusals.check_method(method)
         refusals.check_model(model)
         self.model = model
         self.method = method
@@ -128,11 +130,11 @@ class Sparsifier:
             The sparsifier itself.
 
         Raises:
-            AttachError: attached already, total_steps below 1, an optimizer that misses a sparse weight, steps in
+            AttachError: attached already, total_steps no whole number of at least 1, an optimizer that misses a sparse weight, steps in
                 backward or evaluates its closure several times a step, or weights whose shards cut groups.
         """
         optimizers.check(optimizer, total_steps, self.method)
-        optimizer = optimizers.innermost(optimizer)
+        optimizer, total_steps = optimizers.innermost(optimizer), optimizers.whole(total_steps)
         groups = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self._check_attach(optimizer)
         self._weights = [self._start(row, groups[id(row.parameter)]) for row in self.plan.sparse]
