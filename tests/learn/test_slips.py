@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -11,8 +14,8 @@ import pytest
 import torch
 
 import nmlearn as nm
-from nets import convnet, sgd
-from nmlearn.errors import AttachError, ConfigError
+from nets import batches, convnet, sgd, train
+from nmlearn.errors import AttachError, ConfigError, StateError
 
 STEPS = 8
 
@@ -55,3 +58,49 @@ def test_swapped_arguments_are_said_to_be_so() -> None:
 def test_what_is_no_optimizer_is_refused(optimizer: Any) -> None:
     with pytest.raises(AttachError, match="it is no torch optimizer"):
         nm.Sparsifier(convnet(), nm.LBC("2:4")).attach(optimizer, STEPS)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_copies_of_a_sparsifier_are_refused(copied: Callable[[Any], Any], steps: int) -> None:
+    model, optimizer, sparsifier = attached()
+    train(model, optimizer, batches(steps))
+    with pytest.raises(StateError, match="belongs to one model and one optimizer; save its state_dict"):
+        copied(sparsifier)
+
+
+def test_a_sparsifier_says_where_it_stands() -> None:
+    model, optimizer, sparsifier = attached()
+    train(model, optimizer, batches(3))
+    assert repr(sparsifier) == "Sparsifier(lbc 2:4, 3 sparse weights, step 3 of 8)"
+    assert repr(nm.Sparsifier(model, nm.SRSTE("1:4"))) == "Sparsifier(srste 1:4, 3 sparse weights, not attached)"
+    train(model, optimizer, batches(5))
+    sparsifier.finalize()
+    assert repr(sparsifier) == "Sparsifier(lbc 2:4, 3 sparse weights, finalized)"
+
+
+def test_finalize_sums_up() -> None:
+    model, optimizer, sparsifier = attached()
+    train(model, optimizer, batches(STEPS))
+    summary = sparsifier.finalize()
+    assert sparsifier.progress == 1.0 and sparsifier.step == 0
+    values = [model.get_parameter(row.name).numel() for row in sparsifier.plan.sparse]
+    assert summary.weights == 3 and summary.density == 0.5 and summary.dense_bytes == 4 * sum(values)
+    # Half of the values of four bytes, and log2(C(4, 2)), rounded up to 3 bits a group of four.
+    assert summary.packed_bytes == sum(2 * n + -(-3 * n // 4 // 8) for n in values)
+    first, second = str(summary).splitlines()
+    assert first.startswith("3 weights verified: density 0.500") and "nm.save(model" in second
+
+
+def test_the_summary_of_an_average_is_of_the_average() -> None:
+    model, optimizer, sparsifier = attached()
+    train(model, optimizer, batches(STEPS))
+    average = copy.deepcopy(model)
+    with torch.no_grad():
+        average.hidden.weight.fill_(1.0)
+        average.conv.weight.zero_()
+    summary = sparsifier.finalize(average)
+    assert summary.weights == 3 and 0 < summary.density < 0.5 and sparsifier.step == STEPS
+    model = convnet()
+    dense = nm.Sparsifier(model, nm.METHODS["dense"]("2:4")).attach(sgd(model), STEPS).finalize()
+    assert dense.weights == 0 and dense.dense_bytes == dense.packed_bytes == 0 and len(str(dense).splitlines()) == 2

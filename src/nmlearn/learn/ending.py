@@ -2,15 +2,58 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
 from nmlearn.errors import ViolationError
 from nmlearn.learn.refusals import parameters, replaced
+from nmlearn.maths.pattern import Pattern
 from nmlearn.model.plan import Plan
 from nmlearn.model.shards import is_sharded, local
 
 _REPLACED = "was replaced after the sparsifier was made"
 _FIRST = "first load or change the model, then make the optimizer and the sparsifier, and attach"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was verified; ``str(summary)`` is two lines.
+
+    Attributes:
+        weights: how many weights are sparse.
+        density: the share of their values that are not zero (of this process's shards).
+        dense_bytes, packed_bytes: of the whole weights as they are, and about what they take packed: N values and a
+            number of ceil(log2(C(M, N))) bits a group.
+    """
+
+    weights: int
+    density: float
+    dense_bytes: int
+    packed_bytes: int
+
+    def __str__(self) -> str:
+        sizes = f"{self.dense_bytes:,} bytes dense, about {self.packed_bytes:,} packed"
+        return (
+            f"{self.weights} weights verified: density {self.density:.3f}, {sizes}\n"
+            'next: nm.save(model, "model.safetensors") packs them in a file, nm.accelerate(model.eval(), x) here'
+        )
+
+
+def summary(plan: Plan, verified: Mapping[str, Tensor]) -> Summary:
+    """Sum up the verified weights (local shards, by name)."""
+    rows = [row for row in plan.sparse if row.name in verified]
+    kept = sum(int(tensor.count_nonzero()) for tensor in verified.values())
+    values = sum(tensor.numel() for tensor in verified.values())
+    sizes = [(row.parameter.numel(), verified[row.name].itemsize, row.grouping.pattern) for row in rows]
+    packed = sum(count // p.m * p.n * size + -(-(count // p.m * _bits(p)) // 8) for count, size, p in sizes)
+    return Summary(len(rows), kept / values if values else 1.0, sum(count * size for count, size, _ in sizes), packed)
+
+
+def _bits(pattern: Pattern) -> int:
+    return (math.comb(pattern.m, pattern.n) - 1).bit_length()
 
 
 def weights_now(plan: Plan, model: nn.Module) -> dict[str, Tensor]:

@@ -29,10 +29,9 @@ def whole(total_steps: object) -> int:
     Raises:
         AttachError: no number, not finite, not whole, or below 1.
     """
-    if isinstance(total_steps, Real) and not isinstance(total_steps, bool) and math.isfinite(total_steps):
-        steps = int(total_steps)
-        if steps == total_steps and steps >= 1:
-            return steps
+    steps = float(total_steps) if isinstance(total_steps, Real) and not isinstance(total_steps, bool) else math.nan
+    if steps.is_integer() and steps >= 1:
+        return int(steps)
     raise AttachError(
         where="attach",
         given=f"total_steps={total_steps!r}",
@@ -41,7 +40,7 @@ def whole(total_steps: object) -> int:
     )
 
 
-def check(optimizer: object, total_steps: object, method: Method) -> None:
+def check(optimizer: Any, total_steps: object, method: Method) -> None:
     """Refuse an optimizer that no method can learn with.
 
     Args:
@@ -53,12 +52,11 @@ def check(optimizer: object, total_steps: object, method: Method) -> None:
         AttachError: an optimizer that steps in backward or evaluates its closure several times a step, one that
             averages weights that dense ones stand behind, what is no optimizer, or arguments that are swapped.
     """
-    if not isinstance(optimizer, Optimizer):
+    if not isinstance(innermost(optimizer), Optimizer):
         swapped = isinstance(total_steps, Optimizer)
         wrong = "the two arguments are the other way round" if swapped else "it is no torch optimizer"
-        raise AttachError(
-            where="attach", given=repr(optimizer), wrong=wrong, fix="write attach(optimizer, total_steps)"
-        )
+        fix = "write attach(optimizer, total_steps)"
+        raise AttachError(where="attach", given=repr(optimizer), wrong=wrong, fix=fix)
     if method.holds in ("shadow", "frozen") and hasattr(optimizer, "_base_optimizer"):
         raise AttachError(
             where="attach",

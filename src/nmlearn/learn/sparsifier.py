@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from nmlearn.errors import AttachError, StateError
 from nmlearn.learn import ending, optimizers, refusals, states
+from nmlearn.learn.ending import Summary
 from nmlearn.learn.holding import Holding, hold
 from nmlearn.learn.learned import Learned
 from nmlearn.learn.living import Bond, held_elsewhere
@@ -72,7 +73,21 @@ class Sparsifier:
         self.plan: Plan = planning.plan(model, method, rules)
         self.advances = 0
         self._attached: _Attachment | None = None
+        self._finalized = False
         self._weights: list[SparseWeight] = []
+
+    def __repr__(self) -> str:
+        ended = "finalized" if self._finalized else "not attached"
+        stands = f"step {self.step} of {self.total_steps}" if self._attached else ended
+        return f"Sparsifier({self.method.name} {self.method.pattern}, {len(self.plan.sparse)} sparse weights, {stands})"
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise StateError(
+            where="Sparsifier",
+            given="a copy or a pickle of it",
+            wrong="it belongs to one model and one optimizer",  # copies would hang on none
+            fix="save its state_dict(), and load that into one that is attached",
+        )
 
     # What it knows
 
@@ -88,7 +103,9 @@ class Sparsifier:
 
     @property
     def progress(self) -> float:
-        """step / total_steps, clamped to 1."""
+        """step / total_steps, clamped to 1; it stays 1 after finalize."""
+        if self._finalized:
+            return 1.0
         return min(1.0, self.step / self.total_steps) if self.total_steps else 0.0
 
     def status(self) -> list[WeightStatus]:
@@ -130,8 +147,9 @@ class Sparsifier:
             The sparsifier itself.
 
         Raises:
-            AttachError: attached already, total_steps no whole number of at least 1, an optimizer that misses a sparse weight, steps in
-                backward or evaluates its closure several times a step, or weights whose shards cut groups.
+            AttachError: attached already, total_steps no whole number of at least 1, an optimizer that misses a sparse
+                weight, steps in backward or evaluates its closure several times a step, weights that another
+                sparsifier holds, or whose shards cut groups.
         """
         optimizers.check(optimizer, total_steps, self.method)
         optimizer, total_steps = optimizers.innermost(optimizer), optimizers.whole(total_steps)
@@ -151,6 +169,7 @@ class Sparsifier:
         hooks += backward.hooks() if backward else []
         for w in self._weights:
             w.shapes = {key: tuple(t.shape) for key, t in placed(w.state, w.parameter, w.grouping).items()}
+        self._finalized = False
         bond = Bond(self, optimizer, (id(w.parameter) for w in self._weights), hooks)
         self._attached = _Attachment(total_steps, holding, learned, backward, bond)
         self._measure(self._weights)
@@ -266,12 +285,15 @@ class Sparsifier:
     # Ending, saving, resuming
 
     @torch.no_grad()
-    def finalize(self, model: nn.Module | None = None) -> None:
+    def finalize(self, model: nn.Module | None = None) -> Summary:
         """Verify every group of every sparse weight that the model has now, then detach and free the state.
 
         Args:
             model: an averaged copy (EMA, SWA) instead: its weights are given the final masks and verified; a moving
                 mask leaves averages denser than the pattern. The sparsifier itself stays as it is.
+
+        Returns:
+            The verified weights, their density and sizes; two lines as text.
 
         Raises:
             ViolationError: a table of the weights that break their pattern, or one that the model no longer has;
@@ -282,12 +304,15 @@ class Sparsifier:
         if model is None:
             self._verify(own)
             self.detach()
-            return
+            self._finalized = True
+            return ending.summary(self.plan, own)
         # Without a state this sparsifier is final itself: the model's own zeros are the masks then.
         final = self.masks() or {name: weight != 0 for name, weight in own.items()}
         self._verify({name: final[name] for name in own})
-        for name, weight in names.by_name(model, list(own)).items():
-            masks.clear_(local(weight), masks.bits(final[name]).to(weight.device))
+        averaged = {name: local(weight) for name, weight in names.by_name(model, list(own)).items()}
+        for name, weight in averaged.items():
+            masks.clear_(weight, masks.bits(final[name]).to(weight.device))
+        return ending.summary(self.plan, averaged)
 
     def _verify(self, tensors: dict[str, Tensor]) -> None:
         cuts = {row.name: row.grouping for row in self.plan.sparse}
