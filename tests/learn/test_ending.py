@@ -68,3 +68,11 @@ def test_one_replaced_weight_is_noticed_at_the_next_step(replace: Callable[[Any]
     with pytest.raises(AttachError, match="in 1 places") as caught:
         train(model, optimizer, batches(1))
     assert caught.value.where == "hidden.weight"
+
+
+def test_an_average_is_finished_although_the_model_itself_is_gone() -> None:
+    model, _, sparsifier = trained()
+    sparsifier.finalize()
+    average = convnet(seed=1)
+    model.hidden = nn.Identity()
+    assert sparsifier.finalize(average).density == 0.5

@@ -15,7 +15,7 @@ import torch
 
 import nmlearn as nm
 from nets import batches, convnet, sgd, train
-from nmlearn.errors import AttachError, ConfigError, StateError
+from nmlearn.errors import AttachError, ConfigError, StateError, ViolationError
 
 STEPS = 8
 
@@ -62,11 +62,22 @@ def test_what_is_no_optimizer_is_refused(optimizer: Any) -> None:
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
 @pytest.mark.parametrize("steps", [0, 2])
-def test_copies_of_a_sparsifier_are_refused(copied: Callable[[Any], Any], steps: int) -> None:
+def test_copies_of_an_attached_sparsifier_are_refused(copied: Callable[[Any], Any], steps: int) -> None:
     model, optimizer, sparsifier = attached()
     train(model, optimizer, batches(steps))
     with pytest.raises(StateError, match="belongs to one model and one optimizer; save its state_dict"):
         copied(sparsifier)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_before_attach_a_copy_has_its_own_model(copied: Callable[[Any], Any]) -> None:
+    """Launchers pickle callbacks, and with them a sparsifier that only has its plan."""
+    twin = copied(nm.Sparsifier(model := convnet(), nm.LBC("2:4")))
+    assert twin.model is not model
+    optimizer = sgd(twin.model)
+    twin.attach(optimizer, STEPS)
+    train(twin.model, optimizer, batches(STEPS))
+    assert twin.finalize().density == 0.5
 
 
 def test_a_sparsifier_says_where_it_stands() -> None:
@@ -104,3 +115,39 @@ def test_the_summary_of_an_average_is_of_the_average() -> None:
     model = convnet()
     dense = nm.Sparsifier(model, nm.METHODS["dense"]("2:4")).attach(sgd(model), STEPS).finalize()
     assert dense.weights == 0 and dense.dense_bytes == dense.packed_bytes == 0 and len(str(dense).splitlines()) == 2
+
+
+def test_finalize_without_attach_asks_for_it() -> None:
+    model = convnet()
+    sparsifier, optimizer = nm.Sparsifier(model, nm.LBC("2:4")), sgd(model)
+    train(model, optimizer, batches(2))
+    with pytest.raises(ViolationError, match=r"no optimizer step was seen; was attach called on this optimizer\?"):
+        sparsifier.finalize()
+    sparsifier.attach(sgd(model), STEPS)
+    train(model, optimizer, batches(2))
+    with pytest.raises(ViolationError, match=r"no optimizer step was seen; was attach called on this optimizer\?"):
+        sparsifier.finalize()
+
+
+def test_finalize_in_the_middle_names_the_step_and_likely_causes() -> None:
+    model, optimizer, sparsifier = attached(20)
+    train(model, optimizer, batches(5))
+    with pytest.raises(ViolationError, match=r"step 5 of total_steps=20 .*resumed.*micro-batches.*scaler"):
+        sparsifier.finalize()
+
+
+def test_a_weight_written_to_after_the_end_is_no_matter_of_steps() -> None:
+    model, optimizer, sparsifier = attached()
+    train(model, optimizer, batches(STEPS))
+    torch.nn.init.ones_(model.hidden.weight)
+    with pytest.raises(ViolationError, match="let nothing but the optimizer write into these weights"):
+        sparsifier.finalize()
+
+
+def test_steps_far_beyond_the_last_are_warned_of_once() -> None:
+    model, optimizer, sparsifier = attached()
+    train(model, optimizer, batches(STEPS))
+    with pytest.warns(UserWarning, match="beyond total_steps=8") as caught:
+        train(model, optimizer, batches(STEPS))
+    assert len(caught) == 1 and caught[0].filename.endswith("nets.py")
+    sparsifier.finalize()

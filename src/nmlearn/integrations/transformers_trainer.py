@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -75,7 +75,7 @@ class NMCallback(TrainerCallback):
         self._sparsifier: Sparsifier | None = None
         self._last_masks: dict[str, Tensor] = {}
         self._best_fits = False
-        self._unwatch: Callable[[], object] = lambda: None
+        self._watched: Trainer | None = None
 
     @property
     def sparsifier(self) -> Sparsifier:
@@ -122,6 +122,7 @@ class NMCallback(TrainerCallback):
 
     def _watch(self, trainer: Trainer) -> None:
         """Detach when an epoch fails or is interrupted: no event tells callbacks of that."""
+        self._unwatch()
         run_epoch = getattr(trainer, "_run_epoch", None)  # private: other versions may call it otherwise
         if run_epoch is None:
             return
@@ -134,8 +135,13 @@ class NMCallback(TrainerCallback):
                 self.sparsifier.detach()
                 raise
 
-        self._unwatch = lambda: vars(trainer).pop("_run_epoch", None)
+        self._watched = trainer
         vars(trainer)["_run_epoch"] = run
+
+    def _unwatch(self) -> None:
+        if self._watched is not None:
+            vars(self._watched).pop("_run_epoch", None)
+        self._watched = None
 
     def _attached(self) -> bool:
         return self._sparsifier is not None and self._sparsifier.total_steps > 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn, SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -81,11 +81,13 @@ class Sparsifier:
         stands = f"step {self.step} of {self.total_steps}" if self._attached else ended
         return f"Sparsifier({self.method.name} {self.method.pattern}, {len(self.plan.sparse)} sparse weights, {stands})"
 
-    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        if self._attached is None:
+            return super().__reduce_ex__(protocol)
         raise StateError(
             where="Sparsifier",
-            given="a copy or a pickle of it",
-            wrong="it belongs to one model and one optimizer",  # copies would hang on none
+            given="a copy or a pickle of one that is attached",
+            wrong="it belongs to one model and one optimizer",
             fix="save its state_dict(), and load that into one that is attached",
         )
 
@@ -261,6 +263,7 @@ class Sparsifier:
         """A step has passed: follow the schedule, and write what the network shall compute with."""
         assert self._attached is not None
         self._attached.step += 1
+        ending.warn_beyond(self.step, self.total_steps)
         moved = [w for w in self._weights if self._advance(w)]
         if moved:
             self.advances += len(moved)
@@ -300,25 +303,26 @@ class Sparsifier:
                 nothing is detached then.
             PlanError: the given model lacks a sparse weight.
         """
-        own = ending.weights_now(self.plan, self.model) if self.method.holds != "nothing" else {}
+        rows = self.plan.sparse if self.method.holds != "nothing" else ()
         if model is None:
+            own = ending.weights_now(rows, self.model)
             self._verify(own)
             self.detach()
             self._finalized = True
-            return ending.summary(self.plan, own)
+            return ending.summary(rows, own)
         # Without a state this sparsifier is final itself: the model's own zeros are the masks then.
-        final = self.masks() or {name: weight != 0 for name, weight in own.items()}
-        self._verify({name: final[name] for name in own})
-        averaged = {name: local(weight) for name, weight in names.by_name(model, list(own)).items()}
+        final = self.masks() or {row.name: local(row.parameter) != 0 for row in rows}
+        self._verify({row.name: final[row.name] for row in rows})
+        averaged = {name: local(weight) for name, weight in names.by_name(model, [row.name for row in rows]).items()}
         for name, weight in averaged.items():
             masks.clear_(weight, masks.bits(final[name]).to(weight.device))
-        return ending.summary(self.plan, averaged)
+        return ending.summary(rows, averaged)
 
     def _verify(self, tensors: dict[str, Tensor]) -> None:
         cuts = {row.name: row.grouping for row in self.plan.sparse}
         for w in self._weights:
             cuts[w.name] = replace(w.grouping, pattern=self.method.final(w.seen()))
-        advice = ending.advice(self.plan, self.model)
+        advice = ending.advice(self.plan, self.model, self.step, self.total_steps, self.progress)
         verify({name: (tensor, cuts[name]) for name, tensor in tensors.items()}, self.progress, advice)
 
     def state_dict(self) -> dict[str, Any]:
