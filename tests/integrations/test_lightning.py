@@ -294,3 +294,29 @@ def test_two_processes_learn_what_one_does(tmp_path):
     assert same(alone["masks"], one["masks"])
     for name, weight in alone["weights"].items():
         torch.testing.assert_close(one["weights"][name], weight, rtol=0, atol=1e-6)
+
+
+def acted_on(model: Any) -> bool:
+    return any(p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_training_that_fails_detaches_and_keeps_the_state(tmp_path, error):
+    class Fails(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.global_step == 3:
+                raise error
+
+    callback, net = NMCallback(METHODS["lbc"]), Net()
+    with pytest.raises((error, SystemExit)):
+        fit(tmp_path, callback, Fails(), net=net)
+    assert not acted_on(net) and not callback.sparsifier.total_steps
+    assert callback.state_dict()["sparsifier"]["step"] == 3
+    fit(tmp_path, other := NMCallback(METHODS["lbc"]), net=net)
+    assert other.finalized
+
+
+def test_training_that_stops_early_detaches(tmp_path):
+    with pytest.warns(UserWarning, match="not N:M sparse"):
+        net = fit(tmp_path, callback := NMCallback(METHODS["lbc"], total_steps=24), max_steps=5)
+    assert not acted_on(net) and not callback.sparsifier.total_steps

@@ -317,3 +317,26 @@ def test_a_trial_that_is_given_up_needs_no_pattern(tmp_path):
     )
     run.train()
     assert callback.sparsifier.total_steps == 0
+
+
+def acted_on(model: torch.nn.Module) -> bool:
+    return any(p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("out of memory")])
+def test_an_end_that_no_event_tells_of_detaches(tmp_path, error):
+    """The Trainer and its optimizer are still there, as after a notebook cell that failed."""
+    run = trainer(tmp_path, model := bert(), callback := NMCallback(nm.LBC("2:4")), Stop(3, error))
+    with pytest.raises(error if isinstance(error, type) else type(error)):
+        run.train()
+    assert run.optimizer is not None and callback.sparsifier.total_steps == 0 and not acted_on(model)
+    again = trainer(tmp_path, model, callback := NMCallback(nm.LBC("2:4")))
+    again.train()
+    assert fits(model, callback) and "_run_epoch" not in vars(run) | vars(again)
+
+
+def test_a_violation_at_the_end_detaches(tmp_path):
+    run = trainer(tmp_path, model := bert(), NMCallback(nm.LBC("2:4", end=0.5)), Stop(2))
+    with pytest.raises(ViolationError):
+        run.train()
+    assert not acted_on(model)

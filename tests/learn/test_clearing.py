@@ -7,6 +7,9 @@ import torch.nn.functional as F
 import nmlearn as nm
 from nets import batches, convnet, sgd, train
 
+# The steps after the schedule are what is tested here.
+pytestmark = pytest.mark.filterwarnings("ignore:optimizer step .* is beyond total_steps")
+
 STEPS = 10
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=1e-2, nesterov=True),

@@ -218,7 +218,7 @@ def test_activation_checkpointing(reentrant):
 def test_hooks_around_the_layers_are_kept():
     """Every saved tensor but the weights is left to them: as when activations are moved to the CPU."""
     model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
-    attached(model, rules={"*": "2:4"})
+    _optimizer, _ = attached(model, rules={"*": "2:4"})  # the hooks act while it is there
     packed, unpacked = [], []
     x = torch.randn(4, 16, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(

@@ -1,7 +1,8 @@
 """What the callbacks of lightning.pytorch and pytorch_lightning do; neither package is imported here.
 
 Everything happens in the Trainer's hooks. At `on_train_start` weights, optimizers and their states exist and are
-restored, so a sparsifier can attach and load its own state. At `on_train_end` it finalizes.
+restored, so a sparsifier can attach and load its own state. At `on_train_end` it finalizes; however training ends, it
+is detached.
 """
 
 from __future__ import annotations
@@ -182,7 +183,7 @@ class LearningHooks:
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Finalize, including an average that another callback has put into the model.
 
-        If training stopped before the masks reached their pattern, warn and stay attached: training can be resumed.
+        If training stopped before the masks reached their pattern, warn: training can be resumed from a checkpoint.
 
         Raises:
             ViolationError: the schedule has ended and some weight breaks its pattern.
@@ -196,6 +197,19 @@ class LearningHooks:
             self.sparsifier.finalize(model=self._target(pl_module))
         self.sparsifier.finalize()
         self.finalized, self._masks = True, {}
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Detach after an error or an interruption; checkpoints that are saved now still have the state."""
+        self._release()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Detach after training that stopped before its schedule ended."""
+        self._release()
+
+    def _release(self) -> None:
+        if self.sparsifier is not None and self.sparsifier.total_steps:
+            self._saved, self._masks = self.state_dict(), {}
+            self.sparsifier.detach()
 
     # Saving, resuming
 

@@ -75,6 +75,7 @@ class NMCallback(TrainerCallback):
         self._sparsifier: Sparsifier | None = None
         self._last_masks: dict[str, Tensor] = {}
         self._best_fits = False
+        self._watched: Trainer | None = None
 
     @property
     def sparsifier(self) -> Sparsifier:
@@ -116,6 +117,31 @@ class NMCallback(TrainerCallback):
         if state.global_step > 0:
             self._resume(Path(folder or _checkpoint(args, state)) / FILE, state)
         self._last_masks = self._masks()
+        if trainer is not None:
+            self._watch(trainer)
+
+    def _watch(self, trainer: Trainer) -> None:
+        """Detach when an epoch fails or is interrupted: no event tells callbacks of that."""
+        self._unwatch()
+        run_epoch = getattr(trainer, "_run_epoch", None)  # private: other versions may call it otherwise
+        if run_epoch is None:
+            return
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return run_epoch(*args, **kwargs)
+            except BaseException:
+                self._unwatch()
+                self.sparsifier.detach()
+                raise
+
+        self._watched = trainer
+        vars(trainer)["_run_epoch"] = run
+
+    def _unwatch(self) -> None:
+        if self._watched is not None:
+            vars(self._watched).pop("_run_epoch", None)
+        self._watched = None
 
     def _attached(self) -> bool:
         return self._sparsifier is not None and self._sparsifier.total_steps > 0
@@ -218,11 +244,15 @@ class NMCallback(TrainerCallback):
         if not self._attached():
             return
         self._last_masks = {}
+        self._unwatch()
         pruned = state.is_hyper_param_search and state.global_step < state.max_steps  # an unpromising trial
         if pruned:
             self.sparsifier.detach()
         elif self.finalize:
-            self.sparsifier.finalize()
+            try:
+                self.sparsifier.finalize()
+            finally:
+                self.sparsifier.detach()
 
 
 def _refuse_arguments(args: Any) -> None:

@@ -37,12 +37,14 @@ def hooks(weights: Iterable[SparseWeight]) -> list[Any]:
     return [clears(w) for w in weights]
 
 
-def moments(w: SparseWeight, optimizer: Optimizer) -> None:
+def moments(w: SparseWeight, optimizer: Optimizer | None) -> None:
     """Clear what the optimizer remembers of pruned values, when a mask has changed.
 
     Without it the weight is cleared after every step all the same. But moments that nothing feeds any more fade through
     denormal numbers, which processors multiply slowly, and copies of the weight would be written back.
     """
+    if optimizer is None:  # it is gone, and its memory with it
+        return
     # In torch's own optimizers a tensor of the weight's shape holds a number a value. Elsewhere it may be the matrix of
     # a preconditioner, which is square as the weight happens to be.
     elementwise = type(optimizer).__module__.startswith("torch.optim.")

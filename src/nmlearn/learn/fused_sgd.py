@@ -8,6 +8,7 @@ stays in the optimizer's state. Where other hooks on the optimizer could tell, n
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -29,9 +30,15 @@ class FusedSGD:
     """
 
     def __init__(self, optimizer: optim.Optimizer, before: Any, after: Any) -> None:
-        self.optimizer, self._before, self._after = optimizer, before, after
+        self._optimizer, self._around = weakref.ref(optimizer), (weakref.ref(before), weakref.ref(after))
         self._hidden = HiddenGradients()
         self.stepped: list[SparseWeight] = []
+
+    @property
+    def optimizer(self) -> optim.Optimizer:
+        optimizer = self._optimizer()
+        assert optimizer is not None  # it steps
+        return optimizer
 
     def score_pass(self, group: dict[str, Any], some: list[SparseWeight], seen: list[Weight]) -> ScorePass:
         """The pass over scores for weights of one parameter group: it steps the weights too, where it may."""
@@ -73,8 +80,8 @@ class FusedSGD:
 
     def _alone(self) -> bool:
         """Whether no other hook comes between learning and the optimizer, or between the optimizer and ``show``."""
-        others_before = list(self.optimizer._optimizer_step_pre_hooks.values())[-1:] != [self._before]
-        others_after = list(self.optimizer._optimizer_step_post_hooks.values())[:1] != [self._after]
+        others_before = list(self.optimizer._optimizer_step_pre_hooks.values())[-1:] != [self._around[0]()]
+        others_after = list(self.optimizer._optimizer_step_post_hooks.values())[:1] != [self._around[1]()]
         return not others_before and not others_after
 
     def hide(self) -> None:

@@ -6,6 +6,7 @@ sees them), ``after``, and ``write``. ``skip`` is a step without an optimizer, `
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ class InPlace:
     """The optimizer learns in the weight that the network computes with, and what is pruned is cleared there."""
 
     def __init__(self, method: Method, weights: Sequence[SparseWeight], optimizer: Optimizer, around: Any) -> None:
-        self.method, self.weights, self.optimizer = method, list(weights), optimizer
+        self.method, self.weights, self._optimizer = method, list(weights), weakref.ref(optimizer)
         self._fused = FusedSGD(optimizer, *around)
 
     def hooks(self) -> list[Any]:
@@ -55,7 +56,7 @@ class InPlace:
         for w in some:
             w.cleared = None
             if w.density < 1.0:
-                clearing.moments(w, self.optimizer)
+                clearing.moments(w, self._optimizer())
 
     def write(self, at: At) -> None:
         cleared = {id(w) for w in self._fused.stepped}  # in the pass that stepped them

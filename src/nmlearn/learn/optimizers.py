@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -21,17 +23,40 @@ def innermost(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
-def check(optimizer: Optimizer, total_steps: int, method: Method) -> None:
+def whole(total_steps: object) -> int:
+    """The number of steps of a training run, from any number that equals a whole one.
+
+    Raises:
+        AttachError: no number, not finite, not whole, or below 1.
+    """
+    steps = float(total_steps) if isinstance(total_steps, Real) and not isinstance(total_steps, bool) else math.nan
+    if steps.is_integer() and steps >= 1:
+        return int(steps)
+    raise AttachError(
+        where="attach",
+        given=f"total_steps={total_steps!r}",
+        wrong="progress is measured in optimizer steps: a whole number, of at least one",
+        fix="give epochs * batches // accumulation",
+    )
+
+
+def check(optimizer: Any, total_steps: object, method: Method) -> None:
     """Refuse an optimizer that no method can learn with.
 
     Args:
         optimizer: as the user gave it, in its wrappers.
+        total_steps: read by :func:`whole`.
         method: one that holds dense weights which others do not see needs an optimizer without averages.
 
     Raises:
         AttachError: an optimizer that steps in backward or evaluates its closure several times a step, one that
-            averages weights that dense ones stand behind, or a training run without steps.
+            averages weights that dense ones stand behind, what is no optimizer, or arguments that are swapped.
     """
+    if not isinstance(innermost(optimizer), Optimizer):
+        swapped = isinstance(total_steps, Optimizer)
+        wrong = "the two arguments are the other way round" if swapped else "it is no torch optimizer"
+        fix = "write attach(optimizer, total_steps)"
+        raise AttachError(where="attach", given=repr(optimizer), wrong=wrong, fix=fix)
     if method.holds in ("shadow", "frozen") and hasattr(optimizer, "_base_optimizer"):
         raise AttachError(
             where="attach",
@@ -52,13 +77,6 @@ def check(optimizer: Optimizer, total_steps: int, method: Method) -> None:
             given=type(optimizer).__name__,
             wrong="it evaluates its closure several times a step",
             fix="use an optimizer with one gradient a step",
-        )
-    if total_steps < 1:
-        raise AttachError(
-            where="attach",
-            given=f"total_steps={total_steps}",
-            wrong="progress is measured in optimizer steps, of which there must be at least one",
-            fix="give epochs * batches // accumulation",
         )
 
 

@@ -7,6 +7,7 @@ gives in its place. The weight itself never changes.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -38,7 +39,7 @@ class OtherBackward:
     """Gives other weights to the backward passes of a model's layers.
 
     Args:
-        at: the moment that the weights in use were written for.
+        at: a method that gives the moment that the weights in use were written for; its object is held weakly.
 
     Raises:
         AttachError: while training: a compiled layer, or a weight that has a gradient although its layer was never
@@ -46,7 +47,7 @@ class OtherBackward:
     """
 
     def __init__(self, model: nn.Module, method: Method, weights: Sequence[SparseWeight], at: Callable[[], At]) -> None:
-        self.method, self.weights, self._at = method, list(weights), at
+        self.method, self.weights, self._at = method, list(weights), weakref.WeakMethod(at)
         self._followed: set[str] = set()
         self._owners: dict[nn.Module, list[SparseWeight]] = {}
         for w in self.weights:
@@ -77,7 +78,10 @@ class OtherBackward:
     @torch.no_grad()
     def _other(self, saved: _Saved) -> Tensor:
         """The saved tensor, with the other weights in place of those in use."""
-        tensor, storage = saved.tensor, saved.tensor.untyped_storage().clone()
+        at = self._at()
+        if at is None:  # the sparsifier is gone
+            return saved.tensor
+        now, tensor, storage = at(), saved.tensor, saved.tensor.untyped_storage().clone()
 
         def view(like: Tensor, offset: Any) -> Tensor:
             return tensor.new_empty(0).set_(storage, offset, like.shape, like.stride())
@@ -85,7 +89,7 @@ class OtherBackward:
         for w in saved.weights:
             weight = local(w.parameter)
             copied = _storage(weight) != _storage(tensor)
-            view(weight, 0 if copied else weight.storage_offset()).copy_(self.method.used_back(w.seen(), self._at()))
+            view(weight, 0 if copied else weight.storage_offset()).copy_(self.method.used_back(w.seen(), now))
         return view(tensor, tensor.storage_offset())
 
 

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nmlearn.errors import AttachError
+from nmlearn.errors import AttachError, ConfigError
 from nmlearn.maths.groups import misfit
+from nmlearn.maths.pattern import Pattern
 from nmlearn.methods.method import Method
 from nmlearn.model.names import plain_name, unwrap
 from nmlearn.model.plan import Plan, PlanRow
 from nmlearn.model.shards import chunks, is_sharded, local
+
+
+def check_method(method: object) -> None:
+    """Refuse what is no method: a pattern, or the class of one.
+
+    Raises:
+        ConfigError: it says what to write.
+    """
+    if isinstance(method, Method):
+        return
+    where, given = "Sparsifier(method=...)", repr(method)
+    if isinstance(method, type) and issubclass(method, Method):
+        fix = f'write {method.__name__}("2:4"), with a pattern'
+        raise ConfigError(where=where, given=given, wrong="it is the class of a method", fix=fix)
+    pattern = str(method) if isinstance(method, str | Pattern) and ":" in str(method) else "2:4"
+    fix = f'give a method with its pattern, such as nm.LBC("{pattern}")'
+    raise ConfigError(where=where, given=given, wrong="it is no method", fix=fix)
 
 
 def check_model(model: nn.Module) -> None:
@@ -40,7 +58,7 @@ def check_weights(plan: Plan, model: nn.Module, method: Method, optimizer: Optim
     The verdict depends on nothing that differs between ranks, so that all of them stop, or none.
 
     Args:
-        elsewhere: the ids of the weights of other sparsifiers on this optimizer.
+        elsewhere: the ids of the weights of other living sparsifiers.
 
     Raises:
         AttachError: no weight, or weights that the optimizer does not hold, that an optimizer steps in backward, that
@@ -57,11 +75,10 @@ def _reasons(plan: Plan, model: nn.Module, method: Method, optimizer: Optimizer,
     sparse = plan.sparse
     if not sparse:
         yield "the plan has no sparse weight", "print(sparsifier.plan) for the reasons, and change the rules", []
-    stale = [name for name in replaced(plan, model) if not is_sharded(_row(plan, name).parameter)]
     yield (
         "the model has another parameter there now: it was sharded, wrapped or loaded after the sparsifier was made",
         "first shard or load the model, then make the optimizer and the sparsifier",
-        [_row(plan, name) for name in stale],
+        [row for row in replaced(plan, model) if not is_sharded(row.parameter)],
     )
     in_backward = [row for row in sparse if getattr(row.parameter, "_in_backward_optimizers", None)]
     yield (
@@ -78,7 +95,7 @@ def _reasons(plan: Plan, model: nn.Module, method: Method, optimizer: Optimizer,
     )
     yield (
         "another sparsifier is attached to this weight",
-        "detach() that one first, or leave the weight to one of them with rules",
+        "detach() that one first or delete its optimizer, or leave the weight to one of them with rules",
         [row for row in sparse if id(row.parameter) in elsewhere],
     )
     yield (
@@ -98,23 +115,30 @@ def _reasons(plan: Plan, model: nn.Module, method: Method, optimizer: Optimizer,
     )
 
 
-def _row(plan: Plan, name: str) -> PlanRow:
-    return next(row for row in plan.sparse if row.name == name)
+def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """All parameters by qualified name, under each of their names."""
+    return {plain_name(name): p for name, p in unwrap(model).named_parameters(remove_duplicate=False)}
 
 
-def replaced(plan: Plan, model: nn.Module) -> list[str]:
-    """The names of the sparse weights in whose place the model has another parameter, or none."""
-    named = {plain_name(name): p for name, p in unwrap(model).named_parameters(remove_duplicate=False)}
-    return [row.name for row in plan.sparse if named.get(row.name) is not row.parameter]
+def replaced(plan: Plan, model: nn.Module) -> list[PlanRow]:
+    """The sparse weights in whose place the model has another parameter, or none."""
+    named = parameters(model)
+    return [row for row in plan.sparse if named.get(row.name) is not row.parameter]
 
 
-def check_replaced(plan: Plan, model: nn.Module) -> None:
-    """Refuse to go on with weights that the model no longer has; to be called when no sparse weight has a gradient.
+def check_replaced(plan: Plan, model: nn.Module, without: Collection[str]) -> None:
+    """Refuse to go on with weights that the model no longer has.
+
+    Args:
+        without: the names of the weights that have no gradient in this step; only they can have been replaced.
 
     Raises:
         AttachError: one was replaced since attach.
     """
-    names = replaced(plan, model)
+    whole = len(without) == len(plan.sparse)
+    found = [row for row in replaced(plan, model) if row.name in without] if without else []
+    # While its layer is gathered, a sharded weight goes by another parameter.
+    names = [row.name for row in found if whole or not is_sharded(row.parameter)]
     if names:
         raise AttachError(
             where=names[0],

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nmlearn.errors import AttachError, StateError
-from nmlearn.learn import optimizers, refusals, states
+from nmlearn.learn import ending, optimizers, refusals, states
+from nmlearn.learn.ending import Summary
 from nmlearn.learn.holding import Holding, hold
 from nmlearn.learn.learned import Learned
+from nmlearn.learn.living import Bond, held_elsewhere
 from nmlearn.learn.other_backward import OtherBackward
 from nmlearn.learn.weight import SparseWeight, WeightStatus
 from nmlearn.maths import masks
@@ -31,12 +33,11 @@ from nmlearn.model.shards import like_weight, local, placed, shard
 
 @dataclass
 class _Attachment:
-    optimizer: Optimizer
     total_steps: int
     holding: Holding
     learned: Learned
     backward: OtherBackward | None
-    hooks: list[Any]
+    bond: Bond
     step: int = 0
     skip: bool = False
 
@@ -59,18 +60,36 @@ class Sparsifier:
         advances: how many masks have moved along their schedule so far.
 
     Raises:
+        ConfigError: a method that is none: a pattern, or a method's class.
         PlanError, PatternError: rules that cannot be followed.
         AttachError: a model whose weights cannot be seen (FSDP1).
     """
 
     def __init__(self, model: nn.Module, method: Method, rules: Mapping[str, Rule] | None = None) -> None:
+        refusals.check_method(method)
         refusals.check_model(model)
         self.model = model
         self.method = method
         self.plan: Plan = planning.plan(model, method, rules)
         self.advances = 0
         self._attached: _Attachment | None = None
+        self._finalized = False
         self._weights: list[SparseWeight] = []
+
+    def __repr__(self) -> str:
+        ended = "finalized" if self._finalized else "not attached"
+        stands = f"step {self.step} of {self.total_steps}" if self._attached else ended
+        return f"Sparsifier({self.method.name} {self.method.pattern}, {len(self.plan.sparse)} sparse weights, {stands})"
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        if self._attached is None:
+            return super().__reduce_ex__(protocol)
+        raise StateError(
+            where="Sparsifier",
+            given="a copy or a pickle of one that is attached",
+            wrong="it belongs to one model and one optimizer",
+            fix="save its state_dict(), and load that into one that is attached",
+        )
 
     # What it knows
 
@@ -86,7 +105,9 @@ class Sparsifier:
 
     @property
     def progress(self) -> float:
-        """step / total_steps, clamped to 1."""
+        """step / total_steps, clamped to 1; it stays 1 after finalize."""
+        if self._finalized:
+            return 1.0
         return min(1.0, self.step / self.total_steps) if self.total_steps else 0.0
 
     def status(self) -> list[WeightStatus]:
@@ -118,7 +139,7 @@ class Sparsifier:
 
     @torch.no_grad()
     def attach(self, optimizer: Optimizer, total_steps: int) -> Sparsifier:
-        """From now on ``optimizer.step()`` learns.
+        """From now on ``optimizer.step()`` learns, until the optimizer is gone, :meth:`detach` or :meth:`finalize`.
 
         Args:
             optimizer: any torch optimizer that holds every sparse weight.
@@ -128,11 +149,12 @@ class Sparsifier:
             The sparsifier itself.
 
         Raises:
-            AttachError: attached already, total_steps below 1, an optimizer that misses a sparse weight, steps in
-                backward or evaluates its closure several times a step, or weights whose shards cut groups.
+            AttachError: attached already, total_steps no whole number of at least 1, an optimizer that misses a sparse
+                weight, steps in backward or evaluates its closure several times a step, weights that another
+                sparsifier holds, or whose shards cut groups.
         """
         optimizers.check(optimizer, total_steps, self.method)
-        optimizer = optimizers.innermost(optimizer)
+        optimizer, total_steps = optimizers.innermost(optimizer), optimizers.whole(total_steps)
         groups = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self._check_attach(optimizer)
         self._weights = [self._start(row, groups[id(row.parameter)]) for row in self.plan.sparse]
@@ -149,7 +171,9 @@ class Sparsifier:
         hooks += backward.hooks() if backward else []
         for w in self._weights:
             w.shapes = {key: tuple(t.shape) for key, t in placed(w.state, w.parameter, w.grouping).items()}
-        self._attached = _Attachment(optimizer, total_steps, holding, learned, backward, hooks)
+        self._finalized = False
+        bond = Bond(self, optimizer, (id(w.parameter) for w in self._weights), hooks)
+        self._attached = _Attachment(total_steps, holding, learned, backward, bond)
         self._measure(self._weights)
         holding.write(self._at())
         return self
@@ -172,16 +196,13 @@ class Sparsifier:
                 wrong="this sparsifier is attached already",
                 fix="make a new one, or detach() first",
             )
-        hooks = [getattr(hook, "__wrapped__", hook) for hook in optimizer._optimizer_step_pre_hooks.values()]
-        others = [getattr(hook, "__self__", None) for hook in hooks]
-        theirs = [id(w.parameter) for other in others if isinstance(other, Sparsifier) for w in other._weights]
+        theirs = held_elsewhere({id(row.parameter) for row in self.plan.sparse})
         refusals.check_weights(self.plan, self.model, self.method, optimizer, theirs)
 
     def detach(self) -> None:
         """Take all hooks off and free the state. The weights stay as they are."""
         if self._attached:
-            for hook in self._attached.hooks:
-                hook.remove()
+            self._attached.bond.end()
         self._attached, self._weights = None, []
 
     # Around optimizer.step
@@ -190,23 +211,25 @@ class Sparsifier:
         assert self._attached is not None
         refusals.check_capture(self._weights[0].parameter)
         self._attached.skip = optimizers.only_makes_state(optimizer, kwargs)
-        return None if self._attached.skip else optimizers.before_stepping(args, kwargs, self._before)
+        if self._attached.skip:
+            return None
+        return optimizers.before_stepping(args, kwargs, lambda: self._before(optimizer))
 
     @torch.no_grad()
-    def _before(self) -> None:
+    def _before(self, optimizer: Optimizer) -> None:
         assert self._attached is not None
-        self._attached.skip = optimizers.unscale(self._attached.optimizer)
+        self._attached.skip = optimizers.unscale(optimizer)
         if self._attached.skip or self.method.holds == "nothing":
             return
         self._check_gradients()
         if self._attached.backward:
             self._attached.backward.settle()
-        self._attached.holding.before(self._learn)
+        self._attached.holding.before(lambda: self._learn(optimizer))
 
-    def _learn(self) -> None:
+    def _learn(self, optimizer: Optimizer) -> None:
         assert self._attached is not None
         holding, learned = self._attached.holding, self._attached.learned
-        for index, group in enumerate(self._attached.optimizer.param_groups):
+        for index, group in enumerate(optimizer.param_groups):
             some = [w for w in self._weights if w.lr_group == index and w.parameter.grad is not None]
             if some:
                 seen = [w.seen() for w in some]
@@ -215,9 +238,9 @@ class Sparsifier:
                 learned.step(some, at)
 
     def _check_gradients(self) -> None:
-        """Find out why no weight has a gradient, and have each placed as its weight is."""
-        if all(w.parameter.grad is None for w in self._weights):
-            refusals.check_replaced(self.plan, self.model)
+        """Find out why weights have no gradient, and have each placed as its weight is."""
+        without = {w.name for w in self._weights if w.parameter.grad is None}
+        refusals.check_replaced(self.plan, self.model, without)
         for parameter in [w.parameter for w in self._weights]:
             if parameter.grad is not None and (placed := like_weight(parameter.grad, parameter)) is not parameter.grad:
                 parameter.grad = placed
@@ -240,6 +263,7 @@ class Sparsifier:
         """A step has passed: follow the schedule, and write what the network shall compute with."""
         assert self._attached is not None
         self._attached.step += 1
+        ending.warn_beyond(self.step, self.total_steps)
         moved = [w for w in self._weights if self._advance(w)]
         if moved:
             self.advances += len(moved)
@@ -264,33 +288,42 @@ class Sparsifier:
     # Ending, saving, resuming
 
     @torch.no_grad()
-    def finalize(self, model: nn.Module | None = None) -> None:
-        """Verify every group of every sparse weight, then detach and free the state.
+    def finalize(self, model: nn.Module | None = None) -> Summary:
+        """Verify every group of every sparse weight that the model has now, then detach and free the state.
 
         Args:
             model: an averaged copy (EMA, SWA) instead: its weights are given the final masks and verified; a moving
                 mask leaves averages denser than the pattern. The sparsifier itself stays as it is.
 
+        Returns:
+            The verified weights, their density and sizes; two lines as text.
+
         Raises:
-            ViolationError: a table of the weights that break their pattern; nothing is detached then.
+            ViolationError: a table of the weights that break their pattern, or one that the model no longer has;
+                nothing is detached then.
             PlanError: the given model lacks a sparse weight.
         """
-        own = {row.name: row.parameter for row in self.plan.sparse if self.method.holds != "nothing"}
+        rows = self.plan.sparse if self.method.holds != "nothing" else ()
         if model is None:
-            self._verify({name: local(weight) for name, weight in own.items()})
+            own = ending.weights_now(rows, self.model)
+            self._verify(own)
             self.detach()
-            return
+            self._finalized = True
+            return ending.summary(rows, own)
         # Without a state this sparsifier is final itself: the model's own zeros are the masks then.
-        final = self.masks() or {name: local(weight) != 0 for name, weight in own.items()}
-        self._verify({name: final[name] for name in own})
-        for name, weight in names.by_name(model, list(own)).items():
-            masks.clear_(local(weight), masks.bits(final[name]).to(weight.device))
+        final = self.masks() or {row.name: local(row.parameter) != 0 for row in rows}
+        self._verify({row.name: final[row.name] for row in rows})
+        averaged = {name: local(weight) for name, weight in names.by_name(model, [row.name for row in rows]).items()}
+        for name, weight in averaged.items():
+            masks.clear_(weight, masks.bits(final[name]).to(weight.device))
+        return ending.summary(rows, averaged)
 
     def _verify(self, tensors: dict[str, Tensor]) -> None:
         cuts = {row.name: row.grouping for row in self.plan.sparse}
         for w in self._weights:
             cuts[w.name] = replace(w.grouping, pattern=self.method.final(w.seen()))
-        verify({name: (tensor, cuts[name]) for name, tensor in tensors.items()}, self.progress)
+        advice = ending.advice(self.plan, self.model, self.step, self.total_steps, self.progress)
+        verify({name: (tensor, cuts[name]) for name, tensor in tensors.items()}, self.progress, advice)
 
     def state_dict(self) -> dict[str, Any]:
         """All it needs to go on: tensors by the weights' qualified names, text and numbers."""

@@ -9,9 +9,16 @@ from torch import Tensor
 from nmlearn.errors import ViolationError
 from nmlearn.maths.groups import Grouping
 
+_FIX = "finalize after the schedule has ended, and let nothing but the optimizer write into these weights"
 
-def verify(weights: Mapping[str, tuple[Tensor, Grouping]], progress: float) -> None:
+
+def verify(weights: Mapping[str, tuple[Tensor, Grouping]], progress: float, fix: str = _FIX) -> None:
     """Check named weights.
+
+    Args:
+        weights: what to check, and where its groups lie.
+        progress: how far the schedule has come.
+        fix: what to do about those that break their pattern.
 
     Raises:
         ViolationError: a table of the weights that break their pattern.
@@ -27,5 +34,5 @@ def verify(weights: Mapping[str, tuple[Tensor, Grouping]], progress: float) -> N
         wrong="\n  ".join(
             [f"{len(bad)} of {len(found)} weights break their pattern", *(f"{n:<{width}}  {w}" for n, w in bad.items())]
         ),
-        fix="finalize after the schedule has ended, and let nothing but the optimizer write into these weights",
+        fix=fix,
     )

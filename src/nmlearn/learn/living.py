@@ -1,0 +1,60 @@
+"""How long a sparsifier acts on a model: while both it and its optimizer are there.
+
+The optimizer's step hooks hold the sparsifier, so that it lives with the optimizer. Nothing else does: the hooks on
+weights and layers end with the first of the two, and a sparsifier knows its optimizer only weakly.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+from torch.optim import Optimizer
+
+
+class Bond:
+    """Between a sparsifier that is attached and its optimizer.
+
+    Args:
+        held: the ids of the weights that are acted on.
+        hooks: handles of all hooks, to be removed when the sparsifier or the optimizer is gone.
+    """
+
+    def __init__(self, sparsifier: Any, optimizer: Optimizer, held: Iterable[int], hooks: list[Any]) -> None:
+        self._held = frozenset(held)
+        self._ends = [weakref.finalize(each, _remove, hooks) for each in (sparsifier, optimizer)]
+        for end in self._ends:
+            end.atexit = False
+        _bonds.add(self)
+
+    def end(self) -> None:
+        """Remove the hooks; a second call does nothing."""
+        for end in self._ends:
+            end()
+
+    def held(self) -> frozenset[int]:
+        """The ids of the weights that are still acted on."""
+        return self._held if all(end.alive for end in self._ends) else frozenset()
+
+
+_bonds: weakref.WeakSet[Bond] = weakref.WeakSet()
+
+
+def held_elsewhere(own: set[int]) -> set[int]:
+    """Those of these ids of weights that a living sparsifier holds."""
+    found = _held(own)
+    if found:  # by one that is forgotten but waits in a cycle, perhaps: that of an exception's traceback
+        gc.collect()
+        found = _held(own)
+    return found
+
+
+def _held(own: set[int]) -> set[int]:
+    return own & {weight for bond in list(_bonds) for weight in bond.held()}
+
+
+def _remove(hooks: list[Any]) -> None:
+    for hook in hooks:
+        hook.remove()
