@@ -84,7 +84,9 @@ def test_what_a_checkpoint_must_agree_with(tmp_path):
     fit(tmp_path, NMCallback(lbc), Save(file, 5))
     with pytest.raises(StateError, match="total_steps: given 24: this sparsifier has 32"):
         fit(tmp_path, NMCallback(lbc), max_epochs=4, ckpt_path=file)
-    longer = fit(tmp_path, callback := NMCallback(lbc, total_steps=STEPS * EPOCHS), max_epochs=4, ckpt_path=file)
+    callback = NMCallback(lbc, total_steps=STEPS * EPOCHS)
+    with pytest.warns(UserWarning, match="is beyond total_steps=24"):
+        longer = fit(tmp_path, callback, max_epochs=4, ckpt_path=file)
     assert callback.finalized and obeys(longer)
     dense = tmp_path / "dense.ckpt"
     fit(tmp_path, Save(dense, 9), max_epochs=2)
