@@ -110,9 +110,9 @@ def test_the_learning_rate_of_each_layer():
     class Spy(nm.LBC):
         name = "lbc"
 
-        def learn(self, batch: Any, lr: float) -> None:
-            rates.append((lr, [weight.data_ptr() for weight in batch.weights]))
-            super().learn(batch, lr)
+        def learn(self, weights: Any, at: Any) -> None:
+            rates.append((at.lr, [w.in_use.data_ptr() for w in weights]))
+            super().learn(weights, at)
 
     sparsifier = nm.Sparsifier(vit, Spy("2:4")).attach(optimizer, 4)
     scheduler.step(1)

@@ -149,6 +149,6 @@ def test_a_detector_says_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFix
         models.build("torchvision:fasterrcnn_resnet50_fpn", classes=5, input_shape=(3, 64, 64))
     with pytest.raises(ConfigError, match="takes image data"):
         models.build("torchvision:resnet18", classes=5, input_shape=(3, 64, 64), kind="detection")
-    with pytest.raises(ConfigError, match="without a backbone"):
+    with pytest.raises(ConfigError, match="it has no backbone"):
         external.load_backbone(torch.nn.Linear(2, 2), {})
     shutil.rmtree(tmp_path)
