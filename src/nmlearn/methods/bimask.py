@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nmlearn.maths import masks, noise
 from nmlearn.maths.pattern import Pattern
-from nmlearn.methods.method import At, Method, Setting, State, Weight, grads, refuse, top_magnitudes
+from nmlearn.methods.method import At, Method, Setting, State, Weight, decay_pruned_, refuse, top_magnitudes
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,7 @@ class BiMask(Method):
         return False  # the forward mask has not changed
 
     def learn(self, weights: Sequence[Weight], at: At) -> None:
-        torch._foreach_add_(grads(weights), [w.tensor for w in weights], alpha=self.decay)
-        torch._foreach_sub_(grads(weights), [w.in_use for w in weights], alpha=self.decay)
+        decay_pruned_(weights, self.decay)
 
     def used(self, w: Weight, at: At) -> Tensor:
         return self._forward(w)

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NoReturn
 
+import torch
 from torch import Tensor, nn, optim
 
 from nmlearn.errors import ConfigError
@@ -213,6 +214,15 @@ def refuse(option: str, given: object, wrong: str, fix: str) -> NoReturn:
 def grads(weights: Sequence[Weight]) -> list[Tensor]:
     """The gradients of weights that all have one, as those that ``learn`` is given."""
     return [w.grad for w in weights if w.grad is not None]
+
+
+def decay_pruned_(weights: Sequence[Weight], decay: float) -> None:
+    """Add ``decay (1 - m) W`` to the gradients, for methods whose weight in use is ``m W``; no mask is needed.
+
+    Zhou et al., SR-STE, arXiv 2102.04010, equation 9.
+    """
+    torch._foreach_add_(grads(weights), [w.tensor for w in weights], alpha=decay)
+    torch._foreach_sub_(grads(weights), [w.in_use for w in weights], alpha=decay)
 
 
 def keep_top_(w: Weight, scores_w: Tensor, count: int) -> None:

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from nmlearn.maths import masks
-from nmlearn.methods.method import At, Method, Weight, grads, top_magnitudes
+from nmlearn.methods.method import At, Method, Weight, decay_pruned_, top_magnitudes
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,7 @@ class SRSTE(Method):
     dense_gradient: ClassVar[bool] = True
 
     def learn(self, weights: Sequence[Weight], at: At) -> None:
-        # The weight in use is m W, so (1 - m) W is the difference: no mask is needed.
-        torch._foreach_add_(grads(weights), [w.tensor for w in weights], alpha=self.decay)
-        torch._foreach_sub_(grads(weights), [w.in_use for w in weights], alpha=self.decay)
+        decay_pruned_(weights, self.decay)
 
     def used(self, w: Weight, at: At) -> Tensor:
         return masks.kept(w.tensor, self.mask(w))
