@@ -13,7 +13,6 @@ from PIL import Image
 
 import nmlearn as nm
 from nmlearn.integrations import torchvision
-from nmlearn.integrations.timm import carry  # nmlearn: its state goes into timm's checkpoints
 from nmlearn.lab import data
 
 torchvision.load()  # only needed for a torchvision that was built for another accelerator than torch
@@ -88,7 +87,6 @@ def train(args: argparse.Namespace, train_loader, eval_loader, output: str) -> N
     mixup, loss_of = Mixup(mixup_alpha=0.1, num_classes=args.num_classes), SoftTargetCrossEntropy()
 
     sparsifier = nm.Sparsifier(model, nm.LBC(args.pattern)).attach(optimizer, epochs * steps)  # nmlearn
-    carry(sparsifier, optimizer)  # nmlearn
 
     saver = CheckpointSaver(model, optimizer, model_ema=ema, amp_scaler=scaler, checkpoint_dir=output, max_history=1)
     start = 0

@@ -95,7 +95,7 @@ class LearningHooks:
         optimizer = self._chosen(trainer)
         self.sparsifier = Sparsifier(self._target(pl_module), self.method, self.rules)
         steps = self._steps(trainer) if self.total_steps is None else self.total_steps
-        self.sparsifier.attach(optimizer, steps)
+        self.sparsifier.attach(optimizer, steps, travels=False)
         self._begun = self._before(trainer)
         if self._saved:
             self.sparsifier.load_state_dict(self._saved["sparsifier"])

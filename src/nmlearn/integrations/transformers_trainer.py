@@ -112,7 +112,8 @@ class NMCallback(TrainerCallback):
         if trainer is not None:
             self._move_first(trainer)
         self._release(model)
-        self._sparsifier = Sparsifier(model, self.method, self.rules).attach(optimizer, state.max_steps)
+        self._sparsifier = Sparsifier(model, self.method, self.rules)
+        self._sparsifier.attach(optimizer, state.max_steps, travels=False)  # a file of its own stands in checkpoints
         self._best_fits = False
         if state.global_step > 0:
             self._resume(Path(folder or _checkpoint(args, state)) / FILE, state)

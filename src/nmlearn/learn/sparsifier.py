@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nmlearn.errors import AttachError, StateError
-from nmlearn.learn import ending, optimizers, refusals, states
+from nmlearn.learn import ending, optimizers, refusals, states, travel
 from nmlearn.learn.ending import Summary
 from nmlearn.learn.holding import Holding, hold
 from nmlearn.learn.learned import Learned
@@ -138,20 +138,23 @@ class Sparsifier:
     # Attaching
 
     @torch.no_grad()
-    def attach(self, optimizer: Optimizer, total_steps: int) -> Sparsifier:
+    def attach(self, optimizer: Optimizer, total_steps: int, *, travels: bool = True) -> Sparsifier:
         """From now on ``optimizer.step()`` learns, until the optimizer is gone, :meth:`detach` or :meth:`finalize`.
 
         Args:
             optimizer: any torch optimizer that holds every sparse weight.
             total_steps: how often it will step in the whole training; progress is steps done over this.
+            travels: ``optimizer.state_dict()`` includes the sparsifier's state, and ``load_state_dict`` restores it,
+                before attach or after. False for a trainer that saves the sparsifier's own state_dict.
 
         Returns:
-            The sparsifier itself.
+            The sparsifier itself; resumed, where the optimizer was loaded with a sparsifier's state.
 
         Raises:
             AttachError: attached already, total_steps no whole number of at least 1, an optimizer that misses a sparse
                 weight, steps in backward or evaluates its closure several times a step, weights that another
                 sparsifier holds, or whose shards cut groups.
+            StateError: the optimizer was loaded with a state of another method, pattern, model or training length.
         """
         optimizers.check(optimizer, total_steps, self.method)
         optimizer, total_steps = optimizers.innermost(optimizer), optimizers.whole(total_steps)
@@ -172,11 +175,23 @@ class Sparsifier:
         for w in self._weights:
             w.shapes = {key: tuple(t.shape) for key, t in placed(w.state, w.parameter, w.grouping).items()}
         self._finalized = False
+        if travels:
+            name = self._weights[0].name
+            hooks += travel.hooks(optimizer, name, self.state_dict, self._check_state, self.load_state_dict)
         bond = Bond(self, optimizer, (id(w.parameter) for w in self._weights), hooks)
         self._attached = _Attachment(total_steps, holding, learned, backward, bond)
         self._measure(self._weights)
         holding.write(self._at())
+        if travels and (saved := travel.waiting(optimizer, self._weights[0].name)):
+            self._resume(saved)
         return self
+
+    def _resume(self, saved: Mapping[str, Any]) -> None:
+        try:
+            self.load_state_dict(saved)
+        except StateError:
+            self.detach()
+            raise
 
     def _start(self, row: PlanRow, lr_group: int) -> SparseWeight:
         weight = local(row.parameter)
@@ -352,15 +367,8 @@ class Sparsifier:
             StateError: not attached, or a state of another method, pattern, model or training length: the first
                 difference is named.
         """
-        if self._attached is None:
-            raise StateError(
-                where="load_state_dict",
-                given="a sparsifier that is not attached",
-                wrong="its state is made by attach",
-                fix="call attach(optimizer, total_steps) first",
-            )
-        shapes = {w.name: w.shapes for w in self._weights}
-        states.check_same(saved, self.state_dict(), shapes, self.method.ended)
+        self._check_state(saved)
+        assert self._attached is not None
         self._attached.step, self.advances = int(saved["step"]), int(saved["advances"])
         for w in self._weights:
             entry = saved["weights"][w.name]
@@ -372,3 +380,13 @@ class Sparsifier:
         self._attached.learned.bind(self._weights)
         self._measure(self._weights)
         self._attached.holding.write(self._at())
+
+    def _check_state(self, saved: Mapping[str, Any]) -> None:
+        if self._attached is None:
+            raise StateError(
+                where="load_state_dict",
+                given="a sparsifier that is not attached",
+                wrong="its state is made by attach",
+                fix="call attach(optimizer, total_steps) first",
+            )
+        states.check_same(saved, self.state_dict(), {w.name: w.shapes for w in self._weights}, self.method.ended)
