@@ -54,8 +54,8 @@ class NMCallback(TrainerCallback):
 
     It attaches when training begins, writes its state into every checkpoint and reads it back on
     ``resume_from_checkpoint``. It adds ``nm_density``, ``nm_progress`` and ``nm_mask_change`` to the Trainer's logs,
-    and verifies every group when training ends. If the Trainer looks for a best model, only checkpoints whose weights
-    already fit their patterns count.
+    and verifies every group when training ends. If the Trainer looks for a best model, only checkpoints from after the
+    last removal count.
 
     Args:
         method: the method; its pattern applies where no rule says otherwise.

@@ -81,4 +81,4 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=3)
+    warnings.warn(message, stacklevel=5)  # the line that calls attach or finalize
