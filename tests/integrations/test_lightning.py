@@ -241,7 +241,10 @@ def test_the_number_of_steps(tmp_path):
 
 
 def test_a_training_that_stops_early_says_so(tmp_path):
-    with pytest.warns(UserWarning, match=r"stopped at progress 0\.208 .* not N:M sparse"):
+    with (
+        pytest.warns(UserWarning, match=r"stopped at progress 0\.208 .* not N:M sparse"),
+        pytest.warns(UserWarning, match=r"the Trainer will stop at step 5 of total_steps=24, before the schedule"),
+    ):
         net = fit(tmp_path, callback := NMCallback(METHODS["lbc"], total_steps=24), max_steps=5)
     assert not callback.finalized and not obeys(net)
     assert callback.state_dict()["sparsifier"]["step"] == 5
@@ -319,6 +322,9 @@ def test_training_that_fails_detaches_and_keeps_the_state(tmp_path, error):
 
 
 def test_training_that_stops_early_detaches(tmp_path):
-    with pytest.warns(UserWarning, match="not N:M sparse"):
+    with (
+        pytest.warns(UserWarning, match="not N:M sparse"),
+        pytest.warns(UserWarning, match="the Trainer will stop at step 5 of total_steps=24"),
+    ):
         net = fit(tmp_path, callback := NMCallback(METHODS["lbc"], total_steps=24), max_steps=5)
     assert not acted_on(net) and not callback.sparsifier.total_steps

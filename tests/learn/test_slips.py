@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import warnings
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import torch
 
 import nmlearn as nm
 from nets import batches, convnet, sgd, train
-from nmlearn.errors import AttachError, ConfigError, StateError, ViolationError
+from nmlearn.errors import AttachError, ConfigError, KernelError, StateError, ViolationError
 
 STEPS = 8
 
@@ -132,7 +134,10 @@ def test_finalize_without_attach_asks_for_it() -> None:
 def test_finalize_in_the_middle_names_the_step_and_likely_causes() -> None:
     model, optimizer, sparsifier = attached(20)
     train(model, optimizer, batches(5))
-    with pytest.raises(ViolationError, match=r"step 5 of total_steps=20 .*resumed.*micro-batches.*scaler"):
+    with pytest.raises(
+        ViolationError,
+        match=r"step 5 of total_steps=20 .*resumed.* 4 times the steps.*complete=True",
+    ):
         sparsifier.finalize()
 
 
@@ -151,3 +156,132 @@ def test_steps_far_beyond_the_last_are_warned_of_once() -> None:
         train(model, optimizer, batches(STEPS))
     assert len(caught) == 1 and caught[0].filename.endswith("nets.py")
     sparsifier.finalize()
+
+
+@pytest.mark.parametrize(
+    ("method", "last"),
+    [
+        (nm.LBC("2:4"), 5),
+        (nm.LBC("2:4", end=0.1), 1),
+        (nm.Gradual("2:4", end=0.8), 8),
+        (nm.OneShot("2:4", at=0.3), 3),
+        (nm.MaxQ("2:4"), 3),
+    ],
+)
+def test_a_schedule_of_a_few_steps_is_warned_of_when_attached(method: nm.Method, last: int) -> None:
+    model = convnet()
+    with pytest.warns(UserWarning, match=rf"final after {last} optimizer steps of total_steps=10.*epochs \* batches"):
+        nm.Sparsifier(model, method).attach(sgd(model), 10)
+
+
+def test_what_is_noticed_points_at_the_line_of_the_user() -> None:
+    model = convnet()
+    optimizer = sgd(model)
+    with pytest.warns(UserWarning, match="final after 5") as caught:
+        sparsifier = nm.Sparsifier(model, nm.LBC("2:4")).attach(optimizer, 10)
+    model.hidden.weight.requires_grad_(False)
+    train(model, optimizer, batches(10))
+    with pytest.warns(UserWarning, match="no gradient") as later:
+        sparsifier.finalize()
+    assert caught[0].filename == later[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("method", "total"), [(nm.LBC("2:4"), 20), (nm.OneShot("2:4"), 1), (nm.SRSTE("2:4"), 1), (nm.BiMask("2:4"), 1)]
+)
+def test_a_schedule_with_time_or_without_need_for_it_is_not_warned_of(method: nm.Method, total: int) -> None:
+    model = convnet()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nm.Sparsifier(model, method).attach(sgd(model), total)
+
+
+@pytest.mark.parametrize("method", [nm.LBC("2:4"), nm.SRSTE("2:4"), nm.OneShot("2:4")])
+def test_a_weight_that_never_had_a_gradient_is_named_at_the_end(method: nm.Method) -> None:
+    model = convnet()
+    optimizer = sgd(model)
+    sparsifier = nm.Sparsifier(model, method).attach(optimizer, STEPS)
+    model.hidden.weight.requires_grad_(False)
+    train(model, optimizer, batches(STEPS))
+    with pytest.warns(UserWarning, match=r"^hidden\.weight: no gradient in any of the 8 steps"):
+        sparsifier.finalize()
+
+
+def test_a_weight_that_had_one_gradient_is_not() -> None:
+    model, optimizer, sparsifier = attached()
+    train(model, optimizer, batches(1))
+    model.hidden.weight.requires_grad_(False)
+    train(model, optimizer, batches(STEPS - 1))
+    assert sparsifier.finalize().weights == 3
+
+
+@pytest.mark.parametrize("end", [1.0, 0.01])
+def test_a_layer_that_is_unfrozen_later_is_named_once(end: float) -> None:
+    """At the next removal, or at the end."""
+    model = convnet()
+    model.hidden.weight.requires_grad_(False)
+    optimizer = sgd(model)
+    sparsifier = nm.Sparsifier(model, nm.LBC("2:4", end=end)).attach(optimizer, 24)
+    assert len(sparsifier.plan.sparse) == 2
+    train(model, optimizer, batches(2))
+    model.hidden.weight.requires_grad_(True)
+    with pytest.warns(
+        UserWarning, match=r"^hidden\.weight: frozen when the sparsifier was made.*rule of None"
+    ) as caught:
+        train(model, optimizer, batches(22))
+        sparsifier.finalize()
+    assert len(caught) == 1
+
+
+def test_a_layer_that_a_rule_leaves_dense_may_be_unfrozen() -> None:
+    model = convnet()
+    model.hidden.weight.requires_grad_(False)
+    optimizer = sgd(model)
+    sparsifier = nm.Sparsifier(model, nm.LBC("2:4"), {"hidden": None}).attach(optimizer, STEPS)
+    model.hidden.weight.requires_grad_(True)
+    train(model, optimizer, batches(STEPS))
+    assert sparsifier.finalize().weights == 2
+
+
+def packed(model: Any, path: Path) -> None:
+    nm.save(model, path)
+
+
+def packed_state(model: Any, path: Path) -> None:
+    nm.save(model.state_dict(), path)
+
+
+@pytest.mark.parametrize("save", [packed, packed_state])
+def test_a_packed_file_in_mid_schedule_is_warned_of(save: Callable[[Any, Path], None], tmp_path: Path) -> None:
+    model, optimizer, sparsifier = attached(20)
+    path = tmp_path / "model.safetensors"
+    train(model, optimizer, batches(4))
+    with pytest.warns(UserWarning, match=r"removing values of 3 of these weights, such as conv\.weight") as caught:
+        save(model, path)
+    assert caught[0].filename == __file__
+    nm.save(model, path, packed=False)  # a dense file says nothing of patterns
+    save(copy.deepcopy(model), path)  # nobody removes anything from a copy
+    train(model, optimizer, batches(16))
+    save(model, path)
+    sparsifier.finalize()
+    save(model, path)
+
+
+def test_a_forgotten_sparsifier_warns_of_nothing(tmp_path: Path) -> None:
+    model, optimizer, sparsifier = attached(20)
+    train(model, optimizer, batches(4))
+    cycle: list[Any] = [optimizer]
+    cycle.append(cycle)
+    del optimizer, sparsifier, cycle
+    nm.save(model, tmp_path / "model.safetensors")
+
+
+def test_a_model_in_mid_schedule_is_not_accelerated() -> None:
+    model, optimizer, sparsifier = attached(20)
+    train(model, optimizer, batches(4))
+    example = batches(1)[0][0]
+    with pytest.raises(KernelError, match=r"conv\.weight and 2 more.*still removing.*call finalize\(\)"):
+        nm.accelerate(model.eval(), example, cache=None)
+    assert type(model.hidden) is torch.nn.Linear
+    sparsifier.detach()
+    nm.accelerate(copy.deepcopy(model).eval(), example, cache=None)

@@ -73,6 +73,29 @@ def _acceleration() -> Iterator[Names]:
     yield {"model": sparse(linears(64, 64, 8), "2:4"), "example": x, "x": x, "linear": sparse(nn.Linear(64, 8), "2:4")}
 
 
+@of("docs/ending.md")
+def _ending() -> Iterator[Names]:
+    model = nets.convnet(width=8)
+    optimizer = nets.sgd(model)
+    sparsifier = nm.Sparsifier(model, nm.OneShot("2:4")).attach(optimizer, 12)
+    average = AveragedModel(model)
+
+    def train_one_epoch() -> None:
+        if not sparsifier.total_steps:  # finalized by the block before
+            sparsifier.attach(optimizer, 12)
+        nets.train(model, optimizer, nets.batches(6))
+
+    yield {
+        "nm": nm,
+        "model": model,
+        "sparsifier": sparsifier,
+        "average": average,
+        "epochs": 2,
+        "train_one_epoch": train_one_epoch,
+        "evaluate": lambda model: 0.5,
+    }
+
+
 @of("docs/export.md")
 def _export() -> Iterator[Names]:
     model = nets.convnet(width=8)

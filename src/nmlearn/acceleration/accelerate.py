@@ -19,6 +19,7 @@ from nmlearn.acceleration.left_dense import left_dense
 from nmlearn.acceleration.observing import Seen, observe
 from nmlearn.acceleration.timing import interleaved
 from nmlearn.errors import KernelError
+from nmlearn.model.moving import moving
 from nmlearn.native import library as native
 
 FASTER = 0.97  # a kernel is chosen when it takes at most this share of the best dense time
@@ -118,13 +119,20 @@ def accelerate(
         a table with one row per layer: shapes, times, and the kernel or the reason why it stays dense.
 
     Raises:
-        KernelError: the model is in training mode, its forward refuses the example, or its outputs differ with packed
-            layers (it is restored).
+        KernelError: the model is in training mode, a sparsifier is still removing weights from it, its forward refuses
+            the example, or its outputs differ with packed layers (it is restored).
     """
     if model.training:
         fix = "call model.eval() first"
         raise KernelError(
             where="accelerate", given="a model in training mode", wrong="packed layers cannot be trained", fix=fix
+        )
+    if names := moving(model.parameters()):
+        raise KernelError(
+            where="accelerate",
+            given=f"a model in the middle of learning: {names[0]}{f' and {len(names) - 1} more' * (len(names) > 1)}",
+            wrong="a sparsifier is still removing values, and layers that are replaced now would not follow",
+            fix="call finalize() after the last step first; to measure what it has now, accelerate a copy.deepcopy",
         )
     call = _caller(model, example_inputs)
     with torch.inference_mode():

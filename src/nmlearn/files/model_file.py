@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,6 +21,8 @@ from nmlearn.files.formats.damage import damaged
 from nmlearn.files.formats.metadata import INDEX, OURS, VALUES, Contents
 from nmlearn.files.selection import check_plan, choose
 from nmlearn.files.tensors import fill, plain_state, ties
+from nmlearn.model import averages
+from nmlearn.model.moving import warn_of_moving
 from nmlearn.model.plan import Plan, Rule, input_axes
 
 
@@ -32,7 +35,7 @@ class Stored:
 
 
 def save(
-    model: nn.Module | Mapping[str, Tensor],
+    model: Any,
     path: str | os.PathLike[str],
     packed: bool = True,
     patterns: Mapping[str, Rule] | None = None,
@@ -48,8 +51,11 @@ def save(
     back as +0.0. A dense file stores every name of the state in full, for any reader.
 
     Args:
-        model: a module (wrappers are looked through), or tensors by name; on any device, in any memory layout. Of an
-            accelerated model the dense layers' tensors are stored, so that the dense model can load them.
+        model: a module, or tensors by name; on any device, in any memory layout. Wrappers (DDP, ``AveragedModel`` and
+            its subclasses, timm's averages) and other objects with a module in ``module`` are looked through: the file
+            has the model's own names, without "module." and counters. Of an accelerated model the dense layers'
+            tensors are stored, so that the dense model can load them. A model that a sparsifier is still removing
+            weights from is saved with a warning: its zeros are those of the moment.
         path: the file; its folder is created.
         packed: False for a dense file.
         patterns: a glob on a weight's or module's name -> the pattern to pack with, by default found from the zeros;
@@ -65,8 +71,10 @@ def save(
         PlanError: a glob that matches nothing; an expected weight that the model does not have.
         WriteError: the system refuses, for lack of space or permission; an existing file is unchanged.
         ConfigError: patterns for a dense file, a path that is a folder, metadata that is not text or under our keys,
-            arguments in another order.
+            arguments in another order, an average that is a list of tensors.
     """
+    model = averages.module(model)
+    _check_no_list(model)
     _check_order("nm.save(model, path)", path, isinstance(model, nn.Module | Mapping), model)
     other = dict(metadata or {})
     for key, text in other.items():
@@ -77,6 +85,8 @@ def save(
     state = plain_state(model)
     if expect is not None:
         check_plan(state, expect)
+    elif packed:
+        warn_of_moving(state.values())
     _write(Path(path), state, packed, axes, patterns or {}, other)
 
 
@@ -148,6 +158,17 @@ def convert(
         contents = metadata.read(file)
     axes = {name: encoding.grouping.axis for name, encoding in contents.encodings.items()}
     _write(Path(target), plain_state(load(source)), packed, axes, patterns or {}, contents.other)
+
+
+def _check_no_list(model: object) -> None:
+    if (tensors := averages.shadows(model)) is None:
+        return
+    raise ConfigError(
+        where="nm.save",
+        given=f"{type(model).__name__} of {len(tensors)} tensors",
+        wrong="they are the parameters of a model in their order, without names and without its buffers",
+        fix="average.copy_to(model.parameters()) writes them into a model (a copy of it, perhaps): save that",
+    )
 
 
 def _check_order(call: str, path: object, is_model: bool, model: object) -> None:

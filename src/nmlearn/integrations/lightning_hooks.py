@@ -97,10 +97,11 @@ class LearningHooks:
         steps = self._steps(trainer) if self.total_steps is None else self.total_steps
         self.sparsifier.attach(optimizer, steps, travels=False)
         self._begun = self._before(trainer)
+        self._compare_steps(trainer)
         if self._saved:
             self.sparsifier.load_state_dict(self._saved["sparsifier"])
             self._saved = {}
-        self._settled = self._has_settled()
+        self._settled = self.sparsifier.ended
         self._masks = self.sparsifier.masks() if self.log else {}
         self._seen = (-1, 1.0)
 
@@ -126,12 +127,7 @@ class LearningHooks:
         """The optimizer steps of the whole training run; without a saved state, of the rest of it."""
         if not trainer.lightning_module.automatic_optimization:
             _refuse_steps("manual optimization", "the number of steps in training_step is unknown")
-        if any(
-            _is(other, "GradientAccumulationScheduler")
-            and other.going_to_accumulate_grad_batches()
-            and len(other.scheduling) > 1
-            for other in trainer.callbacks
-        ):
+        if _accumulation_changes(trainer):
             _refuse_steps("GradientAccumulationScheduler", "its steps differ from epoch to epoch")
         longer, trainer.fit_loop.max_epochs = trainer.fit_loop.max_epochs, self._epochs
         steps = trainer.estimated_stepping_batches
@@ -139,6 +135,25 @@ class LearningHooks:
         if steps in (math.inf, -1):
             _refuse_steps(f"a training run of {steps} steps", "a schedule needs an end")
         return int(steps) - self._before(trainer)
+
+    def _compare_steps(self, trainer: Any) -> None:
+        """Warn at once where the Trainer will stop before the schedule does, as far as its steps are known."""
+        assert self.sparsifier is not None
+        by_hand = not trainer.lightning_module.automatic_optimization
+        if self.total_steps is None or by_hand or _accumulation_changes(trainer) or not trainer.is_global_zero:
+            return
+        steps = trainer.estimated_stepping_batches
+        if steps in (math.inf, -1):
+            return
+        last = int(steps) - self._begun
+        progress = max(0.0, min(1.0, last / self.total_steps))
+        patterns = {row.grouping.pattern for row in self.sparsifier.plan.sparse}
+        if not all(self.method.settled(each, self.method.setting(each, progress)) for each in patterns):
+            warnings.warn(
+                f"the Trainer will stop at step {last} of total_steps={self.total_steps}, before the schedule of the "
+                "masks has ended: resume it from a checkpoint later, or give fewer total_steps",
+                stacklevel=2,
+            )
 
     def _before(self, trainer: Any) -> int:
         """The Trainer's steps before the schedule: those of a dense training run that it continues."""
@@ -152,7 +167,7 @@ class LearningHooks:
         moved = self.sparsifier.advances != self._seen[0]
         if moved:
             self._seen = (self.sparsifier.advances, self._density())
-        if moved and not self._settled and self._has_settled():
+        if not self._settled and self.sparsifier.ended:
             self._settled = True
             for other in trainer.callbacks:
                 _restart(other)
@@ -174,10 +189,6 @@ class LearningHooks:
         kept, _, entries = masks.counts(self.sparsifier.masks(), {}).tolist()
         return kept / max(1, entries)
 
-    def _has_settled(self) -> bool:
-        assert self.sparsifier is not None
-        return all(one.density <= one.pattern.density + 1e-9 for one in self.sparsifier.status())
-
     # Ending
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -189,7 +200,7 @@ class LearningHooks:
             ViolationError: the schedule has ended and some weight breaks its pattern.
         """
         assert self.sparsifier is not None
-        if self.sparsifier.progress < 1 and not self._has_settled():
+        if not self.sparsifier.ended:
             if trainer.is_global_zero:
                 warnings.warn(_unfinished(self.sparsifier), stacklevel=2)
             return
@@ -243,6 +254,16 @@ class LearningHooks:
 def _is(callback: Any, *names: str) -> bool:
     """Whether a callback's class has one of these names, in either of the two packages."""
     return any(kind.__name__ in names for kind in type(callback).__mro__)
+
+
+def _accumulation_changes(trainer: Any) -> bool:
+    """Whether an epoch accumulates more batches a step than another."""
+    return any(
+        _is(other, "GradientAccumulationScheduler")
+        and other.going_to_accumulate_grad_batches()
+        and len(other.scheduling) > 1
+        for other in trainer.callbacks
+    )
 
 
 def _check_strategy(trainer: Any) -> None:

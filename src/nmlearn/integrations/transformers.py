@@ -29,6 +29,7 @@ from nmlearn.files import model_file
 from nmlearn.files.tensors import packed_layers, plain_state
 from nmlearn.integrations import torchvision
 from nmlearn.model import peft_names as adapters
+from nmlearn.model.moving import warn_of_moving
 from nmlearn.model.names import unwrap
 from nmlearn.model.plan import Rule
 
@@ -68,6 +69,7 @@ def save_packed(model: Any, directory: str | os.PathLike[str], patterns: Mapping
         given = type(model.config.quantization_config).__name__
         wrong = "its weights are stored in the format of another quantization, which cannot be packed"
         raise ConfigError(where="save_packed", given=given, wrong=wrong, fix="call model.dequantize() first")
+    warn_of_moving(model.parameters())
     # save_pretrained itself would write the kernels' buffers, which from_pretrained skips.
     state = plain_state(model) if packed_layers(model) else None
     model.save_pretrained(folder, max_shard_size=_ONE_FILE, state_dict=state)

@@ -29,7 +29,7 @@ from nmlearn.learn.sparsifier import Sparsifier
 from nmlearn.maths import masks
 from nmlearn.methods.method import Method
 from nmlearn.model.plan import Plan, Rule
-from nmlearn.model.shards import gathered, is_sharded, local
+from nmlearn.model.shards import gathered, is_sharded
 
 torchvision.load()
 
@@ -54,8 +54,8 @@ class NMCallback(TrainerCallback):
 
     It attaches when training begins, writes its state into every checkpoint and reads it back on
     ``resume_from_checkpoint``. It adds ``nm_density``, ``nm_progress`` and ``nm_mask_change`` to the Trainer's logs,
-    and verifies every group when training ends. If the Trainer looks for a best model, only checkpoints whose weights
-    already fit their patterns count.
+    and verifies every group when training ends. If the Trainer looks for a best model, only checkpoints from after the
+    last removal count.
 
     Args:
         method: the method; its pattern applies where no rule says otherwise.
@@ -227,11 +227,7 @@ class NMCallback(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Record whether the evaluated model, which may become the best, fits its patterns."""
         if self._attached():
-            self._best_fits = _all_agree(self._fits())
-
-    def _fits(self) -> bool:
-        free = self.method.holds == "nothing"
-        return free or all(not row.grouping.violation(local(row.parameter) != 0) for row in self.plan.sparse)
+            self._best_fits = self.sparsifier.ended
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Forget a best model that does not fit its patterns: the next evaluated one is better."""
@@ -287,15 +283,6 @@ def _refuse_optimizer(optimizer: Any) -> None:
 
 def _refuse(where: str, given: str, wrong: str, fix: str) -> NoReturn:
     raise AttachError(where=where, given=given, wrong=wrong, fix=fix)
-
-
-def _all_agree(here: bool) -> bool:
-    """Whether it is true in every process: each sees only its own shards, and all must decide alike."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return here
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, here)
-    return all(everywhere)
 
 
 def _calling_trainer() -> tuple[Trainer | None, str | None]:

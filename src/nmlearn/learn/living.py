@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
+
+from nmlearn.model import moving
 
 
 class Bond:
@@ -24,15 +27,30 @@ class Bond:
 
     def __init__(self, sparsifier: Any, optimizer: Optimizer, held: Iterable[int], hooks: list[Any]) -> None:
         self._held = frozenset(held)
+        self._sparsifier, self._optimizer = weakref.ref(sparsifier), weakref.ref(optimizer)
         self._ends = [weakref.finalize(each, _remove, hooks) for each in (sparsifier, optimizer)]
         for end in self._ends:
             end.atexit = False
         _bonds.add(self)
+        moving.watch(self)
 
     def end(self) -> None:
         """Remove the hooks; a second call does nothing."""
         for end in self._ends:
             end()
+
+    def counted(self) -> int | None:
+        """The most steps that the optimizer itself has counted for one of the weights; None where it counts none."""
+        states: dict[Any, Any] = getattr(self._optimizer(), "state", {})
+        steps = [int(of["step"]) for p, of in states.items() if id(p) in self._held and "step" in of]
+        return max(steps, default=None)
+
+    def moving(self) -> Mapping[str, Tensor]:
+        """The weights, by name, whose masks may still change."""
+        sparsifier = self._sparsifier()
+        if not self.held() or sparsifier is None or sparsifier.ended:
+            return {}
+        return {row.name: row.parameter for row in sparsifier.plan.sparse}
 
     def held(self) -> frozenset[int]:
         """The ids of the weights that are still acted on."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nmlearn.errors import AttachError, ConfigError
+from nmlearn.errors import AttachError, ConfigError, StateError
 from nmlearn.maths.groups import misfit
 from nmlearn.maths.pattern import Pattern
 from nmlearn.methods.method import Method
@@ -33,6 +33,20 @@ def check_method(method: object) -> None:
     pattern = str(method) if isinstance(method, str | Pattern) and ":" in str(method) else "2:4"
     fix = f'give a method with its pattern, such as nm.LBC("{pattern}")'
     raise ConfigError(where=where, given=given, wrong="it is no method", fix=fix)
+
+
+def refuse_copy() -> NoReturn:
+    """Refuse to copy or pickle a sparsifier that is attached.
+
+    Raises:
+        StateError: always.
+    """
+    raise StateError(
+        where="Sparsifier",
+        given="a copy or a pickle of one that is attached",
+        wrong="it belongs to one model and one optimizer",
+        fix="save its state_dict(), and load that into one that is attached",
+    )
 
 
 def check_model(model: nn.Module) -> None:

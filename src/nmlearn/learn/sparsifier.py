@@ -20,12 +20,12 @@ from nmlearn.learn.ending import Summary
 from nmlearn.learn.holding import Holding, hold
 from nmlearn.learn.learned import Learned
 from nmlearn.learn.living import Bond, held_elsewhere
+from nmlearn.learn.notices import Notices, warn_of_few_steps
 from nmlearn.learn.other_backward import OtherBackward
 from nmlearn.learn.weight import SparseWeight, WeightStatus
 from nmlearn.maths import masks
-from nmlearn.maths.verify import verify
 from nmlearn.methods.method import DENSE, At, Method
-from nmlearn.model import names
+from nmlearn.model import averages
 from nmlearn.model import plan as planning
 from nmlearn.model.plan import Plan, PlanRow, Rule
 from nmlearn.model.shards import like_weight, local, placed, shard
@@ -38,6 +38,7 @@ class _Attachment:
     learned: Learned
     backward: OtherBackward | None
     bond: Bond
+    notices: Notices
     step: int = 0
     skip: bool = False
 
@@ -84,12 +85,7 @@ class Sparsifier:
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
         if self._attached is None:
             return super().__reduce_ex__(protocol)
-        raise StateError(
-            where="Sparsifier",
-            given="a copy or a pickle of one that is attached",
-            wrong="it belongs to one model and one optimizer",
-            fix="save its state_dict(), and load that into one that is attached",
-        )
+        refusals.refuse_copy()
 
     # What it knows
 
@@ -110,19 +106,15 @@ class Sparsifier:
             return 1.0
         return min(1.0, self.step / self.total_steps) if self.total_steps else 0.0
 
+    @property
+    def ended(self) -> bool:
+        """Whether the last removal is made, so that each weight has its pattern: the best model is one of those from
+        now on. For methods with a new mask at every step, from the first step on."""
+        return self._finalized or (self._attached is not None and ending.ended(self.method, self._weights))
+
     def status(self) -> list[WeightStatus]:
         """Where each sparse weight stands. Reads the masks of methods that move them on every step."""
-        return [
-            WeightStatus(
-                name=w.name,
-                pattern=w.grouping.pattern,
-                shape=tuple(w.parameter.shape),
-                survivors=self.method.survivors(w.seen()),
-                combinations=w.grouping.pattern.combinations,
-                density=w.density if self.method.holds == "weight" else masks.density(self._mask(w)),
-            )
-            for w in self._weights
-        ]
+        return [w.status(self.method) for w in self._weights]
 
     def masks(self) -> dict[str, Tensor]:
         """What is kept now: qualified name to a bool tensor of the (local) weight's shape."""
@@ -179,7 +171,8 @@ class Sparsifier:
             name = self._weights[0].name
             hooks += travel.hooks(optimizer, name, self.state_dict, self._check_state, self.load_state_dict)
         bond = Bond(self, optimizer, (id(w.parameter) for w in self._weights), hooks)
-        self._attached = _Attachment(total_steps, holding, learned, backward, bond)
+        self._attached = _Attachment(total_steps, holding, learned, backward, bond, Notices(self.plan, self.method))
+        warn_of_few_steps(self.method, self.plan, total_steps)
         self._measure(self._weights)
         holding.write(self._at())
         if travels and (saved := travel.waiting(optimizer, self._weights[0].name)):
@@ -234,6 +227,7 @@ class Sparsifier:
     def _before(self, optimizer: Optimizer) -> None:
         assert self._attached is not None
         self._attached.skip = optimizers.unscale(optimizer)
+        self._attached.notices.scaler(self._attached.skip)
         if self._attached.skip or self.method.holds == "nothing":
             return
         self._check_gradients()
@@ -256,6 +250,8 @@ class Sparsifier:
         """Find out why weights have no gradient, and have each placed as its weight is."""
         without = {w.name for w in self._weights if w.parameter.grad is None}
         refusals.check_replaced(self.plan, self.model, without)
+        assert self._attached is not None
+        self._attached.notices.without_gradient(without)
         for parameter in [w.parameter for w in self._weights]:
             if parameter.grad is not None and (placed := like_weight(parameter.grad, parameter)) is not parameter.grad:
                 parameter.grad = placed
@@ -279,11 +275,16 @@ class Sparsifier:
         assert self._attached is not None
         self._attached.step += 1
         ending.warn_beyond(self.step, self.total_steps)
+        self._follow()
+
+    def _follow(self) -> None:
+        assert self._attached is not None
         moved = [w for w in self._weights if self._advance(w)]
         if moved:
             self.advances += len(moved)
             self._attached.learned.bind(self._weights)
             self._measure(moved)
+            self._attached.notices.unfrozen()
         self._attached.holding.write(self._at())
 
     def _advance(self, w: SparseWeight) -> bool:
@@ -303,42 +304,59 @@ class Sparsifier:
     # Ending, saving, resuming
 
     @torch.no_grad()
-    def finalize(self, model: nn.Module | None = None) -> Summary:
+    def finalize(self, model: Any = None, *, complete: bool = False) -> Summary:
         """Verify every group of every sparse weight that the model has now, then detach and free the state.
 
+        Steps count where the optimizer steps. A loop that will stop early, or a scaler that keeps the optimizer from
+        stepping, shows only here: the error names the causes that fit, and nothing is lost.
+
         Args:
-            model: an averaged copy (EMA, SWA) instead: its weights are given the final masks and verified; a moving
-                mask leaves averages denser than the pattern. The sparsifier itself stays as it is.
+            model: an average (EMA, SWA) instead: a model or its wrapper, an object with ``module`` or
+                ``shadow_params``, a state dict, or tensors in the order of ``model.parameters()``. Its weights are
+                given the final masks in place and verified; a moving mask leaves averages denser than the pattern. The
+                sparsifier itself stays as it is.
+            complete: end the schedule at this step: what it has yet to remove is removed now, by what was learned so
+                far, and values that others wrote where weights are pruned are cleared. With an average too.
 
         Returns:
-            The verified weights, their density and sizes; two lines as text.
+            The verified weights, their density and sizes, and what was removed; two lines as text.
 
         Raises:
             ViolationError: a table of the weights that break their pattern, or one that the model no longer has;
                 nothing is detached then.
-            PlanError: the given model lacks a sparse weight.
+            PlanError: the given model lacks a sparse weight, or has it in another shape.
         """
         rows = self.plan.sparse if self.method.holds != "nothing" else ()
+        own = ending.weights_now(rows, self.model) if model is None or complete else {}
+        given = own if model is None else averages.weights(model, self.model, [row.name for row in rows])
+        given = {name: local(weight) for name, weight in given.items()}
+        before = ending.kept(given)
+        if complete:
+            self._complete(own)
         if model is None:
-            own = ending.weights_now(rows, self.model)
             self._verify(own)
+            if self._attached:
+                self._attached.notices.at_the_end(self.step)
             self.detach()
             self._finalized = True
-            return ending.summary(rows, own)
-        # Without a state this sparsifier is final itself: the model's own zeros are the masks then.
-        final = self.masks() or {row.name: local(row.parameter) != 0 for row in rows}
-        self._verify({row.name: final[row.name] for row in rows})
-        averaged = {name: local(weight) for name, weight in names.by_name(model, [row.name for row in rows]).items()}
-        for name, weight in averaged.items():
-            masks.clear_(weight, masks.bits(final[name]).to(weight.device))
-        return ending.summary(rows, averaged)
+        else:
+            # Without a state this sparsifier is final itself: the model's own zeros are the masks then.
+            final = self.masks() or {row.name: local(row.parameter) != 0 for row in rows}
+            self._verify({row.name: final[row.name] for row in rows})
+            ending.clear(given, final)
+        return ending.summary(rows, given, before)
+
+    def _complete(self, own: dict[str, Tensor]) -> None:
+        """End the schedule at this step; what stands in place of the weights that were learned gets their masks."""
+        if self._attached and ending.can_complete(self.method, self._weights, self.step):
+            self._attached.total_steps = max(1, self.step)
+            self._attached.holding.skip()
+            self._follow()
+            ending.clear(own, self.masks())
 
     def _verify(self, tensors: dict[str, Tensor]) -> None:
-        cuts = {row.name: row.grouping for row in self.plan.sparse}
-        for w in self._weights:
-            cuts[w.name] = replace(w.grouping, pattern=self.method.final(w.seen()))
-        advice = ending.advice(self.plan, self.model, self.step, self.total_steps, self.progress)
-        verify({name: (tensor, cuts[name]) for name, tensor in tensors.items()}, self.progress, advice)
+        by = (self._attached.bond, self._attached.notices) if self._attached else None
+        ending.check(self, self._weights, by, tensors)
 
     def state_dict(self) -> dict[str, Any]:
         """All it needs to go on: tensors by the weights' qualified names, text and numbers."""

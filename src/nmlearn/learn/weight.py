@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from nmlearn.maths import masks
 from nmlearn.maths.groups import Grouping
 from nmlearn.maths.pattern import Pattern
-from nmlearn.methods.method import DENSE, Setting, State, Weight
+from nmlearn.methods.method import DENSE, Method, Setting, State, Weight
 from nmlearn.model.shards import local, shard
 
 
@@ -49,6 +50,18 @@ class SparseWeight:
             in_use=in_use,
             shape=tuple(self.parameter.shape),
             shard=functools.partial(shard, weight=self.parameter),
+        )
+
+    def status(self, method: Method) -> WeightStatus:
+        """Where it stands; reads the mask of a method that moves it on every step."""
+        seen = self.seen()
+        return WeightStatus(
+            name=self.name,
+            pattern=self.grouping.pattern,
+            shape=tuple(self.parameter.shape),
+            survivors=method.survivors(seen),
+            combinations=self.grouping.pattern.combinations,
+            density=self.density if method.holds == "weight" else masks.density(method.mask(seen)),
         )
 
 

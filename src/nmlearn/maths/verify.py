@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -12,13 +12,15 @@ from nmlearn.maths.groups import Grouping
 _FIX = "finalize after the schedule has ended, and let nothing but the optimizer write into these weights"
 
 
-def verify(weights: Mapping[str, tuple[Tensor, Grouping]], progress: float, fix: str = _FIX) -> None:
+def verify(
+    weights: Mapping[str, tuple[Tensor, Grouping]], progress: float, fix: Callable[[], str] = lambda: _FIX
+) -> None:
     """Check named weights.
 
     Args:
         weights: what to check, and where its groups lie.
         progress: how far the schedule has come.
-        fix: what to do about those that break their pattern.
+        fix: says what to do about those that break their pattern.
 
     Raises:
         ViolationError: a table of the weights that break their pattern.
@@ -34,5 +36,5 @@ def verify(weights: Mapping[str, tuple[Tensor, Grouping]], progress: float, fix:
         wrong="\n  ".join(
             [f"{len(bad)} of {len(found)} weights break their pattern", *(f"{n:<{width}}  {w}" for n, w in bad.items())]
         ),
-        fix=fix,
+        fix=fix(),
     )

@@ -62,6 +62,9 @@ class BiMask(Method):
     def setting(self, pattern: Pattern, progress: float) -> int:
         return int(progress * self.draws)
 
+    def settled(self, pattern: Pattern, setting: Setting | None) -> bool:
+        return True  # permutations are drawn for the input gradient, and the weights in use have their pattern
+
     def advance(self, w: Weight, setting: Setting) -> bool:
         """Draw permutations again and keep the best; ranks that hold other rows choose for their own."""
         forward = self._by_rows(self._forward(w), w)

@@ -125,6 +125,10 @@ class Method:
         """Whether the schedule has come to its end at this setting, so that the mask alone is left of the state."""
         return False
 
+    def settled(self, pattern: Pattern, setting: Setting | None) -> bool:
+        """Whether the weights in use have their pattern at this setting, and at all that follow."""
+        return setting == self.setting(pattern, 1.0)
+
     # Learning
 
     def init(self, w: Weight) -> State:

@@ -13,9 +13,10 @@ from nmlearn.errors import PatternError, PlanError
 from nmlearn.maths.groups import Grouping, misfit
 from nmlearn.maths.pattern import Pattern
 from nmlearn.methods.method import Method
-from nmlearn.model import layers, trial
+from nmlearn.model import layers, memory, trial
 from nmlearn.model.dense import dense_by_default
 from nmlearn.model.found import Found, find
+from nmlearn.model.names import plain_name
 
 Rule = str | Pattern | Grouping | None
 
@@ -90,6 +91,7 @@ def plan(model: nn.Module, method: Method, rules: Mapping[str, Rule] | None = No
         PlanError: a rule matches nothing, or gives a pattern to no weight that it fits.
     """
     found = list(find(model))
+    overlaps = memory.shared(model.named_parameters())
     read = {glob: _read(glob, rule) for glob, rule in (rules or {}).items()}
     defaults = dense_by_default(found)
     rows: list[PlanRow] = []
@@ -97,7 +99,7 @@ def plan(model: nn.Module, method: Method, rules: Mapping[str, Rule] | None = No
     decided: dict[str, list[PlanRow]] = {glob: [] for glob in read}
     for item in found:
         matched = [glob for glob in read if item.meant(glob)]
-        rows.append(_decide(item, method, read, matched, defaults))
+        rows.append(_unless_shared(_decide(item, method, read, matched, defaults), overlaps))
         for glob in matched:
             hits[glob].append(rows[-1])
         if matched:
@@ -163,6 +165,16 @@ def _decide(
         combinations=grouping.pattern.combinations,
         reason="; ".join(notes),
     )
+
+
+def _unless_shared(row: PlanRow, overlaps: Mapping[int, str]) -> PlanRow:
+    """Dense, where the step of an optimizer on another parameter would overwrite its zeros."""
+    other = overlaps.get(id(row.parameter))
+    if row.pattern is None or other is None:
+        return row
+    reason = f"shares its memory with another parameter, {plain_name(other)}: tie the Parameter itself, not its .data"
+    dense = replace(row, pattern=None, reason=reason, elimination="", combinations=None)
+    return replace(dense, grouping=Grouping(Pattern(1, 1), 0))
 
 
 def _axis(item: Found, named: bool) -> int | str:
