@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nmlearn.errors import AttachError, StateError
-from nmlearn.learn import ending, optimizers, refusals, states
+from nmlearn.learn import ending, optimizers, refusals, states, wrapping
 from nmlearn.learn.ending import Summary
 from nmlearn.learn.holding import Holding, hold
 from nmlearn.learn.learned import Learned
@@ -169,6 +169,7 @@ class Sparsifier:
         before, after = around
         hooks = [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after), *holding.hooks()]
         hooks += backward.hooks() if backward else []
+        hooks += wrapping.hooks(self, self.model, [w.parameter for w in self._weights])
         for w in self._weights:
             w.shapes = {key: tuple(t.shape) for key, t in placed(w.state, w.parameter, w.grouping).items()}
         self._finalized = False
