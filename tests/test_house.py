@@ -33,6 +33,11 @@ OTHERS = re.compile(r"docs/decisions/|LICENSE")
 # Folders that exist on one machine only. A test that needs a folder uses tmp_path.
 MACHINE_PATH = re.compile(r"(?<![\w.~}-])/(?:home|root|Users|tmp|mnt|work|workspace|scratch)/\w[\w./-]*")
 
+# Rooms whose tensors lie where those of the user lie, never on torch's default device; and what makes tensors.
+PLACED = ("learn", "maths", "methods", "model", "files", "native", "packed", "acceleration")
+FACTORIES = {"arange", "as_tensor", "asarray", "empty", "empty_strided", "eye", "full", "linspace", "ones", "rand"}
+FACTORIES |= {"randint", "randn", "randperm", "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros"}
+
 # Our own three, and what torch's wheel requires: torch imports some of it late.
 LIGHT = {"nmlearn", "torch", "torchgen", "functorch", "numpy", "safetensors", "filelock", "fsspec", "jinja2"}
 LIGHT |= {"markupsafe", "mpmath", "networkx", "sympy", "setuptools", "typing_extensions"}
@@ -90,6 +95,25 @@ def test_no_forbidden_words(path: Path) -> None:
     definitions = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     names = [path.stem, path.parent.name] + [node.name for node in ast.walk(tree) if isinstance(node, definitions)]
     assert [name for name in names if words(name) & FORBIDDEN] == []
+
+
+def makes_without_device(node: ast.AST) -> bool:
+    """Whether it is a call like ``torch.zeros(3)``: ``torch.device("meta")`` around a training loop would reach it."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        return False
+    made = isinstance(node.func.value, ast.Name) and node.func.value.id == "torch" and node.func.attr in FACTORIES
+    return made and all(keyword.arg != "device" for keyword in node.keywords)
+
+
+def test_tensors_are_made_on_a_named_device() -> None:
+    found = [
+        f"{relative(path)}:{node.lineno}"
+        for room in PLACED
+        for path in sorted((ROOT / "src/nmlearn" / room).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if makes_without_device(node)
+    ]
+    assert found == []
 
 
 @pytest.mark.parametrize("phrase", TRANSLATED)

@@ -12,7 +12,6 @@ from torch import nn
 import nmlearn as nm
 from nets import batches, convnet, same, snapshot, train
 from nmlearn.errors import AttachError, ConfigError, PlanError, StateError
-from nmlearn.integrations.timm import carry
 from nmlearn.lab.models import external
 
 try:
@@ -146,7 +145,6 @@ def test_a_checkpoint_of_the_saver_goes_on(name, method, tmp_path):
         model = convnet()
         optimizer = optimizer_of(model, name)
         sparsifier = nm.Sparsifier(model, method).attach(optimizer, STEPS)
-        carry(sparsifier, optimizer)
         return model, optimizer, sparsifier
 
     model, optimizer, sparsifier = start()
@@ -164,23 +162,12 @@ def test_a_checkpoint_of_the_saver_goes_on(name, method, tmp_path):
     assert optimizer.state_dict().keys() == {"state", "param_groups"}
 
 
-def test_a_state_without_masks_is_refused():
-    model = convnet()
-    optimizer = optimizer_of(model)
-    plain = optimizer.state_dict()
-    carry(nm.Sparsifier(model, nm.LBC("2:4")).attach(optimizer, STEPS), optimizer)
-    with pytest.raises(StateError, match="no state of a sparsifier"):
-        optimizer.load_state_dict(plain)
-
-
 def test_several_sparsifiers_are_carried():
     model = convnet()
     optimizer = optimizer_of(model)
     first, second, *_ = [row.name for row in nm.Sparsifier(model, nm.LBC("2:4")).plan.sparse]
     rules = [{"*": None, first: "2:4"}, {"*": None, second: "1:4"}]
     own = [nm.Sparsifier(model, nm.LBC("2:4"), rules=each).attach(optimizer, STEPS) for each in rules]
-    for sparsifier in own:
-        carry(sparsifier, optimizer)
     train(model, optimizer, batches(STEPS)[:3])
     saved = optimizer.state_dict()
     train(model, optimizer, batches(STEPS)[3:6])

@@ -18,7 +18,7 @@ import nmlearn as nm
 from nmlearn.errors import StateError
 from nmlearn.model.shards import chunks
 from places import ROOT
-from scale_checkpoints import SAVED, declined, overflow, refusals, resumed, saved_on_the_way
+from scale_checkpoints import SAVED, declined, overflow, refusals, resumed, saved_on_the_way, wrapped_first
 from scale_ranks import (
     METHODS,
     STEPS,
@@ -75,7 +75,8 @@ TRAINED = [
     *((learned, "ddp", name) for name in ("maskllm", "sste", "maxq", "bimask")),
 ]
 COUNTED = [(plain, way) for way in ("ddp", "fsdp", "tensor")]
-OTHERS = [(watched,), (pipeline, "lbc"), (replicated, "lbc"), (overflow,), (refusals,)]
+WRAPPED = [(wrapped_first, name) for name in ("oneshot", "srste", "lbc")]
+OTHERS = [*WRAPPED, (watched,), (pipeline, "lbc"), (replicated, "lbc"), (overflow,), (refusals,)]
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +116,18 @@ def test_what_cannot_work_is_refused_on_every_rank(two: dict[tuple[Any, ...], li
         "ZeRO in backward": "overlap_with_ddp=False",
         "whole weights": "stem.weight: given SGD: sste has to see whole weights, and this one is sharded; use DDP, or",
         "another backward": "stem.weight: given SGD: bimask changes the backward pass of a layer, which a DT",
+        "DDP after attach": "wrap the model in DistributedDataParallel first, then make the sparsifier",
+        "DDP when forgotten": "not refused",
         "nothing": "not refused",
     }.items():
         assert text in first[case], case
+
+
+def test_ranks_that_begin_with_other_weights_are_one_under_ddp(two: dict[tuple[Any, ...], list[Any]]) -> None:
+    """Wrapped first; the other order is refused."""
+    for job in WRAPPED:
+        first, second = two[job]
+        assert all(torch.equal(weight, second[name]) for name, weight in first.items()), job
 
 
 @pytest.mark.parametrize("method", ["lbc", pytest.param("srste", marks=pytest.mark.slow)])

@@ -13,6 +13,7 @@ from torch import nn, optim
 import nmlearn as nm
 from nets import batches, convnet, sgd, train
 from nmlearn.errors import StateError
+from nmlearn.integrations.timm import carry
 from nmlearn.methods import METHODS
 from nmlearn.methods.method import Method
 
@@ -160,3 +161,11 @@ def test_a_trainer_that_saves_the_state_itself_may_say_so() -> None:
     optimizer = sgd(model)
     nm.Sparsifier(model, nm.LBC("2:4")).attach(optimizer, STEPS, travels=False)
     assert "nmlearn" not in optimizer.state_dict()["param_groups"][0]
+
+
+def test_the_call_of_version_0_1_for_timm_does_nothing_and_says_so() -> None:
+    _, optimizer, sparsifier = begun(nm.LBC("2:4"))
+    keys = optimizer.state_dict().keys()
+    with pytest.warns(DeprecationWarning, match="leave it out"):
+        carry(sparsifier, optimizer)
+    assert optimizer.state_dict().keys() == keys

@@ -80,7 +80,9 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two states, dicts of dicts of tensors and numbers, are equal bit for bit."""
+    """Whether two states, dicts and lists of tensors and numbers, are equal bit for bit."""
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     return torch.equal(a, b) if isinstance(a, Tensor) else a == b

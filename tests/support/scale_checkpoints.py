@@ -21,7 +21,7 @@ from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_modul
 import nmlearn as nm
 from nets import sgd
 from nmlearn.errors import AttachError
-from scale_ranks import METHODS, STEPS, WAYS, Run, attached, blocks, data, fsdp, one, result
+from scale_ranks import METHODS, RULES, STEPS, WAYS, Blocks, Run, attached, blocks, data, fsdp, one, result
 
 SAVED = (1, 5, 12)  # at the start, amid the schedule, and behind its end
 
@@ -139,6 +139,38 @@ def declined(way: str, method: str) -> str:
     return refused(lambda: attached(WAYS[way](), METHODS[method]))
 
 
+def wrap_after_attach(method: nm.Method) -> None:
+    """Ranks that begin with other weights: DDP would give all of them the first one's, but not its masks."""
+    torch.manual_seed(dist.get_rank())
+    model = Blocks()
+    optimizer = sgd(model)
+    nm.Sparsifier(model, method, RULES).attach(optimizer, STEPS)
+    nn.parallel.DistributedDataParallel(model)
+
+
+def wrapped_first(name: str) -> dict[str, Any]:
+    """The same in the right order: what the ranks began with does not matter, and all have the same bits."""
+    torch.manual_seed(dist.get_rank())
+    model = Blocks()
+    run = Run(model, nn.parallel.DistributedDataParallel(model), sgd(model), dist.get_rank(), dist.get_world_size())
+    sparsifier = nm.Sparsifier(run.forward, METHODS[name], RULES).attach(run.optimizer, STEPS)
+    for x, y in data():
+        run.step(x, y)
+    nn.parallel.DistributedDataParallel(model)  # again, as a loop of evaluation may
+    sparsifier.finalize()
+    nn.parallel.DistributedDataParallel(model)
+    return {key: p.detach() for key, p in model.named_parameters()}
+
+
+def wrapped_when_forgotten() -> str:
+    """A sparsifier that waits in a cycle for the garbage collector is in nobody's way."""
+    model = blocks()
+    cycle: list[Any] = [sgd(model)]
+    cycle += [nm.Sparsifier(model, nm.OneShot("2:4"), RULES).attach(cycle[0], STEPS), cycle]
+    del cycle
+    return refused(lambda: nn.parallel.DistributedDataParallel(model))
+
+
 def refusals() -> dict[str, str]:
     return {
         "sharded after attach": refused(shard_after_attach),
@@ -149,5 +181,7 @@ def refusals() -> dict[str, str]:
         "ZeRO in backward": refused(zero_in_backward),
         "whole weights": declined("fsdp", "sste"),
         "another backward": declined("fsdp-of-one", "bimask"),
+        "DDP after attach": refused(lambda: wrap_after_attach(nm.OneShot("2:4"))),
+        "DDP when forgotten": wrapped_when_forgotten(),
         "nothing": refused(lambda: attached(fsdp(), nm.LBC("2:4"))),
     }

@@ -197,7 +197,7 @@ def thin(model: nn.Module, method: nm.Method) -> None:
 
 def attached(run: Run, method: nm.Method) -> nm.Sparsifier:
     thin(run.model, method)
-    return nm.Sparsifier(run.forward, method, RULES).attach(run.optimizer, STEPS)
+    return nm.Sparsifier(run.forward, method, RULES).attach(run.optimizer, STEPS, travels=False)
 
 
 def counted(run: Run) -> list[dict[str, int]]:

@@ -271,7 +271,7 @@ def _compare(expected: Any, got: Any, int8: bool) -> None:
         if not a.is_floating_point():
             continue
         tolerance = 0.1 if int8 else _TOLERANCE.get(a.dtype, 2e-3)
-        worst = (a.double() - b.double()).abs().max() if a.numel() else torch.zeros(())
+        worst = (a.double() - b.double()).abs().max() if a.numel() else torch.zeros((), device=a.device)
         if not worst <= tolerance * a.double().abs().max().clamp_min(1e-6):
             wrong = f"an output differs by up to {float(worst):.3g} with the packed layers; the model was restored"
             fix = "leave it dense and report the model: a layer is used in a way that the example run did not show"

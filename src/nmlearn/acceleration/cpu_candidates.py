@@ -40,7 +40,7 @@ def calls(
     layer: Dense, pattern: Pattern, name: str, int8: bool, shape: tuple[int, ...], dtype: torch.dtype
 ) -> dict[str, Callable[[], object]]:
     """The layer's call on an input of this shape and dtype, by candidate."""
-    x = torch.randn(shape).to(dtype)
+    x = torch.randn(shape, device="cpu").to(dtype)
     found: dict[str, Callable[[], object]] = {}
 
     def add(candidate: str, function: Any, given: torch.Tensor) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nmlearn.errors import AttachError, StateError
-from nmlearn.learn import ending, optimizers, refusals, states, travel
+from nmlearn.learn import ending, optimizers, refusals, states, travel, wrapping
 from nmlearn.learn.ending import Summary
 from nmlearn.learn.holding import Holding, hold
 from nmlearn.learn.learned import Learned
@@ -28,7 +28,7 @@ from nmlearn.methods.method import DENSE, At, Method
 from nmlearn.model import averages
 from nmlearn.model import plan as planning
 from nmlearn.model.plan import Plan, PlanRow, Rule
-from nmlearn.model.shards import like_weight, local, placed, shard
+from nmlearn.model.shards import is_sharded, like_weight, local, placed, shard
 
 
 @dataclass
@@ -137,7 +137,8 @@ class Sparsifier:
             optimizer: any torch optimizer that holds every sparse weight.
             total_steps: how often it will step in the whole training; progress is steps done over this.
             travels: ``optimizer.state_dict()`` includes the sparsifier's state, and ``load_state_dict`` restores it,
-                before attach or after. False for a trainer that saves the sparsifier's own state_dict.
+                before attach or after; not where weights are sharded (FSDP2). False for a trainer that saves
+                the sparsifier's own state_dict, and with torch.distributed.checkpoint.
 
         Returns:
             The sparsifier itself; resumed, where the optimizer was loaded with a sparsifier's state.
@@ -164,9 +165,11 @@ class Sparsifier:
         before, after = around
         hooks = [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after), *holding.hooks()]
         hooks += backward.hooks() if backward else []
+        hooks += wrapping.hooks(self, self.model, [w.parameter for w in self._weights])
         for w in self._weights:
             w.shapes = {key: tuple(t.shape) for key, t in placed(w.state, w.parameter, w.grouping).items()}
         self._finalized = False
+        travels = travels and not any(is_sharded(w.parameter) for w in self._weights)
         if travels:
             name = self._weights[0].name
             hooks += travel.hooks(optimizer, name, self.state_dict, self._check_state, self.load_state_dict)

@@ -96,7 +96,7 @@ def counts(now: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Tensor:
     Returns:
         int64 ``[3]``, on the device of the first mask: several may lie on several. Nobody waits for a device.
     """
-    found = torch.zeros(3, dtype=torch.int64, device=next(iter(now.values())).device if now else None)
+    found = torch.zeros(3, dtype=torch.int64, device=next(iter(now.values())).device if now else "cpu")
     for name, mask in now.items():
         changed = (mask ^ before[name]).sum() if name in before else mask.new_zeros((), dtype=torch.int64)
         entries = torch.full_like(changed, mask.numel())

@@ -57,7 +57,7 @@ class BiMask(Method):
             refuse("draws", self.draws, "permutations cannot be drawn less than never", "write 100, or 0 for none")
 
     def init(self, w: Weight) -> State:
-        return {"rows": torch.arange(w.tensor.shape[w.grouping.output_axes()[-1]])}
+        return {"rows": torch.arange(w.tensor.shape[w.grouping.output_axes()[-1]], device="cpu")}
 
     def setting(self, pattern: Pattern, progress: float) -> int:
         return int(progress * self.draws)

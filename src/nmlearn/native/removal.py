@@ -39,7 +39,7 @@ def combinations_(alive_gc: Tensor, s_gm: Tensor, table_cm: Tensor, survivors: i
         return False
     scores = s_gm.contiguous()
     members = table_cm.nonzero()[:, 1].to(torch.uint8)
-    sets = (table_cm.long() << torch.arange(m)).sum(-1)
+    sets = (table_cm.long() << torch.arange(m, device="cpu")).sum(-1)
     sizes = (kept_gm.numel() // m, survivors, count, len(members) // count, m)
     places = (alive_gc.data_ptr(), kept_gm.data_ptr(), scores.data_ptr())
     done: int = lib.nm_remove(*places, *sizes, members.data_ptr(), sets.data_ptr())
