@@ -11,7 +11,7 @@ from torch import nn
 
 import nmlearn as nm
 from nets import batches, convnet, same, snapshot, train
-from nmlearn.errors import AttachError, ConfigError, PlanError, StateError
+from nmlearn.errors import AttachError, ConfigError, PlanError
 from nmlearn.lab.models import external
 
 try:

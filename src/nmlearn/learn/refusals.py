@@ -66,6 +66,16 @@ def check_model(model: nn.Module) -> None:
             )
 
 
+def refuse_second(optimizer: Optimizer) -> NoReturn:
+    """Refuse to attach a sparsifier that is attached."""
+    raise AttachError(
+        where="attach",
+        given=type(optimizer).__name__,
+        wrong="this sparsifier is attached already",
+        fix="make a new one, or detach() first",
+    )
+
+
 def check_weights(plan: Plan, model: nn.Module, method: Method, optimizer: Optimizer, elsewhere: Iterable[int]) -> None:
     """Refuse weights that would not learn, or not alone.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nmlearn.errors import AttachError, StateError
+from nmlearn.errors import StateError
 from nmlearn.learn import ending, optimizers, refusals, states, travel, wrapping
 from nmlearn.learn.ending import Summary
 from nmlearn.learn.holding import Holding, hold
@@ -136,9 +136,8 @@ class Sparsifier:
         Args:
             optimizer: any torch optimizer that holds every sparse weight.
             total_steps: how often it will step in the whole training; progress is steps done over this.
-            travels: ``optimizer.state_dict()`` includes the sparsifier's state, and ``load_state_dict`` restores it,
-                before attach or after; not where weights are sharded (FSDP2). False for a trainer that saves
-                the sparsifier's own state_dict, and with torch.distributed.checkpoint.
+            travels: ``optimizer.state_dict()`` includes the state, and ``load_state_dict`` restores it, before attach
+                or after; never of shards. False where the sparsifier's own state_dict is saved, as with DCP.
 
         Returns:
             The sparsifier itself; resumed, where the optimizer was loaded with a sparsifier's state.
@@ -179,15 +178,12 @@ class Sparsifier:
         self._measure(self._weights)
         holding.write(self._at())
         if travels and (saved := travel.waiting(optimizer, self._weights[0].name)):
-            self._resume(saved)
+            try:
+                self.load_state_dict(saved)
+            except StateError:
+                self.detach()
+                raise
         return self
-
-    def _resume(self, saved: Mapping[str, Any]) -> None:
-        try:
-            self.load_state_dict(saved)
-        except StateError:
-            self.detach()
-            raise
 
     def _start(self, row: PlanRow, lr_group: int) -> SparseWeight:
         weight = local(row.parameter)
@@ -201,12 +197,7 @@ class Sparsifier:
 
     def _check_attach(self, optimizer: Optimizer) -> None:
         if self._attached:
-            raise AttachError(
-                where="attach",
-                given=type(optimizer).__name__,
-                wrong="this sparsifier is attached already",
-                fix="make a new one, or detach() first",
-            )
+            refusals.refuse_second(optimizer)
         theirs = held_elsewhere({id(row.parameter) for row in self.plan.sparse})
         refusals.check_weights(self.plan, self.model, self.method, optimizer, theirs)
 
@@ -404,10 +395,5 @@ class Sparsifier:
 
     def _check_state(self, saved: Mapping[str, Any]) -> None:
         if self._attached is None:
-            raise StateError(
-                where="load_state_dict",
-                given="a sparsifier that is not attached",
-                wrong="its state is made by attach",
-                fix="call attach(optimizer, total_steps) first",
-            )
+            states.refuse_unattached()
         states.check_same(saved, self.state_dict(), {w.name: w.shapes for w in self._weights}, self.method.ended)

@@ -84,6 +84,16 @@ def _refuse(where: str, given: object, wrong: str) -> NoReturn:
     raise StateError(where=where, given=given, wrong=wrong, fix=fix)
 
 
+def refuse_unattached() -> NoReturn:
+    """Refuse to load a state into a sparsifier that has none."""
+    raise StateError(
+        where="load_state_dict",
+        given="a sparsifier that is not attached",
+        wrong="its state is made by attach",
+        fix="call attach(optimizer, total_steps) first",
+    )
+
+
 def copied(saved: Mapping[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
     """Copies of saved tensors, on the weight's device: per-weight ones in its memory layout, the others contiguous."""
     return {

@@ -1,9 +1,9 @@
 """A sparsifier's state in its optimizer's ``state_dict``, so that scripts which save and restore optimizers resume it.
 
-It stands in the first *saved* parameter group, under a key of ours and the name of the sparsifier's first weight (several
-sparsifiers on one optimizer have different weights). torch keeps keys that it does not know: an optimizer that is loaded
-before attach has the state in its live group, where attach finds it and takes it out; one that is loaded after attach
-hands it over through the hooks. A script without nmlearn loads such a state as any other.
+It stands in the first *saved* parameter group, under a key of ours and the name of the sparsifier's first weight, in
+which several on one optimizer differ. torch keeps keys that it does not know: an optimizer that is loaded before attach
+has the state in its live group, where attach finds it and takes it out; one that is loaded after attach hands it over
+through the hooks. A script without nmlearn loads such a state as any other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def waiting(optimizer: Optimizer, name: str) -> dict[str, Any] | None:
     """Take the state out of an optimizer that was loaded before attach; None where there is none."""
     group = optimizer.param_groups[0] if optimizer.param_groups else {}
     states = dict(group.get(KEY) or {})
-    found = states.pop(name, None)
+    found: dict[str, Any] | None = states.pop(name, None)
     _put(group, states)
     return found
 
@@ -50,7 +50,7 @@ def hooks(
         held.clear()
         groups = [dict(group) for group in saved["param_groups"]]
         states = dict(groups[0].get(KEY) or {}) if groups else {}
-        # Version 0.1 of the integration with timm wrote it beside the groups.
+        # Version 0.1 of the integration with timm wrote it next to the groups.
         found = states.pop(name, None) or saved.get(f"{KEY}:{name}")
         if found is None:
             return saved

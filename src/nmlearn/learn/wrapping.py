@@ -35,7 +35,7 @@ def hooks(sparsifier: Any, model: nn.Module, weights: Iterable[Tensor]) -> list[
     owner, held = weakref.ref(sparsifier), {id(weight) for weight in weights}
 
     def hook(parent: nn.Module, name: str, child: nn.Module | None) -> None:
-        if child is None or not _wraps(parent) or parent.process_group.size() == 1:  # type: ignore[operator, union-attr]
+        if child is None or not _wraps(parent) or parent.process_group.size() == 1:  # type: ignore[operator]
             return
         if any(id(parameter) in held for parameter in child.parameters()):
             gc.collect()  # one that is forgotten may wait in a cycle
