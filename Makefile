@@ -32,14 +32,20 @@ check: .venv/.ready-dev
 
 kernels: $(KERNELS)
 
-# The tests of the kernels, with the kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
+# The tests of the kernels, with the kernels under AddressSanitizer and UndefinedBehaviorSanitizer; then the kernels under
+# ThreadSanitizer, called by tests/native/races.cpp with each instruction set that the processor has.
 # (pytest keeps its hands off the file descriptors, for what a sanitizer says before it ends the process.)
 sanitize: .venv/.ready-dev
 	$(CMAKE) -S . -B build/sanitized -G Ninja $(NINJA) -DNMLEARN_SANITIZE=address,undefined
 	$(CMAKE) --build build/sanitized
-	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 NMLEARN_KERNELS=$(CURDIR)/build/sanitized/_kernels.so \
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q --capture=sys -m "not gpu and not compiles and not slow" tests/native tests/packed
+	$(CMAKE) -S . -B build/threads -G Ninja $(NINJA) -DNMLEARN_SANITIZE=thread
+	$(CMAKE) --build build/threads
+	for isa in avx512 avx2 portable; do NMLEARN_ISA=$$isa TSAN_OPTIONS=halt_on_error=1 \
+	build/threads/races build/threads/_kernels.so || exit 1; done
 
 format: .venv/.ready-dev
 	$(BIN)/ruff format .

@@ -34,8 +34,16 @@ def combinations_(alive_gc: Tensor, s_gm: Tensor, table_cm: Tensor, survivors: i
         Whether it was done; if not, nothing has changed.
     """
     lib, (count, m) = _library(), table_cm.shape
-    plain = all(type(t) is Tensor and t.is_cpu for t in (alive_gc, s_gm, kept_gm)) and alive_gc.is_contiguous()
-    if lib is None or s_gm.dtype != torch.float32 or not plain:
+    tensors = (alive_gc, s_gm, kept_gm)
+    plain = all(type(t) is Tensor and t.is_cpu and t.layout == torch.strided for t in tensors)
+    if (
+        lib is None
+        or not plain
+        or (alive_gc.dtype, s_gm.dtype, kept_gm.dtype) != (torch.bool, torch.float32, torch.bool)
+    ):
+        return False
+    alike = s_gm.shape == kept_gm.shape == (*alive_gc.shape[:-1], m) and alive_gc.shape[-1] == count
+    if not alike or survivors < 0 or not (alive_gc.is_contiguous() and kept_gm.is_contiguous()):
         return False
     scores = s_gm.contiguous()
     members = table_cm.nonzero()[:, 1].to(torch.uint8)

@@ -16,6 +16,7 @@ from nmlearn.errors import KernelError
 from nmlearn.maths.pattern import Pattern
 from nmlearn.packed import kernels, states
 from nmlearn.packed.kernels import layouts, reference
+from nmlearn.packed.kernels.checks import LARGEST
 from nmlearn.packed.kernels.layouts import Form, Layout
 
 
@@ -62,6 +63,13 @@ class Packed(nn.Module):
         self.register_buffer("index", index)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse a layout or activation that is no text; which text it is, every call checks."""
+        if name in ("layout", "activation") and not isinstance(value, str):
+            given, wrong = f"{name}={value!r}", f"it must be the name of a {name}"
+            raise KernelError(where=type(self).__name__, given=given, wrong=wrong, fix="give a name")
+        super().__setattr__(name, value)
 
     @property
     def pattern(self) -> Pattern:
@@ -168,9 +176,8 @@ class PackedLinear(Packed):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``[..., in] -> [..., out]``; the residual, of the output's shape, is added before the activation."""
-        if x.dim() < 1 or x.shape[-1] != self.in_features:
-            wrong = f"the layer expects [..., {self.in_features}]"
-            raise KernelError(where="PackedLinear", given=f"x of shape {tuple(x.shape)}", wrong=wrong, fix="check x")
+        if not isinstance(x, Tensor) or x.is_nested or x.dim() < 1 or x.shape[-1] != self.in_features:
+            raise _unexpected(self, x, f"[..., {self.in_features}]")
         return self._run(x, residual, False, *kernels.LINEAR)
 
 
@@ -225,16 +232,24 @@ class PackedConv2d(Packed):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``[batch, in, height, width] -> [batch, out, ...]``; the residual is added before the activation."""
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            wrong = f"the layer expects [batch, {self.in_channels}, height, width]"
-            raise KernelError(where="PackedConv2d", given=f"x of shape {tuple(x.shape)}", wrong=wrong, fix="check x")
+        if not isinstance(x, Tensor) or x.is_nested or x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise _unexpected(self, x, f"[batch, {self.in_channels}, height, width]")
         return self._run(x, residual, True, *self.form.kernel, *self.stride, *self.padding, *self.dilation)
+
+
+def _unexpected(layer: Packed, x: object, expected: str) -> KernelError:
+    """The error for an input that the layer does not take."""
+    given = f"type {type(x).__name__}"
+    if isinstance(x, Tensor):
+        given = "nested layout" if x.is_nested else f"shape {tuple(x.shape)}"
+    wrong = f"the layer expects {expected}"
+    return KernelError(where=type(layer).__name__, given=f"x of {given}", wrong=wrong, fix="check x")
 
 
 def _pair(name: str, key: str, given: object, least: int) -> tuple[int, int]:
     pair = tuple(given) if isinstance(given, (tuple, list)) else (given, given)
-    if len(pair) != 2 or not all(isinstance(side, int) and side >= least for side in pair):
-        wrong = f"it must be two whole numbers of at least {least}"
+    if len(pair) != 2 or not all(isinstance(side, int) and least <= side <= LARGEST for side in pair):
+        wrong = f"it must be two whole numbers from {least} to {LARGEST}"
         raise KernelError(where=name, given=f"{key}={given!r}", wrong=wrong, fix="give both in pixels")
     return pair[0], pair[1]
 

@@ -47,7 +47,7 @@ class Call:
         )
         added = None if residual is None else residual.data_ptr()
         if 0 in weights or x.data_ptr() == 0 or added == 0:  # a storage was resized to nothing
-            checks.check_memory(Operands(x, values, index, scale, bias, residual))
+            checks.check_memory(Operands(x, values, index, scale, bias, residual)._asdict())
         x = x.contiguous(memory_format=self.images)
         if residual is not None:
             residual = residual.contiguous(memory_format=self.images)
@@ -67,12 +67,15 @@ def find(operands: tuple[Maybe, ...], settings: tuple[object, ...]) -> Call | No
     # The guards miss some of torch's modes, and tangents.
     if type(operands[0]) is not Tensor or forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack():
         return None
-    call = _CALLS.get(_key(operands, settings))  # a single lookup: another thread may be clearing it
-    if call is not None:
-        given = [t for t in operands if t is not None]
-        for guard in call.guards:
-            if guard.check(*given):
-                return call
+    try:
+        call = _CALLS.get(_key(operands, settings))  # a single lookup: another thread may be clearing it
+        if call is not None:
+            given = [t for t in operands if t is not None]
+            for guard in call.guards:
+                if guard.check(*given):
+                    return call
+    except (RuntimeError, TypeError):  # a layout without strides, None for a weight: the checks name it
+        return None
     return None
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, NoReturn
+from collections.abc import Mapping
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from nmlearn.packed.kernels.layouts import Form, Layout
 
 ACTIVATIONS = ("none", "relu", "gelu", "silu")
 LINEAR = (1, 1, 1, 1, 0, 0, 1, 1)  # kernel, stride, padding and dilation of a linear layer
-_LARGEST = 2**31 - 1  # of a kernel, stride, padding, dilation; sums of their products fit into 64 bits
+LARGEST = 2**31 - 1  # of a kernel, stride, padding, dilation; sums of their products fit into 64 bits
+_MOST_PIXELS = 2**46  # of all channels of an output image: more than there are addresses
 
 
 class Operands(NamedTuple):
@@ -67,7 +69,7 @@ def check(given: Operands, s: Settings) -> tuple[tuple[int, ...], Form]:
     x = given.x
     for name, word, known in (("activation", s.activation, ACTIVATIONS), ("layout", s.layout, tuple(native.KERNELS))):
         if word not in known:
-            _refuse(name, word, f"there is no such {name}; choose from {', '.join(known)}")
+            _refuse(name, repr(word), f"there is no such {name}; choose from {', '.join(known)}")
     _check_types(given, s.layout)
     size = _output_size(x, s)
     channels = x.shape[1] // s.groups if s.images else x.shape[-1]
@@ -93,8 +95,8 @@ def check(given: Operands, s: Settings) -> tuple[tuple[int, ...], Form]:
 
 def _check_types(given: Operands, layout: Layout) -> None:
     x = given.x
-    if not x.is_floating_point():
-        _refuse("x", x.dtype, "activations are a floating-point tensor")
+    if x.dtype not in layouts.WEIGHTS:
+        _refuse("x", x.dtype, "activations are a floating-point tensor of 16 bits or more")
     values, index = torch.int8 if given.scale is not None else x.dtype, torch.int32 if layout == "rows" else torch.uint8
     for name, t, dtype in zip(
         given._fields, given, (x.dtype, values, index, torch.float32, x.dtype, x.dtype), strict=True
@@ -107,8 +109,8 @@ def _check_types(given: Operands, layout: Layout) -> None:
 def _output_size(x: Tensor, s: Settings) -> tuple[int, ...]:
     for name, given in zip(s._fields[5:13], s.places, strict=True):
         least = 0 if name.startswith("padding") else 1
-        if not least <= given <= _LARGEST:
-            _refuse(name, given, f"it must be from {least} to {_LARGEST}")
+        if not least <= given <= LARGEST:
+            _refuse(name, given, f"it must be from {least} to {LARGEST}")
     if s.groups < 1 or s.rows < 0 or s.rows % s.groups:
         _refuse("groups", f"{s.groups} groups of {s.rows} rows", "rows come in equal convolution groups, at least one")
     if not s.images:
@@ -123,24 +125,37 @@ def _output_size(x: Tensor, s: Settings) -> tuple[int, ...]:
     ]
     if min(sides) < 1:
         _refuse("x", tuple(x.shape), f"images smaller than the kernel {s.kernel}")
+    if s.rows * sides[0] * sides[1] > _MOST_PIXELS:
+        _refuse("padding", f"{s.padding_h} x {s.padding_w}", f"images of {sides[0]} x {sides[1]} fit into no memory")
     return (x.shape[0], s.rows, *sides)
 
 
-def check_memory(given: Operands) -> None:
+def check_tensors(given: tuple[Any, ...]) -> None:
+    """Refuse what is no tensor where the schema has one, which torch would do without a name.
+
+    Raises:
+        KernelError: by the operand's name.
+    """
+    for name, t in zip(Operands._fields, given, strict=True):
+        if not isinstance(t, Tensor) and (t is not None or name in ("x", "values", "index")):
+            _refuse(name, type(t).__name__, "it must be a tensor")
+
+
+def check_memory(given: Mapping[str, Tensor | None], operator: str = "packed") -> None:
     """Refuse a tensor whose storage has become smaller than the tensor, which torch itself does not check.
 
     Raises:
         KernelError: by the tensor's name.
     """
-    for name, t in given._asdict().items():
+    for name, t in given.items():
         if t is None or not t.is_cpu or not t.numel():
             continue
         last = t.storage_offset() + sum((length - 1) * step for length, step in zip(t.shape, t.stride(), strict=True))
         available, needed = t.untyped_storage().nbytes(), (last + 1) * t.element_size()
         if available < needed:
-            _refuse(name, f"a tensor of {needed} bytes", f"its storage was resized to {available}")
+            _refuse(name, f"a tensor of {needed} bytes", f"its storage was resized to {available}", operator)
 
 
-def _refuse(name: str, given: object, wrong: str) -> NoReturn:
-    fix = "make the call through PackedLinear or PackedConv2d, which keep these consistent"
-    raise KernelError(where=f"torch.ops.nmlearn.packed, {name}", given=given, wrong=wrong, fix=fix)
+def _refuse(name: str, given: object, wrong: str, operator: str = "packed") -> NoReturn:
+    fix = "make the call through a packed layer, which keeps these consistent"
+    raise KernelError(where=f"torch.ops.nmlearn.{operator}, {name}", given=given, wrong=wrong, fix=fix)

@@ -138,8 +138,19 @@ def pack(weight: Tensor, form: Form, layout: Layout, name: str = "weight") -> tu
 
 
 def unpack(values: Tensor, index: Tensor, form: Form, layout: Layout) -> Tensor:
-    """The dense weight ``[groups * rows, channels, *kernel]`` that was packed."""
+    """The dense weight ``[groups * rows, channels, *kernel]`` that was packed.
+
+    Raises:
+        KernelError: the index names inputs that the weight does not have (on a CPU; another device would have to wait).
+    """
     v_gop, k_gop = (unpack_rows if layout == "rows" else unpack_tokens)(values, index, form)
+    if k_gop.is_cpu and k_gop.numel() and int(k_gop.max()) >= form.taps * form.channels:
+        raise KernelError(
+            where="index",
+            given=f"input {int(k_gop.max())}",
+            wrong=f"a {form.pattern} weight of shape {form.shape} has {form.taps * form.channels} inputs",
+            fix="load the index that was packed with the values",
+        )
     size = (form.groups, form.rows, form.taps * form.channels)
     dense = torch.zeros(size, dtype=values.dtype, device=values.device)
     dense.scatter_(-1, k_gop, v_gop)

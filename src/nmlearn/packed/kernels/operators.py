@@ -35,6 +35,7 @@ def packed(operands: tuple[Any, ...], settings: tuple[Any, ...]) -> Tensor:
         observed = torch._C._autograd._profiler_enabled() or torch._C._is_torch_function_mode_enabled()
         if call is not None and not observed:
             return call(*operands)
+    checks.check_tensors(operands)
     y: Tensor = operator(*operands, *settings)
     return y
 
@@ -58,7 +59,7 @@ def _real(*arguments: Any) -> Tensor:
         return call(*operands)
     given, s = Operands(*operands), Settings(*settings)
     size, form = checks.check(given, s)
-    checks.check_memory(given)
+    checks.check_memory(given._asdict())
     compiled = _compiled(given, s, form)
     images = _memory_format(given.x, s)
     if compiled is None:

@@ -117,7 +117,8 @@ def unpack(values: Tensor, index: Tensor, pattern: Pattern, outputs: int, inputs
     Raises:
         KernelError: values and index are not such a weight.
     """
-    if not _is_packed(values, index, pattern, outputs, inputs):
+    packed = is_packed(values, index, pattern, outputs, inputs)
+    if not packed or (index.is_cpu and not belongs(index, pattern)):  # another device would have to wait
         raise KernelError(
             where="triton_decode.unpack",
             given=f"values {tuple(values.shape)}, index {index.dtype} {tuple(index.shape)} at {pattern}",
@@ -198,17 +199,17 @@ def linear(
     return out
 
 
-def _is_packed(values: Tensor, index: Tensor, pattern: Pattern, outputs: int, inputs: int) -> bool:
+def is_packed(values: Tensor, index: Tensor, pattern: Pattern, outputs: int, inputs: int) -> bool:
     """Whether these have the shapes that :func:`pack` gives."""
     cells = (pattern.n, -(-inputs // (CHUNK * pattern.m)), _padded(outputs))
-    return tuple(values.shape) == (*cells, CHUNK) and tuple(index.shape) == cells and index.dtype == torch.int32
+    return (tuple(values.shape), tuple(index.shape), index.dtype) == ((*cells, CHUNK), cells, torch.int32)
 
 
 def _check_operands(
     x: Tensor, values: Tensor, index: Tensor, bias: Tensor | None, pattern: Pattern, outputs: int
 ) -> None:
     inputs = x.shape[-1] if x.dim() else 0
-    packed = _is_packed(values, index, pattern, outputs, inputs)
+    packed = is_packed(values, index, pattern, outputs, inputs)
     others = [values, index] if bias is None else [values, index, bias]
     reasons = {
         obstacle(x, pattern, outputs, inputs): True,
