@@ -92,6 +92,16 @@ def test_what_is_loaded_is_what_was_saved(tmp_path, make, auto, axis, count):
     assert not hasattr(model.config, "quantization_config"), "the model that was saved is left as it was"
 
 
+def test_a_folder_that_is_packed_in_mid_schedule_is_warned_of(tmp_path):
+    model = bert()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    sparsifier = nm.Sparsifier(model, nm.LBC("2:4")).attach(optimizer, 20)
+    with pytest.warns(UserWarning, match="a sparsifier is still removing values of 13 of these weights"):
+        packed.save_packed(model, tmp_path / "packed")
+    sparsifier.detach()
+    packed.save_packed(model, tmp_path / "packed")
+
+
 def test_an_accelerated_model_is_saved_as_the_dense_one(tmp_path):
     model = sparse(bert()).eval()
     before = copy.deepcopy(model)

@@ -215,6 +215,17 @@ def test_a_weight_that_had_one_gradient_is_not() -> None:
     assert sparsifier.finalize().weights == 3
 
 
+def test_of_a_training_run_that_was_resumed_nothing_is_said_of_gradients() -> None:
+    """Its first steps were seen by another sparsifier; it may have been killed behind the last."""
+    model, optimizer, sparsifier = attached()
+    train(model, optimizer, batches(STEPS))
+    saved = copy.deepcopy(sparsifier.state_dict())
+    sparsifier.detach()
+    again = nm.Sparsifier(model, nm.LBC("2:4")).attach(optimizer, STEPS)
+    again.load_state_dict(saved)
+    assert again.finalize().weights == 3
+
+
 @pytest.mark.parametrize("end", [1.0, 0.01])
 def test_a_layer_that_is_unfrozen_later_is_named_once(end: float) -> None:
     """At the next removal, or at the end."""

@@ -38,7 +38,13 @@ def as_torchrun(number: int, world: int, port: int) -> None:
     torch.set_num_threads(1)
 
 
+def _strict() -> None:
+    """Make warnings errors, but for ours of a run of a few steps."""
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", "the masks are final after . optimizer steps", UserWarning)
+
+
 def apart(function: Callable[..., Any], *arguments: Any) -> Any:
     """What a function returns in a process of its own, where warnings are errors."""
-    with ProcessPoolExecutor(1, SERVER, initializer=warnings.simplefilter, initargs=("error",)) as pool:
+    with ProcessPoolExecutor(1, SERVER, initializer=_strict) as pool:
         return pool.submit(function, *arguments).result()

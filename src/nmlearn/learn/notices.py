@@ -37,6 +37,10 @@ class Notices:
         if self._without:
             self._without &= names
 
+    def resumed(self) -> None:
+        """Earlier steps were not seen, so nothing can be said of all of them."""
+        self._without = set()
+
     def unfrozen(self) -> None:
         """Say which weights learn by now that were left dense because they were frozen."""
         learning = [row.name for row in self._frozen if row.parameter.requires_grad]

@@ -382,6 +382,7 @@ class Sparsifier:
         self._check_state(saved)
         assert self._attached is not None
         self._attached.step, self.advances = int(saved["step"]), int(saved["advances"])
+        self._attached.notices.resumed()
         for w in self._weights:
             entry = saved["weights"][w.name]
             w.setting = entry["value"]

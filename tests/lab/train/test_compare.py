@@ -24,11 +24,13 @@ from nmlearn.lab.train.compare import plan_runs, results_path
 from nmlearn.lab.train.folder import RunFolder
 from places import SUPPORT
 
+WARNINGS = "error,ignore:the masks are final after:UserWarning"  # the runs have a few steps
+
 
 @pytest.fixture(autouse=True)
 def _toys(monkeypatch: pytest.MonkeyPatch) -> None:
     toy.register()
-    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    monkeypatch.setenv("PYTHONWARNINGS", WARNINGS)
 
 
 def command(path: Path) -> list[str]:
@@ -70,7 +72,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
     toy.register()
     folder, events = tmp_path_factory.mktemp("compared"), []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONWARNINGS", "error")
+        patch.setenv("PYTHONWARNINGS", WARNINGS)
         compare(three(folder), events.append, command)
     return folder, events
 
