@@ -75,8 +75,8 @@ def setting(config: TrainConfig, ranks: Ranks) -> Setting:
     method = nmlearn.methods.build(config.method.name, config.method.pattern, **config.method.options)
     sparsifier = _sparsifier(model, method, config)
     total_steps = steps_per_epoch * config.epochs
+    forward = _wrapped(model, config, ranks)  # first: attach reads the weights that all ranks share
     sparsifier.attach(optimizer, total_steps, travels=False)
-    forward = _wrapped(model, config, ranks)
     return Setting(task, model, forward, sparsifier, optimizer, average, steps_per_epoch, total_steps, part_size)
 
 
