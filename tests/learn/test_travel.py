@@ -103,9 +103,12 @@ def test_the_state_of_another_method_is_refused_and_changes_nothing(load_first: 
     learner = nm.Sparsifier(other, nm.SRSTE("2:4"))
     if load_first:
         again.load_state_dict(checkpoint["optimizer"])
+        weights = [p.detach().clone() for p in other.parameters()]
         with pytest.raises(StateError, match="this sparsifier has srste"):
             learner.attach(again, STEPS)
         assert learner.total_steps == 0
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(other.parameters(), weights, strict=True))
+        assert nm.Sparsifier(other, nm.LBC("2:4")).attach(again, STEPS).step == KILLED  # the state waits as before
         return
     learner.attach(again, STEPS)
     before = copy.deepcopy(again.state_dict()["state"])

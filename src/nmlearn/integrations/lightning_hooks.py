@@ -148,7 +148,7 @@ class LearningHooks:
         last = int(steps) - self._begun
         progress = max(0.0, min(1.0, last / self.total_steps))
         patterns = {row.grouping.pattern for row in self.sparsifier.plan.sparse}
-        if not all(self.method.settled(each, self.method.setting(each, progress)) for each in patterns):
+        if not self.method.all_settled(patterns, progress):
             warnings.warn(
                 f"the Trainer will stop at step {last} of total_steps={self.total_steps}, before the schedule of the "
                 "masks has ended: resume it from a checkpoint later, or give fewer total_steps",

@@ -14,12 +14,13 @@ from nmlearn.errors import ViolationError
 from nmlearn.learn import causes
 from nmlearn.learn.living import Bond
 from nmlearn.learn.notices import Notices
-from nmlearn.learn.refusals import parameters, replaced
+from nmlearn.learn.refusals import replaced
 from nmlearn.learn.weight import SparseWeight
 from nmlearn.maths import masks
 from nmlearn.maths.pattern import Pattern
 from nmlearn.maths.verify import verify
 from nmlearn.methods.method import Method
+from nmlearn.model.names import parameters
 from nmlearn.model.plan import PlanRow
 from nmlearn.model.shards import is_sharded, local
 
@@ -102,8 +103,7 @@ def ended(method: Method, weights: Sequence[SparseWeight]) -> bool:
 
 def can_complete(method: Method, weights: Sequence[SparseWeight], step: int) -> bool:
     """Whether there is something to choose by: a step was seen, or the schedule waits for none."""
-    patterns = {w.grouping.pattern for w in weights}
-    return step > 0 or all(method.settled(pattern, method.setting(pattern, 0.0)) for pattern in patterns)
+    return step > 0 or method.all_settled({w.grouping.pattern for w in weights}, 0.0)
 
 
 By = tuple[Bond, Notices] | None

@@ -6,7 +6,6 @@ weights and layers end with the first of the two, and a sparsifier knows its opt
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -31,7 +30,6 @@ class Bond:
         self._ends = [weakref.finalize(each, _remove, hooks) for each in (sparsifier, optimizer)]
         for end in self._ends:
             end.atexit = False
-        _bonds.add(self)
         moving.watch(self)
 
     def end(self) -> None:
@@ -57,20 +55,9 @@ class Bond:
         return self._held if all(end.alive for end in self._ends) else frozenset()
 
 
-_bonds: weakref.WeakSet[Bond] = weakref.WeakSet()
-
-
 def held_elsewhere(own: set[int]) -> set[int]:
     """Those of these ids of weights that a living sparsifier holds."""
-    found = _held(own)
-    if found:  # by one that is forgotten but waits in a cycle, perhaps: that of an exception's traceback
-        gc.collect()
-        found = _held(own)
-    return found
-
-
-def _held(own: set[int]) -> set[int]:
-    return own & {weight for bond in list(_bonds) for weight in bond.held()}
+    return moving.lasting(lambda: own & {weight for bond in moving.watched() for weight in bond.held()})
 
 
 def _remove(hooks: list[Any]) -> None:

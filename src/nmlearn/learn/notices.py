@@ -66,10 +66,9 @@ def warn_of_few_steps(method: Method, plan: Plan, total_steps: int) -> None:
     """Warn when a schedule that takes time will be over within a few optimizer steps."""
 
     def over(step: int) -> bool:
-        progress = min(1.0, step / total_steps)
-        return all(method.settled(row.grouping.pattern, method.setting(row.grouping.pattern, progress)) for row in rows)
+        return method.all_settled(patterns, min(1.0, step / total_steps))
 
-    rows = plan.sparse
+    patterns = {row.grouping.pattern for row in plan.sparse}
     if over(0) or not over(FEW_STEPS - 1):
         return
     last = next(step for step in range(1, FEW_STEPS) if over(step))

@@ -13,7 +13,7 @@ from nmlearn.errors import AttachError, ConfigError, StateError
 from nmlearn.maths.groups import misfit
 from nmlearn.maths.pattern import Pattern
 from nmlearn.methods.method import Method
-from nmlearn.model.names import plain_name, unwrap
+from nmlearn.model.names import parameters
 from nmlearn.model.plan import Plan, PlanRow
 from nmlearn.model.shards import chunks, is_sharded, local
 
@@ -137,11 +137,6 @@ def _reasons(plan: Plan, model: nn.Module, method: Method, optimizer: Optimizer,
         "shard another dimension than the inputs, or into multiples of M inputs, or leave the weight dense",
         [row for row in sparse if _is_cut(row)],
     )
-
-
-def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """All parameters by qualified name, under each of their names."""
-    return {plain_name(name): p for name, p in unwrap(model).named_parameters(remove_duplicate=False)}
 
 
 def replaced(plan: Plan, model: nn.Module) -> list[PlanRow]:

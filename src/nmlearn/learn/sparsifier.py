@@ -154,14 +154,13 @@ class Sparsifier:
         self._check_attach(optimizer)
         self._weights = [self._start(row, groups[id(row.parameter)]) for row in self.plan.sparse]
         # What a step does here changes with the schedule: compiled, it would be compiled again and again.
-        around = torch.compiler.disable(self._before_step), torch.compiler.disable(self._after_step)
+        before, after = around = torch.compiler.disable(self._before_step), torch.compiler.disable(self._after_step)
         holding = hold(self.method, self._weights, optimizer, around)
         learned = Learned(self.method)
         learned.bind(self._weights)
         backward = (
             OtherBackward(self.model, self.method, self._weights, self._at) if self.method.other_backward else None
         )
-        before, after = around
         hooks = [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after), *holding.hooks()]
         hooks += backward.hooks() if backward else []
         hooks += wrapping.hooks(self, self.model, [w.parameter for w in self._weights])
@@ -169,25 +168,26 @@ class Sparsifier:
             w.shapes = {key: tuple(t.shape) for key, t in placed(w.state, w.parameter, w.grouping).items()}
         self._finalized = False
         travels = travels and not any(is_sharded(w.parameter) for w in self._weights)
+        name = self._weights[0].name
         if travels:
-            name = self._weights[0].name
             hooks += travel.hooks(optimizer, name, self.state_dict, self._check_state, self.load_state_dict)
         bond = Bond(self, optimizer, (id(w.parameter) for w in self._weights), hooks)
         self._attached = _Attachment(total_steps, holding, learned, backward, bond, Notices(self.plan, self.method))
         warn_of_few_steps(self.method, self.plan, total_steps)
-        self._measure(self._weights)
-        holding.write(self._at())
-        if travels and (saved := travel.waiting(optimizer, self._weights[0].name)):
-            try:
-                self.load_state_dict(saved)
-            except StateError:
-                self.detach()
-                raise
+        if not travels or (saved := travel.waiting(optimizer, name)) is None:
+            self._measure(self._weights)
+            holding.write(self._at())
+            return self
+        try:
+            self.load_state_dict(saved)
+        except StateError:
+            self.detach()
+            raise
+        travel.take_out(optimizer, name)
         return self
 
     def _start(self, row: PlanRow, lr_group: int) -> SparseWeight:
-        weight = local(row.parameter)
-        state = {DENSE: weight.clone()} if self.method.holds in ("shadow", "frozen") else {}
+        state = {DENSE: local(row.parameter).clone()} if self.method.holds in ("shadow", "frozen") else {}
         w = SparseWeight(row.name, row.parameter, row.grouping, lr_group, state, shapes={})
         w.state |= self.method.init(w.seen())
         return w
@@ -324,7 +324,7 @@ class Sparsifier:
         own = ending.weights_now(rows, self.model) if model is None or complete else {}
         given = own if model is None else averages.weights(model, self.model, [row.name for row in rows])
         given = {name: local(weight) for name, weight in given.items()}
-        before = ending.kept(given)
+        before = None if model is None and not complete else ending.kept(given)  # nothing is written then
         if complete:
             self._complete(own)
         if model is None:

@@ -17,12 +17,15 @@ KEY = "nmlearn"
 
 
 def waiting(optimizer: Optimizer, name: str) -> dict[str, Any] | None:
-    """Take the state out of an optimizer that was loaded before attach; None where there is none."""
-    group = optimizer.param_groups[0] if optimizer.param_groups else {}
-    states = dict(group.get(KEY) or {})
-    found: dict[str, Any] | None = states.pop(name, None)
-    _put(group, states)
+    """The state in an optimizer that was loaded before attach; None where there is none."""
+    found: dict[str, Any] | None = (optimizer.param_groups[0].get(KEY) or {}).get(name)
     return found
+
+
+def take_out(optimizer: Optimizer, name: str) -> None:
+    """Take out the state that was :func:`waiting`."""
+    group = optimizer.param_groups[0]
+    _put(group, {key: state for key, state in group[KEY].items() if key != name})
 
 
 def hooks(

@@ -20,7 +20,7 @@ The sparsifier drives a method around ``optimizer.step``:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NoReturn
 
@@ -128,6 +128,10 @@ class Method:
     def settled(self, pattern: Pattern, setting: Setting | None) -> bool:
         """Whether the weights in use have their pattern at this setting, and at all that follow."""
         return setting == self.setting(pattern, 1.0)
+
+    def all_settled(self, patterns: Iterable[Pattern], progress: float) -> bool:
+        """Whether weights of all these patterns have them at this progress in [0, 1]."""
+        return all(self.settled(pattern, self.setting(pattern, progress)) for pattern in patterns)
 
     # Learning
 

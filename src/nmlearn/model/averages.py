@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from nmlearn.errors import PlanError
-from nmlearn.model.names import plain_name, unwrap
+from nmlearn.model.names import parameters, plain_name, unwrap
 
 _LIST = "shadow_params"
 _KNOWN = (
@@ -52,7 +52,7 @@ def weights(average: Any, model: nn.Module, names: Sequence[str]) -> dict[str, T
     Raises:
         PlanError: one is missing or has another shape, or nothing that is known.
     """
-    named, average = _parameters(model), module(average)
+    named, average = parameters(model), module(average)
     found = _listed(tensors, model) if (tensors := shadows(average)) is not None else _named(average, names)
     for name in names:
         if name not in found:
@@ -63,25 +63,21 @@ def weights(average: Any, model: nn.Module, names: Sequence[str]) -> dict[str, T
     return {name: found[name] for name in names}
 
 
-def _parameters(model: nn.Module) -> dict[str, Tensor]:
-    return {plain_name(name): p for name, p in unwrap(model).named_parameters(remove_duplicate=False)}
-
-
-def _listed(tensors: list[Tensor], model: nn.Module) -> dict[str, Tensor]:
+def _listed(tensors: list[Tensor], model: nn.Module) -> Mapping[str, Tensor]:
     """Names for tensors in the order of the parameters: of all, or of those that learn (torch_ema up to 0.2)."""
     every = list(unwrap(model).parameters())
     for some in (every, [p for p in every if p.requires_grad]):
         if [p.shape for p in some] == [each.shape for each in tensors]:
             places = {id(p): each for p, each in zip(some, tensors, strict=True)}
-            return {name: places[id(p)] for name, p in _parameters(model).items() if id(p) in places}
+            return {name: places[id(p)] for name, p in parameters(model).items() if id(p) in places}
     wrong = f"they are not those of the model's {len(every)} parameters, in number or in shapes"
     raise PlanError(where="finalize(model=...)", given=f"{len(tensors)} averaged tensors", wrong=wrong, fix=_KNOWN)
 
 
-def _named(average: Any, names: Sequence[str]) -> dict[str, Tensor]:
+def _named(average: Any, names: Sequence[str]) -> Mapping[str, Tensor]:
     """Tensors by plain names; within ``module`` where they are not found above it."""
     if isinstance(average, nn.Module):
-        found = _parameters(average)
+        found: Mapping[str, Tensor] = parameters(average)
         inner = getattr(average, "module", None)
         if isinstance(inner, nn.Module) and _missing(found, names):
             return _named(inner, names)

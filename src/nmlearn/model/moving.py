@@ -9,16 +9,21 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
 from nmlearn.model.shards import local
 
+Found = TypeVar("Found")
+
 
 class Watched(Protocol):
     """Something that may act on weights."""
+
+    def held(self) -> frozenset[int]:
+        """The ids of the weights that it acts on."""
 
     def moving(self) -> Mapping[str, Tensor]:
         """The weights, by name, whose masks may still change; none once it has come to its end."""
@@ -32,14 +37,25 @@ def watch(watched: Watched) -> None:
     _watched.add(watched)
 
 
+def watched() -> list[Watched]:
+    """All that exist."""
+    return list(_watched)
+
+
+def lasting(find: Callable[[], Found]) -> Found:
+    """What ``find`` finds among those watched, without one that is forgotten but waits in a cycle, such as that of an
+    exception's traceback."""
+    found = find()
+    if found:
+        gc.collect()
+        found = find()
+    return found
+
+
 def moving(tensors: Iterable[Tensor]) -> list[str]:
     """The names of those weights whose masks still move that lie in the memory of one of these tensors."""
     places = {_place(tensor) for tensor in tensors if isinstance(tensor, Tensor)} - {None}
-    found = _found(places)
-    if found:  # of one that is forgotten but waits in a cycle, perhaps
-        gc.collect()
-        found = _found(places)
-    return found
+    return lasting(lambda: _found(places))
 
 
 def warn_of_moving(tensors: Iterable[Tensor]) -> None:
@@ -54,7 +70,7 @@ def warn_of_moving(tensors: Iterable[Tensor]) -> None:
 
 
 def _found(places: set[object]) -> list[str]:
-    return [name for one in list(_watched) for name, weight in one.moving().items() if _place(weight) in places]
+    return [name for one in watched() for name, weight in one.moving().items() if _place(weight) in places]
 
 
 def _place(tensor: Tensor) -> object:

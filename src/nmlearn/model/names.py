@@ -25,6 +25,11 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """All parameters by plain qualified name, under each of their names."""
+    return {plain_name(name): p for name, p in unwrap(model).named_parameters(remove_duplicate=False)}
+
+
 def plain_name(name: str) -> str:
     """A qualified name without what torch.compile and checkpoint wrappers put into it."""
     return _WRAPPING.sub("", name).removeprefix(".")
