@@ -105,6 +105,21 @@ def step_time(result: dict[str, Any]) -> list[str]:
     return _markdown(head, rows)
 
 
+def small_layers(result: dict[str, Any]) -> list[str]:
+    head = ["", "ms", "over dense: median of pairs (quartiles)", "of minima", "calls more"]
+    rows = [
+        [
+            row["case"],
+            f"{row['ms']:.1f}",
+            "{1:.3f} ({0:.3f} to {2:.3f})".format(*row["ratio_quartiles"]) if row["case"] != "dense" else "",
+            f"{row['ratio_of_minima']:.3f}" if row["case"] != "dense" else "",
+            str(row["calls_more"]),
+        ]
+        for row in result["rows"]
+    ]
+    return _markdown(head, rows)
+
+
 def comparison(result: dict[str, Any]) -> list[str]:
     language = result["table"][0]["accuracy_mean"] is None
     head = [
@@ -248,6 +263,7 @@ KINDS = {
     "input pipeline": input_pipeline,
     "pretrained": pretrained,
     "pretrained latency": gains,
+    "small layers": small_layers,
 }
 MADE = {"methods": methods, "summary": summary}
 

@@ -5,10 +5,12 @@ import torch
 
 import nmlearn as nm
 from lbc_step import (
+    ADAMW,
     LAYOUTS,
     SETTINGS,
     SHAPES,
     case,
+    check_adamw,
     check_all,
     check_step,
     check_weights,
@@ -40,6 +42,14 @@ def test_weights_are_stepped_and_cleared_with_the_bits_of_two_passes(layout, set
     if not rounds_alike():
         pytest.skip("torch was told to use another instruction set")
     check_weights(layout, settings)
+
+
+@pytest.mark.parametrize("settings", ADAMW)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_adamw_has_the_bits_of_torchs(layout, settings):
+    if not rounds_alike():
+        pytest.skip("torch was told to use another instruction set")
+    check_adamw(layout, settings)
 
 
 @pytest.mark.parametrize("layout", ["plain", "channels_last", "turned"])

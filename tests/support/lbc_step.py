@@ -6,6 +6,8 @@ from unittest import mock
 
 import torch
 
+from nmlearn.learn.fused_adamw import FusedAdamW
+from nmlearn.learn.weight import SparseWeight
 from nmlearn.maths import masks, scores
 from nmlearn.native import library as native
 from nmlearn.native import training
@@ -83,6 +85,55 @@ def check_weights(layout, settings, steps=3):
             assert torch.equal(ours.signbit() & ~ours.isnan(), theirs.signbit() & ~theirs.isnan())
 
 
+ADAMW = [
+    dict(lr=1e-3, weight_decay=0.1, betas=(0.9, 0.99)),
+    dict(lr=0.0123, weight_decay=0.0, betas=(0.6, 0.999), eps=1e-5),
+]
+
+
+def check_adamw(layout, settings, steps=3):
+    """Weights with scores: their scores, torch's AdamW on the weights, then cleared by a mask: three passes in one."""
+    s, v, g, w = case(layout, torch.float32)
+    keeps = [LAYOUTS[layout](x.shape, torch.int8).copy_(masks.bits(torch.rand(x.shape) < 0.5)) for x in w]
+    keeps[-1] = None
+    of_scores = dict(lr=settings["lr"], momentum=0.9, weight_decay=1e-4)
+    models = [[torch.nn.Parameter(x.clone()) for x in w] for _ in range(2)]
+    optimizers = [torch.optim.AdamW(model, foreach=False, **settings) for model in models]
+    twins = [[x.clone() for x in s], [x.clone() for x in v]]
+    for step in range(steps):
+        for model in models:
+            for p, grad in zip(model, g, strict=True):
+                p.grad = grad / (step + 1)
+        grads = [p.grad for p in models[0]]
+        ours, theirs = ([p.detach() for p in model] for model in models)
+        ahead = FusedAdamW(optimizers[0], print, print)
+        held = [
+            SparseWeight("", p, None, 0, {masks.KEEP: k}, {}, density=1.0 if k is None else 0.5)
+            for p, k in zip(models[0], keeps, strict=True)
+        ]
+        own = ahead._step(optimizers[0].param_groups[0], held)
+        left, stepped = training.score_and_weight_step_(s, v, grads, ours, own, **of_scores)
+        scores.sgd_(*([x[i] for i in left] for x in (s, v, grads, ours)), **of_scores)
+        assert layout == "holes" or stepped == (list(range(len(w))) if step else [])
+        ahead._count([held[i] for i in stepped])
+        without_kernels(lambda g=grads, w=theirs: scores.sgd_(*twins, g, w, **of_scores))
+        for i in stepped:
+            models[0][i].grad = None
+        for optimizer in optimizers:
+            optimizer.step()
+        for model in models:
+            for p, keep in list(zip(model, keeps, strict=True))[:-1]:
+                without_kernels(lambda p=p, keep=keep: masks.clear_(p.detach(), keep))
+        for p, twin in zip(*models, strict=True):
+            one, other = optimizers[0].state[p], optimizers[1].state[twin]
+            assert one["step"] == other["step"] == step + 1
+            for a, b in ((p.detach(), twin.detach()), *((one[k], other[k]) for k in ("exp_avg", "exp_avg_sq"))):
+                torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+                assert torch.equal(a.signbit() & ~a.isnan(), b.signbit() & ~b.isnan())
+    for a, b in zip((*s, *v), (*twins[0], *twins[1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
 def without_kernels(call):
     with mock.patch.object(training, "_library", lambda: None):
         return call()
@@ -103,4 +154,6 @@ def check_all(isa: str, torchs: str) -> str | None:
             check_step(layout, dtype, settings)
         for layout, settings in itertools.product(LAYOUTS, SETTINGS[:2]):
             check_weights(layout, settings)
+        for layout, settings in itertools.product(LAYOUTS, ADAMW):
+            check_adamw(layout, settings)
     return native.isa()

@@ -1,96 +1,26 @@
-"""Stepping weights ahead of torch.optim.SGD, in the pass that steps their scores or clears what is pruned.
-
-Scores read every weight and gradient just before the optimizer does, and memory is what both cost: SGD's own passes
-cost more than the scores. Where the optimizer is torch's SGD with momentum, the kernels do its arithmetic too, with the
-same bits (tested), and while ``optimizer.step`` runs such a weight has no gradient, which is how SGD skips it. Momentum
-stays in the optimizer's state. Where other hooks on the optimizer could tell, nothing is done ahead.
-"""
+"""Stepping weights ahead of torch.optim.SGD with momentum: its momentum buffers are written in the same pass."""
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, optim
 
-from nmlearn.learn.hidden import HiddenGradients
+from nmlearn.learn.ahead import Ahead, keeps
 from nmlearn.learn.weight import SparseWeight
-from nmlearn.maths import masks
-from nmlearn.methods.method import Weight
-from nmlearn.native.training import ScorePass, WeightStep, score_and_weight_step_, score_step_, weight_step_
+from nmlearn.native.training import WeightStep
 
 
-class FusedSGD:
-    """Steps the weights of one optimizer, and hides their gradients while the optimizer steps.
-
-    Args:
-        optimizer: the one that steps.
-        before, after: the caller's own step hooks on it.
-    """
-
-    def __init__(self, optimizer: optim.Optimizer, before: Any, after: Any) -> None:
-        self._optimizer, self._around = weakref.ref(optimizer), (weakref.ref(before), weakref.ref(after))
-        self._hidden = HiddenGradients()
-        self.stepped: list[SparseWeight] = []
-
-    @property
-    def optimizer(self) -> optim.Optimizer:
-        optimizer = self._optimizer()
-        assert optimizer is not None  # it steps
-        return optimizer
-
-    def score_pass(self, group: dict[str, Any], some: list[SparseWeight], seen: list[Weight]) -> ScorePass:
-        """The pass over scores for weights of one parameter group: it steps the weights too, where it may."""
-        if not self._applies(group):
-            return score_step_
-        known = {id(each.tensor): w for each, w in zip(seen, some, strict=True)}
-
-        def both(s: Any, v: Any, g: Any, tensors: list[Tensor], **settings: float) -> list[int]:
-            own = [known[id(tensor)] for tensor in tensors]
-            left, stepped = score_and_weight_step_(s, v, g, tensors, self._step(group, own), **settings)
-            self.stepped += [own[i] for i in stepped]
-            return left
-
-        return both
-
-    def step_rest(self, weights: list[SparseWeight]) -> None:
-        """Step the weights that have no scores: it saves the pass that clears what is pruned, and some of SGD's."""
-        done = {id(w) for w in self.stepped}
-        for index, group in enumerate(self.optimizer.param_groups):
-            some = [w for w in weights if w.lr_group == index and w.density < 1.0 and id(w) not in done]
-            seen = [(w, each) for w in some if (each := w.seen()).grad is not None]
-            if seen and self._applies(group):
-                own, grads = [w for w, _ in seen], [each.grad for _, each in seen if each.grad is not None]
-                tensors = [each.tensor for _, each in seen]
-                stepped = weight_step_(grads, tensors, self._step(group, own), lr=float(group["lr"]))
-                self.stepped += [own[i] for i in stepped]
-
-    def _step(self, group: dict[str, Any], own: list[SparseWeight]) -> WeightStep:
-        moments = [self._moment(w.parameter) for w in own]
-        keeps = [w.state[masks.KEEP] if w.density < 1.0 else None for w in own]
-        return WeightStep(moments, keeps, float(group["momentum"]), float(group["weight_decay"]))
-
-    def _moment(self, parameter: nn.Parameter) -> Tensor | None:
-        known = parameter in self.optimizer.state and type(parameter) is nn.Parameter
-        return self.optimizer.state[parameter].get("momentum_buffer") if known else None
+class FusedSGD(Ahead):
+    """Steps the weights of an SGD."""
 
     def _applies(self, group: dict[str, Any]) -> bool:
         return type(self.optimizer) is optim.SGD and _is_plain(group) and self._alone()
 
-    def _alone(self) -> bool:
-        """Whether no other hook comes between learning and the optimizer, or between the optimizer and ``show``."""
-        others_before = list(self.optimizer._optimizer_step_pre_hooks.values())[-1:] != [self._around[0]()]
-        others_after = list(self.optimizer._optimizer_step_post_hooks.values())[:1] != [self._around[1]()]
-        return not others_before and not others_after
-
-    def hide(self) -> None:
-        """Hide the gradients of the weights that have been stepped."""
-        self._hidden.hide([w.parameter for w in self.stepped])
-
-    def show(self) -> None:
-        """Put the gradients back."""
-        self._hidden.show()
+    def _step(self, group: dict[str, Any], own: list[SparseWeight]) -> WeightStep:
+        moments = [self._known(w.parameter).get("momentum_buffer") for w in own]
+        return WeightStep(moments, keeps(own), float(group["momentum"]), float(group["weight_decay"]))
 
 
 def _is_plain(group: dict[str, Any]) -> bool:

@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from nmlearn.learn import clearing
+from nmlearn.learn.ahead import Ahead
+from nmlearn.learn.fused_adamw import FusedAdamW
 from nmlearn.learn.fused_sgd import FusedSGD
 from nmlearn.learn.hidden import HiddenGradients
 from nmlearn.learn.weight import SparseWeight
@@ -28,7 +30,8 @@ class InPlace:
 
     def __init__(self, method: Method, weights: Sequence[SparseWeight], optimizer: Optimizer, around: Any) -> None:
         self.method, self.weights, self._optimizer = method, list(weights), weakref.ref(optimizer)
-        self._fused = FusedSGD(optimizer, *around)
+        kind = FusedAdamW if isinstance(optimizer, AdamW) else FusedSGD
+        self._fused: Ahead = kind(optimizer, *around)
 
     def hooks(self) -> list[Any]:
         """What has to be hung on weights while this holds them."""

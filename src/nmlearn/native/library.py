@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import ClassVar
 
-ABI = 3
+ABI = 4
 KERNELS = {"rows": 0, "tokens": 1}
 SIZES = (
     "batch", "height", "width", "out_height", "out_width", "channels", "rows", "groups", "kernel_h", "kernel_w",

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -19,29 +19,50 @@ from torch.autograd.graph import increment_version
 from nmlearn.native import library as native
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # csrc/job.h, Dtype
+_MOMENTS, _WEIGHTS = 0, 1  # csrc/job.h, Part
+
+
+class AdamWStep(ctypes.Structure):
+    """The numbers of one step of torch.optim.AdamW; csrc/job.h, AdamWStep."""
+
+    _fields_: ClassVar = [
+        (name, ctypes.c_float)
+        for name in ("shrink", "lerp", "beta2", "new_second", "root_bias", "epsilon", "minus_size")
+    ]
 
 
 @dataclass(frozen=True)
 class WeightStep:
-    """The step of torch.optim.SGD with momentum on the weights, done in the same pass as the step of their scores.
+    """The optimizer's step on the weights, done in the same pass as the step of their scores.
 
     Attributes:
-        moments: SGD's momentum buffers, None for a weight that is not stepped.
+        moments: SGD's momentum buffers or AdamW's first moments, None for a weight that is not stepped.
         keeps: the bits of the masks by which weights are cleared in the same pass; None where nothing is pruned.
-        momentum, weight_decay: SGD's; the learning rate is that of the scores.
+        momentum, weight_decay: of SGD with momentum; its learning rate is that of the scores.
+        seconds: AdamW's second moments; empty for SGD.
+        adamw: the numbers of AdamW's step, by weight.
+        roots: float32 scratch for AdamW; pieces of this size are stepped at once.
     """
 
     moments: list[Tensor | None]
     keeps: list[Tensor | None]
-    momentum: float
-    weight_decay: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    seconds: list[Tensor | None] = field(default_factory=list)
+    adamw: list[AdamWStep | None] = field(default_factory=list)
+    roots: Tensor | None = None
+
+    def rows(self) -> list[_Row]:
+        """What a weight is stepped with, by weight: moment, keep, second moment and numbers."""
+        nothing = [None] * len(self.moments)
+        return list(zip(self.moments, self.keeps, self.seconds or nothing, self.adamw or nothing, strict=True))
 
 
+_Row = tuple[Tensor | None, Tensor | None, Tensor | None, AdamWStep | None]
 # Steps scores as far as it can and returns the indices of the rest: see ``score_step_``.
 ScorePass = Callable[..., list[int]]
 _PLAIN = (Tensor, nn.Parameter)
 _LAYOUTS = {
-    2: (torch.contiguous_format,),
     4: (torch.channels_last, torch.contiguous_format),
     5: (torch.channels_last_3d, torch.contiguous_format),
 }
@@ -53,15 +74,17 @@ class _ScoreStep(ctypes.Structure):
     _fields_: ClassVar = [
         *((name, ctypes.c_float) for name in ("momentum", "weight_decay", "minus_lr")),
         *((name, ctypes.c_float) for name in ("weight_momentum", "weight_weight_decay")),
-        ("dtype", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("dtype", "part")),
     ]
 
 
 class _ScoreTensor(ctypes.Structure):
     """csrc/job.h, ScoreTensor."""
 
-    _fields_: ClassVar = [("size", ctypes.c_int64)] + [
-        (name, ctypes.c_void_p) for name in ("score", "momentum", "grad", "weight", "weight_moment", "keep")
+    _fields_: ClassVar = [
+        ("size", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("score", "momentum", "grad", "weight", "weight_moment", "keep")),
+        *((name, ctypes.c_void_p) for name in ("second_moment", "root", "adamw")),
     ]
 
 
@@ -90,7 +113,7 @@ def score_step_(
         The indices of the weights whose scores were not stepped, for the PyTorch path.
     """
     nothing: list[Tensor | None] = [None] * len(scores)
-    own = WeightStep(nothing, nothing, 0.0, 0.0)
+    own = WeightStep(nothing, nothing)
     lists = (scores, momenta, grads, weights)
     return score_and_weight_step_(*lists, own, lr=lr, momentum=momentum, weight_decay=weight_decay)[0]
 
@@ -114,17 +137,17 @@ def score_and_weight_step_(
     lib = _library()
     if lib is None:
         return list(range(len(scores))), []
-    rows = list(zip(scores, momenta, grads, weights, own.moments, own.keeps, strict=True))
-    done = [i for i, row in enumerate(rows) if _fits(*row[:4])]
-    stepped = [i for i in done if _steps_too(*rows[i][2:])]
+    rows, owns = list(zip(scores, momenta, grads, weights, strict=True)), own.rows()
+    done = [i for i, row in enumerate(rows) if _fits(*row)]
+    stepped = [i for i in done if _steps_too(grads[i], weights[i], *owns[i])]
+    did, ahead = set(done), set(stepped)
     for dtype, code in _DTYPES.items():
-        some = [_score_tensor(*(rows[i] if i in stepped else rows[i][:4])) for i in done if weights[i].dtype == dtype]
-        if some:
-            step = _ScoreStep(momentum, weight_decay, -lr, own.momentum, own.weight_decay, code)
-            lib.nm_score_step(ctypes.byref(step), (_ScoreTensor * len(some))(*some), len(some))
+        these = [i for i in done if weights[i].dtype == dtype]
+        some = [_score_tensor(*rows[i], *(owns[i] if i in ahead else ())) for i in these]
+        _run(lib, _ScoreStep(momentum, weight_decay, -lr, own.momentum, own.weight_decay, code), some, own.roots)
     increment_version([x[i] for x in (scores, momenta) for i in done])
-    increment_version([x for i in stepped for x in rows[i][3:5] if x is not None])
-    return [i for i in range(len(rows)) if i not in done], stepped
+    increment_version([x for i in stepped for x in (weights[i], owns[i][0], owns[i][2]) if x is not None])
+    return [i for i in range(len(rows)) if i not in did], stepped
 
 
 def weight_step_(grads: list[Tensor], weights: list[Tensor], own: WeightStep, *, lr: float) -> list[int]:
@@ -134,14 +157,56 @@ def weight_step_(grads: list[Tensor], weights: list[Tensor], own: WeightStep, *,
         The indices of the weights that were stepped.
     """
     lib = _library()
-    rows = list(zip(grads, weights, own.moments, own.keeps, strict=True))
-    stepped = [i for i, row in enumerate(rows) if _steps_too(*row)] if lib is not None else []
+    owns = own.rows() if lib is not None else []
+    stepped = [i for i, each in enumerate(owns) if _steps_too(grads[i], weights[i], *each)]
     if lib is not None and stepped:
-        some = [_score_tensor(None, None, *rows[i]) for i in stepped]
+        some = [_score_tensor(None, None, grads[i], weights[i], *owns[i]) for i in stepped]
         step = _ScoreStep(0.0, 0.0, -lr, own.momentum, own.weight_decay, _DTYPES[torch.float32])
-        lib.nm_score_step(ctypes.byref(step), (_ScoreTensor * len(some))(*some), len(some))
-    increment_version([x for i in stepped for x in rows[i][1:3] if x is not None])
+        _run(lib, step, some, own.roots)
+    increment_version([x for i in stepped for x in (weights[i], owns[i][0], owns[i][2]) if x is not None])
     return stepped
+
+
+def _run(lib: ctypes.CDLL, step: _ScoreStep, some: list[_ScoreTensor], roots: Tensor | None) -> None:
+    """Step tensors: all in one pass, but for AdamW, whose square roots torch takes between two."""
+    _call(lib, step, [tensor for tensor in some if not tensor.adamw])
+    if roots is not None:
+        for pieces in _batches([tensor for tensor in some if tensor.adamw], roots):
+            step.part = _MOMENTS
+            _call(lib, step, pieces)
+            these = roots[: sum(piece.size for piece in pieces)]
+            torch.sqrt(these, out=these)
+            step.part = _WEIGHTS
+            _call(lib, step, pieces)
+
+
+def _call(lib: ctypes.CDLL, step: _ScoreStep, some: list[_ScoreTensor]) -> None:
+    if some:
+        lib.nm_score_step(ctypes.byref(step), (_ScoreTensor * len(some))(*some), len(some))
+
+
+def _batches(some: list[_ScoreTensor], roots: Tensor) -> Iterator[list[_ScoreTensor]]:
+    """The tensors cut into pieces, as many at once as have room for their roots."""
+    batch: list[_ScoreTensor] = []
+    room, place = roots.numel(), roots.data_ptr()
+    for tensor in some:
+        start = 0
+        while start < tensor.size:
+            size = min(room, tensor.size - start)
+            batch.append(_piece(tensor, start, size, place))
+            room, place, start = room - size, place + 4 * size, start + size
+            if not room:
+                yield batch
+                batch, room, place = [], roots.numel(), roots.data_ptr()
+    if batch:
+        yield batch
+
+
+def _piece(tensor: _ScoreTensor, start: int, size: int, root: int) -> _ScoreTensor:
+    """``size`` values of a float32 tensor from ``start`` on, in the order of memory."""
+    floats = ("score", "momentum", "grad", "weight", "weight_moment", "second_moment")
+    places = {name: getattr(tensor, name) and getattr(tensor, name) + 4 * start for name in floats}
+    return _ScoreTensor(size, **places, keep=tensor.keep and tensor.keep + start, root=root, adamw=tensor.adamw)
 
 
 def _fits(score: Tensor, momentum: Tensor, grad: Tensor, weight: Tensor) -> bool:
@@ -149,10 +214,20 @@ def _fits(score: Tensor, momentum: Tensor, grad: Tensor, weight: Tensor) -> bool
     return known and _alike(score, momentum, grad, weight)
 
 
-def _steps_too(grad: Tensor, weight: Tensor, moment: Tensor | None, keep: Tensor | None) -> bool:
-    if moment is None or not grad.dtype == weight.dtype == moment.dtype == torch.float32:
+def _steps_too(
+    grad: Tensor,
+    weight: Tensor,
+    moment: Tensor | None,
+    keep: Tensor | None,
+    second: Tensor | None,
+    adamw: AdamWStep | None,
+) -> bool:
+    if moment is None or (adamw is not None and second is None):
         return False
-    return _alike(weight, grad, moment, *([] if keep is None else [keep]))
+    known = [weight, grad, moment, *([] if second is None else [second])]
+    if any(x.dtype != torch.float32 for x in known):
+        return False
+    return _alike(*known, *([] if keep is None else [keep]))
 
 
 def _score_tensor(
@@ -162,9 +237,12 @@ def _score_tensor(
     weight: Tensor,
     moment: Tensor | None = None,
     keep: Tensor | None = None,
+    second: Tensor | None = None,
+    adamw: AdamWStep | None = None,
 ) -> _ScoreTensor:
-    places = [x.data_ptr() if x is not None else None for x in (score, momentum, grad, weight, moment, keep)]
-    return _ScoreTensor(weight.numel(), *places)
+    tensors = (score, momentum, grad, weight, moment, keep, second)
+    places = [x.data_ptr() if x is not None else None for x in tensors]
+    return _ScoreTensor(weight.numel(), *places, None, None if adamw is None else ctypes.addressof(adamw))
 
 
 def clear_(x_w: Tensor, keep_w: Tensor) -> bool:
@@ -185,11 +263,12 @@ def _alike(*tensors: Tensor) -> bool:
             return False
         if t.layout != torch.strided or t.is_neg() or t.is_inference():
             return False
+    strides = first.stride()
+    if all(t.stride() == strides for t in tensors[1:]):
+        return first.is_contiguous() or _dense(first)
     # Strides of dimensions of length 1 are arbitrary, so the usual layouts are checked by name.
-    for layout in _LAYOUTS.get(first.dim(), ()):
-        if all(t.is_contiguous(memory_format=layout) for t in tensors):
-            return True
-    return all(t.stride() == first.stride() for t in tensors) and _dense(first)
+    layouts = _LAYOUTS.get(first.dim(), (torch.contiguous_format,))
+    return any(all(t.is_contiguous(memory_format=layout) for t in tensors) for layout in layouts)
 
 
 def _dense(x: Tensor) -> bool:

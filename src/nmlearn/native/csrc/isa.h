@@ -1,5 +1,6 @@
 // One instruction set's table of kernels: the source including this defines NM_ISA and its block sizes.
 #pragma once
+#include "adamw_step.h"
 #include "lbc_step.h"
 #include "row_lanes.h"
 #include "token_lanes.h"

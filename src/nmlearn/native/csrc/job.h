@@ -40,11 +40,22 @@ static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+enum Part : int32_t { MOMENTS = 0, WEIGHTS = 1 };
+
 // One SGD step on the scores of weights (native/training.py has the same fields).
 struct ScoreStep {
   float momentum, weight_decay, minus_lr;
   float weight_momentum, weight_weight_decay;  // of the weights' own SGD, which has the same learning rate
   int32_t dtype;                         // of gradients and weights: F32 or BF16; scores are float32
+  int32_t part;                          // of AdamW's step: MOMENTS (and scores), then WEIGHTS
+};
+
+// The numbers of one step of torch.optim.AdamW, after t steps with betas b1 and b2, learning rate lr and decay d.
+struct AdamWStep {
+  float shrink;                          // 1 - lr d
+  float lerp, beta2, new_second;         // 1 - b1, b2, 1 - b2
+  float root_bias, epsilon;              // sqrt(1 - b2^t)
+  float minus_size;                      // -lr / (1 - b1^t)
 };
 
 struct ScoreTensor {
@@ -54,6 +65,9 @@ struct ScoreTensor {
   void* weight;
   float* weight_moment;                  // null: the weights are not stepped
   const int8_t* keep;                    // bits of the mask, for weights that are stepped; null: nothing is pruned
+  float* second_moment;                  // AdamW's, weight_moment being the first
+  float* root;                           // of the second moments, taken by torch between the parts
+  const AdamWStep* adamw;                // null: weights that are stepped are stepped by SGD
 };
 
 // The kernels of one instruction set. Ranges are half-open; nothing here starts threads.

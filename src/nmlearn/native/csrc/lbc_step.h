@@ -26,18 +26,22 @@ static inline void prefetch_block(const void* p, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 0, 2);
 }
 
+// One SGD step on a score, whose gradient is that of the weight times the weight.
+template <bool DECAY>
+static inline void score_value(const ScoreStep& step, float& s, float& v, float g, float w) {
+  float change = multiply_add(g, w, v * step.momentum);
+  if (DECAY) change = multiply_add(s, step.weight_decay, change);
+  change = finite_or_zero(change);
+  v = change;
+  s = multiply_add(change, step.minus_lr, s);
+}
+
 template <typename T, bool DECAY>
-static inline void score_block(const ScoreStep& step, float* __restrict s, float* __restrict v, const T* __restrict g,
+static inline void score_block(const ScoreStep& given, float* __restrict s, float* __restrict v, const T* __restrict g,
                                const T* __restrict w, int64_t n) {
-  const float momentum = step.momentum, weight_decay = step.weight_decay, minus_lr = step.minus_lr;
+  const ScoreStep step = given;
 #pragma omp simd
-  for (int64_t i = 0; i < n; i++) {
-    float change = multiply_add(widen(g[i]), widen(w[i]), v[i] * momentum);
-    if (DECAY) change = multiply_add(s[i], weight_decay, change);
-    change = finite_or_zero(change);
-    v[i] = change;
-    s[i] = multiply_add(change, minus_lr, s[i]);
-  }
+  for (int64_t i = 0; i < n; i++) score_value<DECAY>(step, s[i], v[i], widen(g[i]), widen(w[i]));
 }
 
 // +0.0 where the bits of the mask are 0, the value itself where they are all set.
@@ -49,19 +53,13 @@ static inline float masked(float x, int8_t keep) {
 // cleared where there is a mask. An fma with zero is a product that the compiler does not fuse with the sum after it;
 // nor does torch.
 template <bool SCORE, bool DECAY, bool KEEP>
-static inline void sgd_block(const ScoreStep& step, float* __restrict s, float* __restrict v, const float* __restrict g,
+static inline void sgd_block(const ScoreStep& given, float* __restrict s, float* __restrict v, const float* __restrict g,
                              float* __restrict w, float* __restrict m, const int8_t* __restrict keep, int64_t n) {
-  const float momentum = step.momentum, weight_decay = step.weight_decay, minus_lr = step.minus_lr;
-  const float w_momentum = step.weight_momentum, w_decay = step.weight_weight_decay;
+  const ScoreStep step = given;
+  const float minus_lr = step.minus_lr, w_momentum = step.weight_momentum, w_decay = step.weight_weight_decay;
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) {
-    if (SCORE) {
-      float change = multiply_add(g[i], w[i], v[i] * momentum);
-      if (DECAY) change = multiply_add(s[i], weight_decay, change);
-      change = finite_or_zero(change);
-      v[i] = change;
-      s[i] = multiply_add(change, minus_lr, s[i]);
-    }
+    if (SCORE) score_value<DECAY>(step, s[i], v[i], g[i], w[i]);
     const float d = w_decay != 0 ? multiply_add(w[i], w_decay, g[i]) : g[i];
     const float moment = multiply_add(m[i], w_momentum, -0.0f) + d;
     m[i] = moment;
@@ -111,9 +109,12 @@ static void score_range(const ScoreStep& step, const ScoreTensor& t, int64_t fro
   score_block<T, DECAY>(step, t.score + i, t.momentum + i, g + i, w + i, to - i);
 }
 
+static void adamw(const ScoreStep& step, const ScoreTensor& t, int64_t from, int64_t to);  // adamw_step.h
+
 // Without weight decay the PyTorch path leaves its term out, which matters to infinities and to the sign of zero.
 static void score_step(const ScoreStep& step, const ScoreTensor& t, int64_t from, int64_t to) {
   const bool decay = step.weight_decay != 0, half = step.dtype == BF16;
+  if (t.adamw) return adamw(step, t, from, to);
   if (t.weight_moment) return t.keep ? sgd<true>(step, t, from, to) : sgd<false>(step, t, from, to);
   if (half && decay) return score_range<uint16_t, true>(step, t, from, to);
   if (half) return score_range<uint16_t, false>(step, t, from, to);

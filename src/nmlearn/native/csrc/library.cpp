@@ -62,7 +62,7 @@ const Kernels* chosen_kernels() { return chosen(); }
 #pragma GCC visibility push(default)
 extern "C" {
 
-int nm_abi() { return 3; }
+int nm_abi() { return 4; }
 
 // The chosen instruction set, or an empty string if this machine does not support that of NMLEARN_ISA.
 const char* nm_isa() { return chosen() ? chosen()->name : ""; }
