@@ -87,7 +87,7 @@ def stopped(steps: int, total: int, earlier: int = 0, optimizer: Any = adam) -> 
     model = convnet()
     chosen = optimizer(model)
     train(model, chosen, batches(earlier))
-    sparsifier = nm.Sparsifier(model, nm.LBC("2:4", end=1.0)).attach(chosen, total)
+    sparsifier = nm.Sparsifier(model, nm.LBC("2:4", end=1.0)).attach(chosen, total, resume="anew")
     train(model, chosen, batches(steps))
     with pytest.raises(ViolationError) as caught:
         sparsifier.finalize()

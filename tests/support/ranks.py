@@ -37,7 +37,7 @@ def resumed(old: nm.Sparsifier, run: torch.nn.Module, optimizer: torch.optim.Opt
             cut = sharded and tensor.dim() > 0
             assert hasattr(tensor, "placements") == cut
             assert not cut or (tensor.placements == weight.placements and tensor.shape[0] == weight.shape[0])
-    new = nm.Sparsifier(run, old.method).attach(optimizer, STEPS)
+    new = nm.Sparsifier(run, old.method).attach(optimizer, STEPS, travels=False)
     new.load_state_dict(saved)
     assert new.step == STEPS // 2
     return new

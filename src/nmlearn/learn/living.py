@@ -1,13 +1,13 @@
-"""How long a sparsifier acts on a model: while both it and its optimizer are there.
+"""How long a sparsifier acts on a model: while its optimizers are there.
 
-The optimizer's step hooks hold the sparsifier, so that it lives with the optimizer. Nothing else does: the hooks on
-weights and layers end with the first of the two, and a sparsifier knows its optimizer only weakly.
+The optimizers' step hooks hold what it is attached by, so that this lives with them. Nothing else does: the hooks on
+weights and layers end with the first of them, and a sparsifier knows its optimizers only weakly.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -17,17 +17,19 @@ from nmlearn.model import moving
 
 
 class Bond:
-    """Between a sparsifier that is attached and its optimizer.
+    """Between a sparsifier's attachment and its optimizers.
 
     Args:
+        attachment: its ``plan`` and ``ended`` are read.
         held: the ids of the weights that are acted on.
-        hooks: handles of all hooks, to be removed when the sparsifier or the optimizer is gone.
+        hooks: handles of all hooks, to be removed when the attachment or one of the optimizers is gone; more may be
+            added.
     """
 
-    def __init__(self, sparsifier: Any, optimizer: Optimizer, held: Iterable[int], hooks: list[Any]) -> None:
-        self._held = frozenset(held)
-        self._sparsifier, self._optimizer = weakref.ref(sparsifier), weakref.ref(optimizer)
-        self._ends = [weakref.finalize(each, _remove, hooks) for each in (sparsifier, optimizer)]
+    def __init__(self, attachment: Any, optimizers: Sequence[Optimizer], held: Iterable[int], hooks: list[Any]) -> None:
+        self._held, self.hooks = frozenset(held), hooks
+        self._attachment, self._optimizers = weakref.ref(attachment), [weakref.ref(each) for each in optimizers]
+        self._ends = [weakref.finalize(each, _remove, hooks) for each in (attachment, *optimizers)]
         for end in self._ends:
             end.atexit = False
         moving.watch(self)
@@ -38,17 +40,17 @@ class Bond:
             end()
 
     def counted(self) -> int | None:
-        """The most steps that the optimizer itself has counted for one of the weights; None where it counts none."""
-        states: dict[Any, Any] = getattr(self._optimizer(), "state", {})
-        steps = [int(of["step"]) for p, of in states.items() if id(p) in self._held and "step" in of]
+        """The most steps that an optimizer itself has counted for one of the weights; None where they count none."""
+        states = [getattr(each(), "state", {}) for each in self._optimizers]
+        steps = [int(of["step"]) for s in states for p, of in s.items() if id(p) in self._held and "step" in of]
         return max(steps, default=None)
 
     def moving(self) -> Mapping[str, Tensor]:
         """The weights, by name, whose masks may still change."""
-        sparsifier = self._sparsifier()
-        if not self.held() or sparsifier is None or sparsifier.ended:
+        attachment = self._attachment()
+        if not self.held() or attachment is None or attachment.ended:
             return {}
-        return {row.name: row.parameter for row in sparsifier.plan.sparse}
+        return {row.name: row.parameter for row in attachment.plan.sparse}
 
     def held(self) -> frozenset[int]:
         """The ids of the weights that are still acted on."""

@@ -32,10 +32,10 @@ class Notices:
                 "does not advance. Find out why gradients are not finite"
             )
 
-    def without_gradient(self, names: set[str]) -> None:
-        """These weights had none in this step."""
+    def with_gradient(self, names: Iterable[str]) -> None:
+        """These weights had one in this step."""
         if self._without:
-            self._without &= names
+            self._without.difference_update(names)
 
     def resumed(self) -> None:
         """Earlier steps were not seen, so nothing can be said of all of them."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from numbers import Real
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from nmlearn.errors import AttachError
 from nmlearn.methods.method import Method
+from nmlearn.model.plan import PlanRow
 from nmlearn.model.shards import local
 
 
@@ -23,21 +23,28 @@ def innermost(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
-def whole(total_steps: object) -> int:
-    """The number of steps of a training run, from any number that equals a whole one.
+def each(optimizer: object) -> list[Any]:
+    """The optimizers that were given: one, or several in a list or another sequence."""
+    return list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
 
-    Raises:
-        AttachError: no number, not finite, not whole, or below 1.
+
+def stepping(several: Sequence[Optimizer], rows: Sequence[PlanRow]) -> list[tuple[Optimizer, set[str]]]:
+    """The optimizers that step sparse weights, with the names of these."""
+    ids = [{id(p) for group in one.param_groups for p in group["params"]} for one in several]
+    names = [{row.name for row in rows if id(row.parameter) in held} for held in ids]
+    return [(one, own) for one, own in zip(several, names, strict=True) if own]
+
+
+def has_stepped(optimizer: Optimizer, parameters: Iterable[Tensor]) -> bool:
+    """Whether it has moved one of the parameters: it remembers a step, and something of it that is not zero.
+
+    A step of nothing but zeros, by which torch.distributed.checkpoint makes a state, is none. SGD without momentum
+    remembers nothing.
     """
-    steps = float(total_steps) if isinstance(total_steps, Real) and not isinstance(total_steps, bool) else math.nan
-    if steps.is_integer() and steps >= 1:
-        return int(steps)
-    raise AttachError(
-        where="attach",
-        given=f"total_steps={total_steps!r}",
-        wrong="progress is measured in optimizer steps: a whole number, of at least one",
-        fix="give epochs * batches // accumulation",
-    )
+    states = [optimizer.state[p] for p in parameters if p in optimizer.state]
+    moved = [state for state in states if "step" not in state or float(state["step"]) > 0]
+    tensors = [t for state in moved for t in state.values() if isinstance(t, Tensor) and t.dim()]
+    return any(bool(local(t).any()) for t in tensors)
 
 
 def check(optimizer: Any, total_steps: object, method: Method) -> None:
@@ -45,7 +52,7 @@ def check(optimizer: Any, total_steps: object, method: Method) -> None:
 
     Args:
         optimizer: as the user gave it, in its wrappers.
-        total_steps: read by :func:`whole`.
+        total_steps: as the user gave it.
         method: one that holds dense weights which others do not see needs an optimizer without averages.
 
     Raises:

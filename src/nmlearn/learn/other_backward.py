@@ -63,9 +63,9 @@ class OtherBackward:
             hung.append(owner.register_forward_hook(_Hook(layer.leave), with_kwargs=True, always_call=True))
         return hung
 
-    def settle(self) -> None:
-        """Before a step: every weight with a gradient was followed."""
-        for w in self.weights:
+    def settle(self, weights: Sequence[SparseWeight]) -> None:
+        """Before a step of these: every one with a gradient was followed."""
+        for w in weights:
             grad = w.parameter.grad
             if grad is not None and w.name not in self._followed and bool(grad.any()):
                 wrong = (
@@ -73,7 +73,7 @@ class OtherBackward:
                 )
                 fix = f"leave it dense with a rule, or use a method other than {self.method.name}"
                 _refuse(w.name, "a weight with a gradient", wrong, fix)
-        self._followed.clear()
+        self._followed.difference_update(w.name for w in weights)
 
     @torch.no_grad()
     def _other(self, saved: _Saved) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -66,17 +67,48 @@ def check_model(model: nn.Module) -> None:
             )
 
 
-def refuse_second(optimizer: Optimizer) -> NoReturn:
+def refuse_second(several: Sequence[Optimizer]) -> NoReturn:
     """Refuse to attach a sparsifier that is attached."""
     raise AttachError(
         where="attach",
-        given=type(optimizer).__name__,
+        given=_names(several),
         wrong="this sparsifier is attached already",
         fix="make a new one, or detach() first",
     )
 
 
-def check_weights(plan: Plan, model: nn.Module, method: Method, optimizer: Optimizer, elsewhere: Iterable[int]) -> None:
+def check_resume(resume: object) -> None:
+    """Refuse an unknown ``resume=`` of attach.
+
+    Raises:
+        AttachError: it is neither None nor "anew".
+    """
+    if resume not in (None, "anew"):
+        fix = 'leave it out, or write resume="anew" to begin where an optimizer has stepped without a sparsifier'
+        raise AttachError(where="attach", given=f"resume={resume!r}", wrong="there is no such choice", fix=fix)
+
+
+def refuse_unresumed(given: str) -> NoReturn:
+    """Refuse to learn from the beginning where the optimizer goes on.
+
+    Args:
+        given: what was seen of the optimizer.
+
+    Raises:
+        AttachError: always.
+    """
+    raise AttachError(
+        where="attach",
+        given=given,
+        wrong="a schedule would begin in the middle of a training run, or for a second time",
+        fix="resume from an optimizer.state_dict() that was saved with the sparsifier attached; or attach with "
+        'travels=False and load the sparsifier\'s own state_dict; or say resume="anew" to begin a schedule here',
+    )
+
+
+def check_weights(
+    plan: Plan, model: nn.Module, method: Method, several: Sequence[Optimizer], elsewhere: Iterable[int]
+) -> None:
     """Refuse weights that would not learn, or not alone.
 
     The verdict depends on nothing that differs between ranks, so that all of them stop, or none.
@@ -85,16 +117,22 @@ def check_weights(plan: Plan, model: nn.Module, method: Method, optimizer: Optim
         elsewhere: the ids of the weights of other living sparsifiers.
 
     Raises:
-        AttachError: no weight, or weights that the optimizer does not hold, that an optimizer steps in backward, that
+        AttachError: no weight, or weights that no optimizer holds or two do, that an optimizer steps in backward, that
             the model no longer has, that another sparsifier has, or whose shards cut groups.
     """
-    for wrong, fix, rows in _reasons(plan, model, method, optimizer, set(elsewhere)):
+    for wrong, fix, rows in _reasons(plan, model, method, several, set(elsewhere)):
         if rows or not plan.sparse:
             where = rows[0].name if rows else "attach"
-            raise AttachError(where=where, given=type(optimizer).__name__, wrong=wrong, fix=fix)
+            raise AttachError(where=where, given=_names(several), wrong=wrong, fix=fix)
 
 
-def _reasons(plan: Plan, model: nn.Module, method: Method, optimizer: Optimizer, elsewhere: set[int]) -> Iterable[Any]:
+def _names(several: Sequence[Optimizer]) -> str:
+    return ", ".join(type(optimizer).__name__ for optimizer in several)
+
+
+def _reasons(
+    plan: Plan, model: nn.Module, method: Method, several: Sequence[Optimizer], elsewhere: set[int]
+) -> Iterable[Any]:
     """Every reason as (what is wrong, what to do, the weights that it is about)."""
     sparse = plan.sparse
     if not sparse:
@@ -110,12 +148,18 @@ def _reasons(plan: Plan, model: nn.Module, method: Method, optimizer: Optimizer,
         "use an optimizer whose step() is called after backward",
         in_backward,
     )
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held = Counter(id(p) for each in several for group in each.param_groups for p in group["params"])
     missing = [row for row in sparse if id(row.parameter) not in held]
     yield (
-        f"it does not hold {len(missing)} sparse weights, which would never learn",
+        f"{'no optimizer holds' if len(several) > 1 else 'it does not hold'} {len(missing)} sparse weights, which "
+        "would never learn",
         "give it all the model's parameters (after sharding or moving the model), or leave these dense",
         missing,
+    )
+    yield (
+        "two of the optimizers hold it, and each would step it",
+        "give every parameter to one of them",
+        [row for row in sparse if held[id(row.parameter)] > 1],
     )
     yield (
         "another sparsifier is attached to this weight",
@@ -145,16 +189,16 @@ def replaced(plan: Plan, model: nn.Module) -> list[PlanRow]:
     return [row for row in plan.sparse if named.get(row.name) is not row.parameter]
 
 
-def check_replaced(plan: Plan, model: nn.Module, without: Collection[str]) -> None:
+def check_replaced(plan: Plan, model: nn.Module, without: Collection[str], whole: bool) -> None:
     """Refuse to go on with weights that the model no longer has.
 
     Args:
         without: the names of the weights that have no gradient in this step; only they can have been replaced.
+        whole: whether that is all weights of the optimizer.
 
     Raises:
         AttachError: one was replaced since attach.
     """
-    whole = len(without) == len(plan.sparse)
     found = [row for row in replaced(plan, model) if row.name in without] if without else []
     # While its layer is gathered, a sharded weight goes by another parameter.
     names = [row.name for row in found if whole or not is_sharded(row.parameter)]

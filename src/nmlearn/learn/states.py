@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from nmlearn.errors import StateError
+from nmlearn.learn.weight import SparseWeight
 from nmlearn.maths.pattern import Pattern
+from nmlearn.methods.method import Method
+from nmlearn.model.shards import placed
 
 FORMAT = 1
+
+
+def saved(
+    method: Method, total_steps: int, step: int, advances: int, weights: Iterable[SparseWeight]
+) -> dict[str, Any]:
+    """A sparsifier's state: tensors by the weights' qualified names, text and numbers."""
+    return {
+        "format": FORMAT,
+        "method": method.name,
+        "options": method.describe(),
+        "total_steps": total_steps,
+        "step": step,
+        "advances": advances,
+        "weights": {
+            w.name: {
+                "pattern": str(w.grouping.pattern),
+                "value": w.setting,
+                "state": placed(w.state, w.parameter, w.grouping),
+            }
+            for w in weights
+        },
+    }
 
 
 def check_same(

@@ -8,63 +8,93 @@ through the hooks. A script without nmlearn loads such a state as any other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import sys
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
 
 from torch.optim import Optimizer
 
+from nmlearn.learn import compact
+
 KEY = "nmlearn"
+# It fills what a template has, and fails where a checkpoint lacks a key or has one more.
+_BY_TEMPLATE = "torch.distributed.checkpoint"
 
 
-def waiting(optimizer: Optimizer, name: str) -> dict[str, Any] | None:
-    """The state in an optimizer that was loaded before attach; None where there is none."""
-    found: dict[str, Any] | None = (optimizer.param_groups[0].get(KEY) or {}).get(name)
-    return found
+class Traveller(Protocol):
+    """What has a state that travels."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state."""
+
+    def check(self, saved: Mapping[str, Any]) -> None:
+        """Refuse a state that does not belong here, before anything has changed."""
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+
+    def missed(self, optimizer: Optimizer) -> None:
+        """The optimizer was loaded without a state."""
 
 
-def take_out(optimizer: Optimizer, name: str) -> None:
+def waiting(optimizer: Optimizer, names: Collection[str]) -> Any:
+    """The state in an optimizer that was loaded before attach; None where there is none.
+
+    Args:
+        names: of the sparsifier's weights; any of them finds it, so that one of another plan is refused.
+    """
+    states = _states(optimizer.param_groups[0])
+    place = _place(states, names)
+    return None if place is None else states[place]
+
+
+def take_out(optimizer: Optimizer, names: Collection[str]) -> None:
     """Take out the state that was :func:`waiting`."""
-    group = optimizer.param_groups[0]
-    _put(group, {key: state for key, state in group[KEY].items() if key != name})
+    states = _states(optimizer.param_groups[0])
+    if (place := _place(states, names)) is not None:
+        del states[place]
+    for groups in _live(optimizer):
+        _put(groups[0], states)
 
 
-def hooks(
-    optimizer: Optimizer,
-    name: str,
-    state: Callable[[], dict[str, Any]],
-    check: Callable[[Mapping[str, Any]], None],
-    load: Callable[[Mapping[str, Any]], None],
-) -> list[Any]:
+def hooks(optimizer: Optimizer, names: Collection[str], traveller: Traveller) -> list[Any]:
     """Hooks that let the optimizer's state include another one.
 
     Args:
-        name: what the state is found by.
-        state, load: the state, and what takes it.
-        check: refuses a state that does not belong here, before the optimizer has changed.
+        names: of the weights that the state is about, the first of them the one that it is stored by.
     """
     held: list[Mapping[str, Any]] = []
 
     def save(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+        if _asked_by_template():
+            return saved
         groups = list(saved["param_groups"])
-        groups[0] = groups[0] | {KEY: {**(groups[0].get(KEY) or {}), name: state()}}
+        states = _states(groups[0]) | {next(iter(names)): compact.packed(traveller.state_dict())}
+        groups[0] = groups[0] | {KEY: states}
         return saved | {"param_groups": groups}
 
-    def hold(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    def hold(loading: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
         held.clear()
         groups = [dict(group) for group in saved["param_groups"]]
-        states = dict(groups[0].get(KEY) or {}) if groups else {}
+        states = _states(groups[0]) if groups else {}
         # Version 0.1 of the integration with timm wrote it next to the groups.
-        found = states.pop(name, None) or saved.get(f"{KEY}:{name}")
-        if found is None:
+        older = {key: state for key, state in saved.items() if isinstance(key, str) and key.startswith(f"{KEY}:")}
+        found, place = states | older, _place(states | older, names)
+        if place is None:
             return saved
-        check(found)
-        held.append(found)
+        traveller.check(found[place])
+        held.append(found[place])
+        states.pop(place, None)
         _put(groups[0], states)
-        return {key: value for key, value in saved.items() if key != f"{KEY}:{name}"} | {"param_groups": groups}
+        if hasattr(loading, "optim"):  # ZeroRedundancyOptimizer copies from what it was given again, after the hooks
+            saved["param_groups"][0] = dict(groups[0])
+        return {key: value for key, value in saved.items() if key != place} | {"param_groups": groups}
 
-    def take(_: Optimizer) -> None:
+    def take(loaded: Optimizer) -> None:
         for found in held:
-            load(found)
+            traveller.load(found)
+        if not held:
+            traveller.missed(loaded)
         held.clear()
 
     return [
@@ -74,8 +104,40 @@ def hooks(
     ]
 
 
+def _states(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The states in a parameter group, by the names that they are stored by."""
+    states = group.get(KEY)
+    return dict(states) if isinstance(states, Mapping) else {}
+
+
+def _place(states: Mapping[str, Any], names: Collection[str]) -> str | None:
+    """The key of the state that is about any of these weights."""
+    for key, state in states.items():
+        weights = state.get("weights") if isinstance(state, Mapping) else None
+        shares = isinstance(weights, Mapping) and not weights.keys().isdisjoint(names)
+        if shares or key.removeprefix(f"{KEY}:") in names:
+            return key
+    return None
+
+
+def _live(optimizer: Optimizer) -> list[list[dict[str, Any]]]:
+    """Its parameter groups, and those of the optimizer that ZeroRedundancyOptimizer keeps in line with them."""
+    inner = getattr(optimizer, "optim", None)
+    return [optimizer.param_groups, *([inner.param_groups] if isinstance(inner, Optimizer) else [])]
+
+
 def _put(group: dict[str, Any], states: dict[str, Any]) -> None:
     """Leave the states of others, and no key where there are none."""
     group.pop(KEY, None)
     if states:
         group[KEY] = states
+
+
+def _asked_by_template() -> bool:
+    """Whether torch.distributed.checkpoint asks for the optimizer's state."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith(_BY_TEMPLATE):
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -30,9 +30,9 @@ class SparseWeight:
     name: str
     parameter: nn.Parameter
     grouping: Grouping
-    lr_group: int
     state: State
-    shapes: dict[str, tuple[int, ...]]
+    lr_group: int = 0
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     setting: Setting | None = None
     density: float = 1.0
     cleared: tuple[weakref.ref[Tensor], int] | None = None
