@@ -148,14 +148,14 @@ class Sparsifier:
                 sparsifier holds, or whose shards cut groups.
             StateError: the optimizer was loaded with a state of another method, pattern, model or training length.
         """
-        optimizers.check(optimizer, total_steps, self.method)
-        optimizer, total_steps = optimizers.innermost(optimizer), optimizers.whole(total_steps)
+        layers = optimizers.check(optimizer, total_steps, self.method)
+        optimizer, total_steps = layers[-1], optimizers.whole(total_steps)
         groups = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self._check_attach(optimizer)
         self._weights = [self._start(row, groups[id(row.parameter)]) for row in self.plan.sparse]
         # What a step does here changes with the schedule: compiled, it would be compiled again and again.
         before, after = around = torch.compiler.disable(self._before_step), torch.compiler.disable(self._after_step)
-        holding = hold(self.method, self._weights, optimizer, around)
+        holding = hold(self.method, self._weights, layers, around)
         learned = Learned(self.method)
         learned.bind(self._weights)
         backward = (
@@ -235,8 +235,8 @@ class Sparsifier:
         for index, group in enumerate(optimizer.param_groups):
             some = [w for w in self._weights if w.lr_group == index and w.parameter.grad is not None]
             if some:
-                seen = [w.seen() for w in some]
-                at = replace(self._at(), lr=float(group["lr"]), score_pass=holding.score_pass(group, some, seen))
+                seen, lr = [w.seen() for w in some], optimizers.rate(group, self.method)
+                at = replace(self._at(), lr=lr, score_pass=holding.score_pass(group, some, seen))
                 self.method.learn(seen, at)
                 learned.step(some, at)
 
@@ -349,7 +349,7 @@ class Sparsifier:
             ending.clear(own, self.masks())
 
     def _verify(self, tensors: dict[str, Tensor]) -> None:
-        by = (self._attached.bond, self._attached.notices) if self._attached else None
+        by = (on.bond, on.notices, on.holding.watch) if (on := self._attached) else None
         ending.check(self, self._weights, by, tensors)
 
     def state_dict(self) -> dict[str, Any]:
