@@ -5,6 +5,7 @@ The optimizers here are small forms of those that packages have; test_optimizer_
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 import nmlearn as nm
-from nets import batches, convnet, train
+from nets import batches, convnet, same, train
 from nmlearn.errors import AttachError, ViolationError
 
 STEPS = 12
@@ -280,8 +281,7 @@ def test_two_steps_of_sam_count_as_the_one_inside(method: nm.Method) -> None:
     model, optimizer, sparsifier = attached(lambda p: SAM(p, SGD, lr=0.05), method)
     for x, y in batches(STEPS):
         for step in (optimizer.first_step, optimizer.second_step):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
+            backward(model, optimizer, (x, y))
             step()
     assert sparsifier.step == STEPS
     sparsifier.finalize()
@@ -291,9 +291,8 @@ def test_two_steps_of_sam_count_as_the_one_inside(method: nm.Method) -> None:
 def test_steps_that_nobody_sees_are_said_to_be_so() -> None:
     model, optimizer, sparsifier = attached(lambda p: Alone(p, 0.05))
     with pytest.warns(UserWarning, match="no step of Alone is seen: Alone also steps by first_step, second_step"):
-        for x, y in batches(25):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
+        for batch in batches(25):
+            backward(model, optimizer, batch)
             optimizer.second_step()
     with pytest.raises(ViolationError, match="Alone also steps by first_step, second_step, and only step"):
         sparsifier.finalize()
@@ -318,7 +317,54 @@ def test_micro_batches_are_no_unseen_steps() -> None:
 def test_a_closure_that_is_called_twice_a_step() -> None:
     model, optimizer, _ = attached(lambda p: Twice(p, 0.05))
     with pytest.raises(AttachError, match="Twice: it evaluates its closure several times a step"):
-        optimizer.step(lambda: F.cross_entropy(model(batches(1)[0][0]), batches(1)[0][1]).backward())
+        optimizer.step(functools.partial(backward, model, optimizer, batches(1)[0]))
+
+
+# Steps inside of steps
+
+
+class Clipping(SGD):
+    """Does something first, and then what its base class does. torch calls the hooks around both."""
+
+    fails = False
+
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        if self.fails:
+            raise RuntimeError("out of memory")
+        return loss
+
+
+def backward(model: nn.Module, optimizer: Optimizer, batch: Any) -> torch.Tensor:
+    optimizer.zero_grad()
+    loss = F.cross_entropy(model(batch[0]), batch[1])
+    loss.backward()
+    return loss
+
+
+@pytest.mark.parametrize("method", [nm.LBC("2:4"), nm.SRSTE("2:4")])
+def test_a_step_inside_of_a_step_is_one(method: nm.Method) -> None:
+    """With the bits of the base class, a closure, and a step in between that fails."""
+    ends = []
+    for kind in (SGD, Clipping):  # the base class has been made by then
+        model, optimizer, sparsifier = attached(lambda p, kind=kind: kind(p, 0.05, nesterov=True, momentum=0.9), method)
+        for i, batch in enumerate(batches(STEPS)):
+            optimizer.step(functools.partial(backward, model, optimizer, batch))
+            assert sparsifier.step == i + 1
+        sparsifier.finalize()
+        ends.append(model.state_dict())
+    assert same(*ends)
+
+
+def test_a_step_that_fails_is_not_under_way_for_ever() -> None:
+    SGD(convnet().parameters(), 0.05)
+    model, optimizer, sparsifier = attached(lambda p: Clipping(p, 0.05))
+    for optimizer.fails in (True, False, True, False, False):
+        try:
+            train(model, optimizer, batches(1))
+        except RuntimeError:
+            assert optimizer.fails
+    assert sparsifier.step == 3
 
 
 # Parameter groups
@@ -345,9 +391,8 @@ def test_an_optimizer_without_a_learning_rate(defaults: dict[str, Any]) -> None:
             attached(lambda p: Relative(p, **defaults), method)
     for method in (nm.Gradual("2:4"), nm.SRSTE("2:4"), nm.MaskLLM("2:4")):
         model, optimizer, sparsifier = attached(lambda p: Relative(p, **defaults), method)
-        for x, y in batches(STEPS):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
+        for batch in batches(STEPS):
+            backward(model, optimizer, batch)
             optimizer.step(closure=None)
         sparsifier.finalize()
 

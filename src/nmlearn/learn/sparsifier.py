@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nmlearn.errors import StateError
-from nmlearn.learn import ending, optimizers, refusals, states, travel, wrapping
+from nmlearn.learn import ending, optimizers, refusals, states, stepping, travel, wrapping
 from nmlearn.learn.ending import Summary
 from nmlearn.learn.holding import Holding, hold
 from nmlearn.learn.learned import Learned
@@ -154,7 +154,7 @@ class Sparsifier:
         self._check_attach(optimizer)
         self._weights = [self._start(row, groups[id(row.parameter)]) for row in self.plan.sparse]
         # What a step does here changes with the schedule: compiled, it would be compiled again and again.
-        before, after = around = torch.compiler.disable(self._before_step), torch.compiler.disable(self._after_step)
+        before, after = around = stepping.once(self._before_step, self._after_step)
         holding = hold(self.method, self._weights, layers, around)
         learned = Learned(self.method)
         learned.bind(self._weights)
