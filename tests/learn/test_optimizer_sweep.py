@@ -132,7 +132,7 @@ def made(name: str, model: nn.Module) -> Any:
         return by_kind(params, kind)
     if name == "ranger21":
         return kind(params, num_iterations=STEPS)
-    if name in ("adammini"):
+    if name == "adammini":
         return kind(model)
     return kind(params)
 

@@ -13,7 +13,7 @@ from nmlearn.learn.weight import SparseWeight
 from nmlearn.maths import masks
 from nmlearn.model.shards import local
 
-_PART = 1 << 12  # values that are looked at where a pass over all would cost time
+_PART = 1 << 10  # values that are looked at where a pass over all would cost time
 # The cosine to a weight from which on a tensor is a copy or an average of it. Moments and preconditioners are about
 # orthogonal to the weight: with 256 values the standard deviation is 0.06.
 _LIKE_THE_WEIGHT = 0.25
