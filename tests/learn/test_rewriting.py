@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+import nets
 import nmlearn as nm
 from nets import backward, batches, convnet, train
 from nmlearn.errors import AttachError, ViolationError
@@ -232,8 +233,11 @@ def test_a_wrapper_that_attach_was_not_given() -> None:
     model, inner, _ = attached(lambda p: SGD(p, 0.05), nm.OneShot("2:4"))
     outer = Wrapper(inner)
     outer.slow = [torch.ones_like(slow) for slow in outer.slow]
-    with pytest.warns(UserWarning, match="SGD writes none after its step, so a wrapper around it, a callback or"):
+    with pytest.warns(
+        UserWarning, match="SGD writes none after its step, so a wrapper around it, a callback"
+    ) as caught:
         train(model, outer, batches(STEPS))
+    assert [each.filename for each in caught] == [__file__]  # the line of the wrapper that steps
 
 
 def test_one_load_is_nobodys_fault() -> None:
@@ -291,9 +295,9 @@ def test_steps_that_nobody_sees_are_said_to_be_so() -> None:
 
 def test_attach_on_another_optimizer_is_said_while_training() -> None:
     model, attached_one, _ = attached(lambda p: SGD(p, 0.05))
-    with pytest.warns(UserWarning, match=r"no step of SGD is seen; was attach called on this optimizer\?"):
+    with pytest.warns(UserWarning, match=r"no step of SGD is seen; was attach called on this optimizer\?") as caught:
         train(model, SGD(model.parameters(), 0.05), batches(25))
-    assert not attached_one.state
+    assert not attached_one.state and [each.filename for each in caught] == [nets.__file__]
 
 
 def test_micro_batches_are_no_unseen_steps() -> None:

@@ -168,5 +168,5 @@ def warn_beyond(step: int, total_steps: int) -> None:
         warnings.warn(
             f"optimizer step {step} is beyond total_steps={total_steps}: the schedule ended long before training; "
             "give attach the number of optimizer steps of the whole training",
-            stacklevel=7,  # the line that calls optimizer.step
+            stacklevel=8,  # the line that calls optimizer.step
         )

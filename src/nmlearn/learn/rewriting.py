@@ -108,7 +108,8 @@ class Watch:
             self._refuse(pruned.name)
         if back and self.came_back == IN_A_ROW:
             where = f"weights such as {pruned.name} had values where they are pruned, before {IN_A_ROW} steps so far"
-            _warn(f"{where}: {self._who()}. The next step takes them out again, but the network computes with them")
+            message = f"{where}: {self._who()}. The next step takes them out again, but the network computes with them"
+            warnings.warn(message, stacklevel=12)  # the line that calls optimizer.step
 
     def refuse_if_written(self, written: Callable[[], str | None]) -> None:
         """For weights that have dense ones behind them: refuse a wrapper that has written them behind its step.
@@ -141,7 +142,8 @@ class Watch:
             self._changes, self._version = self._changes + 1, parameter._version
         if self._changes == _PASSES:
             self._changes += 1
-            _warn(f"weights change and no step of {self.called} is seen{unseen(self.called, self.own_steps)}")
+            message = f"weights change and no step of {self.called} is seen{unseen(self.called, self.own_steps)}"
+            warnings.warn(message, stacklevel=6)  # the line that calls backward
 
 
 def unseen(called: str, own_steps: Sequence[str]) -> str:
@@ -162,7 +164,3 @@ def _own_steps(layer: Any) -> list[str]:
 def _has_hooks(layer: Any) -> bool:
     """Whether torch calls hooks around its step; wrappers that only pass steps on have none."""
     return getattr(type(layer).step, "hooked", False) and "_optimizer_step_post_hooks" in vars(layer)
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=6)
