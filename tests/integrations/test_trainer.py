@@ -117,6 +117,18 @@ def test_counts_optimizer_steps(options, steps, tmp_path):
     assert fits(run.model, callback)
 
 
+@pytest.mark.parametrize("optim", ["schedule_free_adamw", "schedule_free_sgd"])
+def test_schedule_free_optimizers_keep_the_pattern_in_both_modes(optim, tmp_path):
+    """The Trainer evaluates, and ends, with averages in place of the weights."""
+    pytest.importorskip("schedulefree")
+    callback = NMCallback(nm.LBC("2:4"))
+    run = trainer(tmp_path, bert(), callback, optim=optim, eval_strategy="steps", eval_steps=3)
+    run.train()
+    for mode in (run.optimizer.eval, run.optimizer.train, run.optimizer.eval):
+        mode()
+        assert fits(run.model, callback)
+
+
 def test_saves_an_ordinary_model(tmp_path):
     callback = NMCallback(nm.LBC("2:4"))
     config = {"vocab_size": 64, "n_embd": 32, "n_layer": 1, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}

@@ -66,6 +66,14 @@ def train(
     return losses
 
 
+def backward(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any) -> Tensor:
+    """New gradients from a batch; the loss, as a closure returns it."""
+    optimizer.zero_grad()
+    loss = F.cross_entropy(model(batch[0]), batch[1])
+    loss.backward()
+    return loss
+
+
 def learn(method: nm.Method, steps: int = 24, model: nn.Module | None = None, **kwargs: object) -> nm.Sparsifier:
     """Train a network under a method to the end, not finalized."""
     model = model or convnet()

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nmlearn.learn import compact, ending, optimizers, refusals, states, wrapping
+from nmlearn.learn import compact, ending, optimizers, refusals, states, stepping, wrapping
 from nmlearn.learn.holding import Holding, hold
 from nmlearn.learn.learned import Learned
 from nmlearn.learn.living import Bond
 from nmlearn.learn.notices import Notices
 from nmlearn.learn.other_backward import OtherBackward
+from nmlearn.learn.rewriting import Watch
 from nmlearn.learn.weight import SparseWeight
 from nmlearn.maths import masks
 from nmlearn.methods.method import DENSE, At, Method
@@ -46,7 +47,7 @@ class Attachment:
 
     Args:
         model, plan, method: of the sparsifier.
-        several: the optimizers, each with the names of the sparse weights that it steps.
+        several: the optimizers in their layers, each with the names of the sparse weights that it steps.
         total_steps: optimizer steps of the whole training.
         anew: an optimizer may come with steps that this has not seen.
 
@@ -61,7 +62,7 @@ class Attachment:
         model: nn.Module,
         plan: Plan,
         method: Method,
-        several: Sequence[tuple[Optimizer, set[str]]],
+        several: Sequence[tuple[list[Any], set[str]]],
         total_steps: int,
         anew: bool = False,
     ) -> None:
@@ -76,14 +77,15 @@ class Attachment:
         hooks = self.backward.hooks() if self.backward else []
         hooks += wrapping.hooks(self, model, parameters)
         self.parts: list[Part] = []
-        for optimizer, names in several:
-            hooks += self._around(optimizer, [w for w in self.weights if w.name in names])
+        for layers, names in several:
+            hooks += self._around(layers, [w for w in self.weights if w.name in names])
         for w in self.weights:
             w.shapes = {key: tuple(t.shape) for key, t in placed(w.state, w.parameter, w.grouping).items()}
-        self.bond = Bond(self, [optimizer for optimizer, _ in several], map(id, parameters), hooks)
+        self.bond = Bond(self, [layers[-1] for layers, _ in several], map(id, parameters), hooks)
 
-    def _around(self, optimizer: Optimizer, weights: list[SparseWeight]) -> list[Any]:
+    def _around(self, layers: list[Any], weights: list[SparseWeight]) -> list[Any]:
         """Hooks around the steps of one of the optimizers."""
+        optimizer = layers[-1]
         groups = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         for w in weights:
             w.lr_group = groups[id(w.parameter)]
@@ -95,8 +97,8 @@ class Attachment:
             self._after_step(part)
 
         # What a step does here changes with the schedule: compiled, it would be compiled again and again.
-        around = torch.compiler.disable(before), torch.compiler.disable(after)
-        part = Part(weights, hold(self.method, weights, optimizer, around))
+        around = stepping.once(before, after)
+        part = Part(weights, hold(self.method, weights, layers, around))
         self.parts.append(part)
         hung = [optimizer.register_step_pre_hook(around[0]), optimizer.register_step_post_hook(around[1])]
         return [*hung, *part.holding.hooks()]
@@ -117,6 +119,12 @@ class Attachment:
     def ended(self) -> bool:
         """Whether no mask changes any more."""
         return ending.ended(self.method, self.weights)
+
+    @property
+    def watch(self) -> Watch:
+        """On who else writes weights: of the optimizers, the one with most to tell."""
+        watches = [part.holding.watch for part in self.parts]
+        return max(watches, key=lambda watch: (watch.came_back, not watch.trusted))
 
     def at(self) -> At:
         """This moment."""
@@ -157,9 +165,8 @@ class Attachment:
         for index, group in enumerate(optimizer.param_groups):
             some = [w for w in part.weights if w.lr_group == index and w.parameter.grad is not None]
             if some:
-                seen = [w.seen() for w in some]
-                score_pass = part.holding.score_pass(group, some, seen)
-                at = replace(self.at(), lr=float(group["lr"]), score_pass=score_pass)
+                seen, lr = [w.seen() for w in some], optimizers.rate(group, self.method)
+                at = replace(self.at(), lr=lr, score_pass=part.holding.score_pass(group, some, seen))
                 self.method.learn(seen, at)
                 self.learned.step(some, at)
 

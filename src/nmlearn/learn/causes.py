@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from nmlearn.learn.rewriting import IN_A_ROW, Watch, unseen
+
 FIRST = "first load or change the model, then make the optimizer and the sparsifier, and attach"
 _NOTHING_ELSE = "let nothing but the optimizer write into these weights"
 _APPLY = "finalize(complete=True) applies the final masks again"
@@ -24,6 +26,7 @@ class Seen:
         replaced: the weights in whose place the model has another parameter.
         written: the weights with values where they were pruned.
         sparse: how many weights are sparse.
+        watch: on who else writes them; None where it is not attached.
     """
 
     step: int
@@ -35,6 +38,7 @@ class Seen:
     replaced: Sequence[str] = ()
     written: Sequence[str] = ()
     sparse: int = 0
+    watch: Watch | None = None
 
 
 def advice(seen: Seen) -> str:
@@ -46,7 +50,7 @@ def advice(seen: Seen) -> str:
     if seen.ended:
         return _written(seen)
     if not seen.step:
-        return "no optimizer step was seen; was attach called on this optimizer? it must be, before training"
+        return f"no optimizer step was seen{unseen(*_optimizer(seen))}"
     causes = "".join(f" {cause}" for cause in _too_few_steps(seen))
     return (
         f"only step {seen.step} of total_steps={seen.total_steps} was seen: finalize after the last one.{causes} "
@@ -58,10 +62,30 @@ def _written(seen: Seen) -> str:
     """What to do about values that came after the last removal."""
     if not seen.attached:
         return _NOTHING_ELSE
+    if (by := _by_optimizer(seen.watch)) and seen.written:
+        return f"{by}; {_APPLY}"
     if seen.written and len(seen.written) == seen.sparse:
         cause = "a checkpoint from before the last removals was loaded, or an average copied in: "
         return f"{cause}{_NOTHING_ELSE}, or {_APPLY}"
     return f"{_NOTHING_ELSE}; {_APPLY}"
+
+
+def _optimizer(seen: Seen) -> tuple[str, Sequence[str]]:
+    return (seen.watch.called, seen.watch.own_steps) if seen.watch else ("", ())
+
+
+def _by_optimizer(watch: Watch | None) -> str:
+    """How the optimizer itself may have written pruned weights; empty where it does not."""
+    if watch is None or watch.trusted:
+        return ""
+    if watch.came_back >= IN_A_ROW:
+        return (
+            f"values came back before {watch.came_back} of the steps: {watch.called} writes weights after its step, "
+            "use the optimizer inside of it"
+        )
+    if watch.switches:
+        return f"{watch.called}.eval() puts averages in place of the weights, or others wrote into them"
+    return f"{watch.called} may have written them after its step, or a checkpoint from before was loaded"
 
 
 def _too_few_steps(seen: Seen) -> Iterable[str]:

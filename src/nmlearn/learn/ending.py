@@ -15,6 +15,7 @@ from nmlearn.learn import causes
 from nmlearn.learn.living import Bond
 from nmlearn.learn.notices import Notices
 from nmlearn.learn.refusals import replaced
+from nmlearn.learn.rewriting import Watch
 from nmlearn.learn.weight import SparseWeight
 from nmlearn.maths import masks
 from nmlearn.maths.pattern import Pattern
@@ -106,7 +107,7 @@ def can_complete(method: Method, weights: Sequence[SparseWeight], step: int) -> 
     return step > 0 or method.all_settled({w.grouping.pattern for w in weights}, 0.0)
 
 
-By = tuple[Bond, Notices] | None
+By = tuple[Bond, Notices, Watch] | None
 
 
 def check(sparsifier: Any, weights: Sequence[SparseWeight], by: By, tensors: Mapping[str, Tensor]) -> None:
@@ -138,6 +139,7 @@ def _advice(sparsifier: Any, weights: Sequence[SparseWeight], by: By) -> str:
         replaced=[row.name for row in replaced(plan, model) if not is_sharded(row.parameter)],
         written=written(sparsifier.method, weights, {row.name: local(row.parameter) for row in plan.sparse}),
         sparse=len(plan.sparse),
+        watch=by[2] if by else None,
     )
     return causes.advice(seen)
 
@@ -166,5 +168,5 @@ def warn_beyond(step: int, total_steps: int) -> None:
         warnings.warn(
             f"optimizer step {step} is beyond total_steps={total_steps}: the schedule ended long before training; "
             "give attach the number of optimizer steps of the whole training",
-            stacklevel=8,  # the line that calls optimizer.step
+            stacklevel=9,  # the line that calls optimizer.step
         )

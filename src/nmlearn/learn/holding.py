@@ -6,18 +6,18 @@ sees them), ``after``, and ``write``. ``skip`` is a step without an optimizer, `
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW
 
 from nmlearn.learn import clearing
 from nmlearn.learn.ahead import Ahead
 from nmlearn.learn.fused_adamw import FusedAdamW
 from nmlearn.learn.fused_sgd import FusedSGD
 from nmlearn.learn.hidden import HiddenGradients
+from nmlearn.learn.rewriting import Watch
 from nmlearn.learn.weight import SparseWeight
 from nmlearn.maths import masks
 from nmlearn.methods.method import DENSE, At, Method, Weight
@@ -28,16 +28,19 @@ from nmlearn.native.training import ScorePass, score_step_
 class InPlace:
     """The optimizer learns in the weight that the network computes with, and what is pruned is cleared there."""
 
-    def __init__(self, method: Method, weights: Sequence[SparseWeight], optimizer: Optimizer, around: Any) -> None:
-        self.method, self.weights, self._optimizer = method, list(weights), weakref.ref(optimizer)
-        kind = FusedAdamW if isinstance(optimizer, AdamW) else FusedSGD
-        self._fused: Ahead = kind(optimizer, *around)
+    def __init__(self, method: Method, weights: Sequence[SparseWeight], layers: Sequence[Any], around: Any) -> None:
+        self.method, self.weights = method, list(weights)
+        self.watch, self._memory = Watch(layers, self.weights), clearing.Memory(layers)
+        kind = FusedAdamW if isinstance(layers[-1], AdamW) else FusedSGD
+        self._fused: Ahead = kind(layers[-1], *around)
 
     def hooks(self) -> list[Any]:
         """What has to be hung on weights while this holds them."""
-        return clearing.hooks(self.weights)
+        return [*clearing.hooks(self.weights), *self.watch.hooks(self._clear_all)]
 
     def before(self, learn: Callable[[], None]) -> None:
+        self.watch.before()
+        self.watch.look()
         for w in self.weights:
             clearing.gradient(w)  # others may have put a gradient there since the hook
         self._fused.stepped = []
@@ -59,26 +62,35 @@ class InPlace:
         for w in some:
             w.cleared = None
             if w.density < 1.0:
-                clearing.moments(w, self._optimizer())
+                self._memory.forget(w)
 
     def write(self, at: At) -> None:
+        self._memory.after_step([w for w in self.weights if w.density < 1.0])
         cleared = {id(w) for w in self._fused.stepped}  # in the pass that stepped them
         for w in self.weights:
             if w.density < 1.0 and id(w) not in cleared:  # nothing to clear under a mask that keeps everything
+                masks.clear_(local(w.parameter), w.state[masks.KEEP])
+
+    def _clear_all(self) -> None:
+        """Behind the step of a wrapper: it may have written weights after the step inside of it."""
+        for w in self.weights:
+            if w.density < 1.0:
                 masks.clear_(local(w.parameter), w.state[masks.KEEP])
 
 
 class Shadow:
     """A dense weight stands behind the one in use; the two are exchanged around the step."""
 
-    def __init__(self, method: Method, weights: Sequence[SparseWeight]) -> None:
-        self.method, self.weights = method, list(weights)
+    def __init__(self, method: Method, weights: Sequence[SparseWeight], layers: Sequence[Any]) -> None:
+        self.method, self.weights, self.watch = method, list(weights), Watch(layers, weights)
         self._written: dict[str, tuple[int, At]] = {}
 
     def hooks(self) -> list[Any]:
-        return []
+        return self.watch.hooks(lambda: self.watch.refuse_if_written(self._rewritten))
 
     def before(self, learn: Callable[[], None]) -> None:
+        self.watch.before()
+        self.watch.compare(lambda w: self.method.used(w.seen(), self._written[w.name][1]))
         self._adopt()
         learn()
         for w in self.weights:
@@ -103,6 +115,10 @@ class Shadow:
             weight.copy_(self.method.used(w.seen(), at))
             self._written[w.name] = (weight._version, at)
 
+    def _rewritten(self) -> str | None:
+        """The name of a weight that was written since ``write``."""
+        return next((w.name for w in self.weights if local(w.parameter)._version != self._written[w.name][0]), None)
+
     def _adopt(self) -> None:
         """Take over what others wrote into weights since the last ``write``.
 
@@ -122,11 +138,13 @@ class Shadow:
 class Frozen(Shadow):
     """The dense weight stays as it is: the optimizer sees no gradient of it."""
 
-    def __init__(self, method: Method, weights: Sequence[SparseWeight]) -> None:
-        super().__init__(method, weights)
+    def __init__(self, method: Method, weights: Sequence[SparseWeight], layers: Sequence[Any]) -> None:
+        super().__init__(method, weights, layers)
         self._hidden = HiddenGradients()
 
     def before(self, learn: Callable[[], None]) -> None:
+        self.watch.before()
+        self.watch.compare(lambda w: self.method.used(w.seen(), self._written[w.name][1]))
         self._adopt()
         learn()
         self._hidden.hide([w.parameter for w in self.weights])
@@ -138,12 +156,13 @@ class Frozen(Shadow):
 Holding = InPlace | Shadow
 
 
-def hold(method: Method, weights: Sequence[SparseWeight], optimizer: Optimizer, around: Any) -> Holding:
+def hold(method: Method, weights: Sequence[SparseWeight], layers: Sequence[Any], around: Any) -> Holding:
     """The way that a method holds its weights; dense training holds none.
 
     Args:
+        layers: of the optimizer, outermost first; the last one steps.
         around: the sparsifier's own step hooks on the optimizer, before and after.
     """
     if method.holds in ("shadow", "frozen"):
-        return (Shadow if method.holds == "shadow" else Frozen)(method, weights)
-    return InPlace(method, weights if method.holds == "weight" else [], optimizer, around)
+        return (Shadow if method.holds == "shadow" else Frozen)(method, weights, layers)
+    return InPlace(method, weights if method.holds == "weight" else [], layers, around)

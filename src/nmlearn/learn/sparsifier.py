@@ -150,17 +150,16 @@ class Sparsifier:
             StateError: the optimizer was loaded with a state of another method, pattern, plan or training length.
         """
         refusals.check_resume(resume)
-        for one in (given := optimizers.each(optimizer)):
-            optimizers.check(one, total_steps, self.method)
-        several, steps = [optimizers.innermost(one) for one in given], lengths.steps(total_steps)
+        layers = [optimizers.check(one, total_steps, self.method) for one in optimizers.each(optimizer)]
+        several, steps = [found[-1] for found in layers], lengths.steps(total_steps)
         self._check_attach(several)
-        stepping, names = optimizers.stepping(several, self.plan.sparse), [row.name for row in self.plan.sparse]
-        first = stepping[0][0]
+        homes, names = optimizers.homes(layers, self.plan.sparse), [row.name for row in self.plan.sparse]
+        first = homes[0][0][-1]
         travels = travels and not any(is_sharded(row.parameter) for row in self.plan.sparse)
         saved = travel.waiting(first, names) if travels else None
         if travels and saved is None and resume is None:
             self._check_unstepped(several)
-        self._attached = attached = Attachment(self.model, self.plan, self.method, stepping, steps, resume is not None)
+        self._attached = attached = Attachment(self.model, self.plan, self.method, homes, steps, resume is not None)
         self._finalized = False
         if travels:
             attached.bond.hooks += travel.hooks(first, names, attached)
@@ -251,7 +250,7 @@ class Sparsifier:
             ending.clear(own, self.masks())
 
     def _verify(self, tensors: dict[str, Tensor]) -> None:
-        by = (self._attached.bond, self._attached.notices) if self._attached else None
+        by = (on.bond, on.notices, on.watch) if (on := self._attached) else None
         ending.check(self, self._weights, by, tensors)
 
     def state_dict(self, *, compact: bool = False) -> dict[str, Any]:

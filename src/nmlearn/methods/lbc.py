@@ -146,6 +146,10 @@ class LBC(Method):
                 score_pass=at.score_pass,
             )
 
+    @property
+    def needs_rate(self) -> bool:
+        return True
+
     def learned(self, state: State) -> tuple[str, ...]:
         return ("score",) if self.scores == "explicit" and "score" in state else ()
 

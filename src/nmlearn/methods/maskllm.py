@@ -99,6 +99,10 @@ class MaskLLM(Method):
     def optimizer(self, learned: list[nn.Parameter], lr: float) -> optim.Optimizer:
         return optim.AdamW(learned, lr, weight_decay=self.weight_decay)
 
+    @property
+    def needs_rate(self) -> bool:
+        return self.lr is None
+
     def learning_rate(self, at: At) -> float:
         if at.progress >= self.end:
             return 0.0

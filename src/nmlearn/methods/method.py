@@ -45,7 +45,7 @@ class At:
     Attributes:
         step: optimizer steps done.
         progress: steps done over all steps, in [0, 1].
-        lr: the learning rate of the weights at hand, where they learn.
+        lr: the learning rate of the weights at hand, where they learn; NaN where their optimizer has none.
         score_pass: the compiled pass over scores to use; it may take the optimizer's own step along.
     """
 
@@ -148,6 +148,11 @@ class Method:
     def learned(self, state: State) -> tuple[str, ...]:
         """The tensors of a state that a torch optimizer steps; their gradient is that of :meth:`relaxed`."""
         return ()
+
+    @property
+    def needs_rate(self) -> bool:
+        """Whether it learns by the learning rate of the weights, so that their optimizer has to have one."""
+        return False
 
     def optimizer(self, learned: list[nn.Parameter], lr: float) -> optim.Optimizer:
         """The optimizer of what is learned; its state is saved with the weight's."""
