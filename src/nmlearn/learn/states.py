@@ -6,7 +6,6 @@ before the first is used, and a refused state has changed nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -43,16 +42,17 @@ def check_same(
     """
     _check_mapping("state_dict", saved)
     for key in ("format", "method"):
-        if not _equal(saved.get(key), now[key]):
+        if not equal(saved.get(key), now[key]):
             _refuse(key, saved.get(key), f"this sparsifier has {now[key]}")
     _check_keys("state_dict", saved, now)
     _check_mapping("options", saved["options"])
     for key, value in {**now["options"], "total_steps": now["total_steps"]}.items():
         theirs = saved["options"].get(key, saved.get(key))
-        if not _equal(theirs, value):
+        if not equal(theirs, value):
             _refuse(key, theirs, f"this sparsifier has {value}")
     for key in ("step", "advances"):
-        check_count(key, saved[key])
+        if not counts(saved[key]):
+            _refuse(key, saved[key], "it counts something, so it is a whole number that is not negative")
     _check_weights(saved, now["weights"], shapes, ended)
 
 
@@ -71,12 +71,12 @@ def _check_weights(
     for name, mine in ours.items():
         entry = theirs[name]
         _check_keys(name, entry, mine)
-        if not _equal(entry["pattern"], mine["pattern"]):
+        if not equal(entry["pattern"], mine["pattern"]):
             _refuse(name, entry["pattern"], f"this sparsifier gives it {mine['pattern']}")
         value = entry["value"]
         if value is None and saved["step"]:  # as a new sparsifier has it: a partial read left it there
             _refuse(name, "nothing", "the saved state does not have it")
-        if value is not None and not (_is_number(value) and 0 <= value < LARGEST):
+        if value is not None and not measures(value):
             _refuse(f"{name} value", value, "what its schedule has come to is a number that is not negative")
         _check_tensors(name, entry["state"], mine["state"], shapes[name], ended(Pattern(mine["pattern"]), value))
 
@@ -93,18 +93,14 @@ def _check_keys(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> 
         _refuse(name, f"no {', '.join(missing)}", "a state has them, so this is none, or only a part of one")
 
 
-def check_count(name: str, value: object) -> None:
-    """Refuse what does not count anything.
+def counts(value: object) -> bool:
+    """Whether a saved value is a whole number that is not negative, of at most 63 bits."""
+    return isinstance(value, int) and measures(value)
 
-    Args:
-        name: what errors call it.
-        value: what was given.
 
-    Raises:
-        StateError: it is no whole number, or negative, or beyond 63 bits.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < LARGEST:
-        _refuse(name, value, "it counts something, so it is a whole number that is not negative")
+def measures(value: object) -> bool:
+    """Whether a saved value is a number that is not negative, finite and less than 2**63."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < LARGEST
 
 
 def needed(shapes: Mapping[str, tuple[int, ...]], ended: bool) -> list[str]:
@@ -152,24 +148,27 @@ def _check_bits(where: str, keep: Tensor) -> None:
         _refuse(where, "other values", "a mask is 0 for what is removed and -1 for what is kept")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _equal(saved: object, now: object) -> bool:
-    """Whether a saved option equals ours; what is no text, number or list of them equals nothing."""
+def equal(saved: object, now: object) -> bool:
+    """Whether a saved value equals ours: text, numbers, None or lists of them. Anything else equals nothing."""
     if isinstance(saved, list | tuple) and isinstance(now, list | tuple):
-        return len(saved) == len(now) and all(map(_equal, saved, now))
+        return len(saved) == len(now) and all(map(equal, saved, now))
     plain = isinstance(saved, int | float | str | None) and isinstance(saved, bool) == isinstance(now, bool)
     return plain and saved == now
 
 
 def _refuse(where: object, given: object, wrong: str) -> NoReturn:
     fix = "build the model, the method and the training length that this state was saved with"
-    plain = isinstance(given, int | float | str | torch.dtype | torch.layout | None)
-    text = repr(given) if isinstance(given, str) and not given.isprintable() else str(given)
-    shown = text[:_LONGEST] if plain else f"a {type(given).__name__}"
-    raise StateError(where=str(where), given=shown, wrong=wrong, fix=fix)
+    raise StateError(where=shown(where), given=shown(given), wrong=wrong, fix=fix)
+
+
+def shown(value: object) -> str:
+    """A value from a file for an error: one line, and not long."""
+    if isinstance(value, int) and not -LARGEST < value < LARGEST:  # Python refuses to write the longest ones
+        return "a number of more than 63 bits"
+    if isinstance(value, str):
+        return (value if value.isprintable() else repr(value))[:_LONGEST]
+    plain = isinstance(value, int | float | torch.dtype | torch.layout | None)
+    return str(value) if plain else f"a {type(value).__name__}"
 
 
 def refuse_unattached() -> NoReturn:

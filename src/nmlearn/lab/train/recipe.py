@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nmlearn.errors import ConfigError
+from nmlearn.errors import ConfigError, NMLearnError
 from nmlearn.lab.train.config import check_pattern
 
 Config = TypeVar("Config")
@@ -111,6 +111,9 @@ def build(kind: type[Config], values: Mapping[str, Any], where: str = "") -> Con
         return _adapter(kind).validate_json(_json(values, where))  # type: ignore[arg-type]
     except ValidationError as error:
         raise _explained(settings(kind), error.errors()[0], where) from None
+    except NMLearnError as error:  # by the checks of the dataclasses, which know no file
+        place = error.where if error.where.startswith(where) else f"{where}{error.where}"
+        raise type(error)(where=place, given=error.given, wrong=error.wrong, fix=error.fix) from None
 
 
 def settings(kind: type) -> dict[str, Schema]:
