@@ -29,7 +29,7 @@ RESULT_KEYS = ("accuracy", "loss", "seconds", "state_bytes_per_weight", "trainin
 OPTIONAL_KEYS = ("ema_accuracy", "bits_per_byte")
 ORIGIN_KEYS = ("source_commit", "started", "cpu", "torch")
 Command = Callable[[Path], list[str]]
-"""Makes the command that trains from a given recipe file."""
+"""Makes the command that trains from a given recipe file, and ends when its standard input does."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ class _Process:
         environment = {**os.environ, "OMP_NUM_THREADS": str(run.config.threads)}
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
-                command(path), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+                command(path), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.PIPE, env=environment
             )
 
     def news(self) -> Iterator[dict[str, Any]]:
@@ -246,7 +246,10 @@ class _Process:
 
     def ended(self) -> bool:
         """Whether the process has ended."""
-        return self._process.poll() is not None
+        if self._process.poll() is None:
+            return False
+        self._let_go()
+        return True
 
     def error(self) -> str | None:
         """What went wrong, None for success: the last line of the log, and the exit code."""
@@ -259,6 +262,12 @@ class _Process:
         """End the process; its checkpoint stays."""
         self._process.terminate()
         self._process.wait()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Close the pipe whose end would end the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
 
 def _event(line: bytes) -> dict[str, Any] | None:
