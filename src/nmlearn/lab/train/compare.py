@@ -21,11 +21,10 @@ from nmlearn.lab.train import recipe, run_files, setting
 from nmlearn.lab.train.checkpoints import refuse_other
 from nmlearn.lab.train.config import CompareConfig, MethodConfig, TrainConfig
 from nmlearn.lab.train.environment import now
-from nmlearn.lab.train.folder import RunFolder
+from nmlearn.lab.train.folder import SUMMARY, RunFolder
 from nmlearn.lab.train.journal import Listener
 from nmlearn.lab.train.statistics import table
 
-RESULT_KEYS = ("accuracy", "loss", "seconds", "state_bytes_per_weight", "training_flops_ratio", "density")
 OPTIONAL_KEYS = ("ema_accuracy", "bits_per_byte")
 ORIGIN_KEYS = ("source_commit", "started", "cpu", "torch")
 Command = Callable[[Path], list[str]]
@@ -101,7 +100,7 @@ def _results(
     """The contents of the results file; ``kept`` is the previous one if nothing was trained since."""
     results = [_result(run) for run in finished]
     commits = sorted({str(result["source_commit"]) for result in results if result["source_commit"]})
-    starts = [result["started"] for result in results if result["started"]]
+    starts = [str(result["started"]) for result in results if result["started"]]
     return {
         "name": config.name,
         "recipe": recipe.to_dict(config),
@@ -124,7 +123,7 @@ def _result(run: PlannedRun) -> dict[str, Any]:
         "method": run.method,
         "pattern": run.pattern,
         "seed": run.seed,
-        **{key: summary[key] for key in RESULT_KEYS},
+        **{key: summary[key] for key in SUMMARY},
         **optional,
         "folder": run.name,
         **{key: environment.get(key) for key in ORIGIN_KEYS},
