@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import random
 import signal
 import sys
@@ -106,6 +107,23 @@ def live(path: Path, moments: Moments | None = None, seconds: float | None = Non
     if killer:
         killer.cancel()
         killer.join()
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def closed_terminal(path: Path, written: Path) -> int:
+    """In a process of its own: train in a terminal, close it when a file is there; returns the exit code."""
+    torch.set_num_threads(1)
+    toy.register()
+    process, terminal = pty.fork()
+    if process == 0:
+        code = 99
+        try:
+            code = cli.main(["train", "--config", str(path)])
+        finally:
+            os._exit(code)
+    while not written.exists():  # read, so that the terminal has room for more
+        os.read(terminal, 10_000)
+    os.close(terminal)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 

@@ -1,6 +1,7 @@
 """A task and models small enough to train in a test; also a program that trains by a recipe with them.
 
-python tests/support/toy.py RECIPE.yaml          what nmlearn.lab.train.worker does, with "toy" data and models
+python tests/support/toy.py RECIPE.yaml          trains with "toy" data and models
+python tests/support/toy.py worker RECIPE.yaml   the same, and ends with its standard input: nmlearn.lab.train.worker
 python tests/support/toy.py compare RECIPE.yaml  nmlearn compare, whose runs are made by the line above
 """
 
@@ -105,6 +106,11 @@ def config(
     return TrainConfig(**(base | changes))  # type: ignore[arg-type]
 
 
+def run_command(path: Path) -> list[str]:
+    """How a comparison starts a run with these data and models."""
+    return [sys.executable, __file__, "worker", str(path)]
+
+
 def rank(number: int, world: int, port: int, recipe: Path) -> None:
     """One process of a training by a recipe, as torchrun would have started it."""
     as_torchrun(number, world, port)
@@ -118,6 +124,6 @@ if __name__ == "__main__":
         from nmlearn import cli
 
         module = importlib.import_module("nmlearn.lab.train.compare")
-        module.compare = functools.partial(module.compare, command=lambda path: [sys.executable, __file__, str(path)])
+        module.compare = functools.partial(module.compare, command=run_command)
         sys.exit(cli.main(["compare", "--config", sys.argv[2]]))
-    sys.exit(worker.main(Path(sys.argv[1])))
+    sys.exit(worker.main(Path(sys.argv[-1]), ends_with_input=sys.argv[1] == "worker"))

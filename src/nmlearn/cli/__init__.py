@@ -45,12 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        with _terminated_as_interrupted():
+        with _ended_as_interrupted():
             return _explained(arguments, debug)
     except KeyboardInterrupt:
         resumes = arguments[:1] in (["train"], ["compare"])
         hint = " The same command resumes from the last checkpoint." if resumes else ""
-        sys.stderr.write(f"\nInterrupted.{hint}\n")
+        with contextlib.suppress(OSError):  # a terminal that was closed takes no message
+            sys.stderr.write(f"\nInterrupted.{hint}\n")
+            sys.stderr.flush()
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of the pipe, such as head, has closed it
         sys.stderr.close()
@@ -104,16 +106,24 @@ def _show(error: NMLearnError) -> None:
 
 
 @contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C, so that a comparison stops its runs. Only the main thread may do this."""
+def _ended_as_interrupted() -> Iterator[None]:
+    """Treat SIGTERM, and the SIGHUP of a terminal that closes, like Ctrl-C, so that a comparison stops its runs.
+
+    Only the main thread may do this. What is ignored stays so: nohup has a run outlive its terminal.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+    before = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in names)}
+    ours = [number for number, action in before.items() if action != signal.SIG_IGN]
+    for number in ours:
+        signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in ours:
+            signal.signal(number, before[number])
 
 
 def _run(arguments: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -132,7 +133,8 @@ class CompareBar:
 
 def _stop(bar: Progress) -> None:
     if bar.live.is_started:  # otherwise it would print an empty line
-        bar.stop()
+        with contextlib.suppress(OSError):  # a terminal that was closed takes nothing
+            bar.stop()
 
 
 def _text(form: str) -> TextColumn:

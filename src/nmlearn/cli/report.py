@@ -10,10 +10,10 @@ from nmlearn.cli import console
 
 def run(arguments: list[str]) -> int:
     """Write the page and print its path."""
-    path = parser().parse_args(arguments).path
+    given = parser().parse_args(arguments)
     import nmlearn.lab.report
 
-    console.out.print(nmlearn.lab.report.write(path), soft_wrap=True)
+    console.out.print(nmlearn.lab.report.write(given.path, given.out), soft_wrap=True)
     return 0
 
 
@@ -25,4 +25,5 @@ def parser() -> argparse.ArgumentParser:
         "needs no network. It also works while the run is in progress.",
     )
     parser.add_argument("path", type=Path, help="run folder, comparison folder or results file")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: report.html in the folder)")
     return parser

@@ -8,6 +8,7 @@ from typing import Any
 
 from nmlearn.cli import console, parsing
 from nmlearn.cli.bars import TrainBar
+from nmlearn.errors import WriteError
 from nmlearn.lab.train.config import TrainConfig
 
 DESCRIPTION = """Train a model and learn N:M sparsity during training.
@@ -29,30 +30,37 @@ def run(arguments: list[str]) -> int:
         summary = train(config, bar)
     if not bar.started:
         console.out.print(f"{config.folder} had already finished; --resume none trains it again.", soft_wrap=True)
-    _show(summary, config, _report(Path(config.folder)))
+    _show(summary, config, _report(Path(config.folder), had_finished=not bar.started))
     return 0
 
 
-def _report(folder: Path) -> Path:
+def _report(folder: Path, had_finished: bool) -> Path:
     import nmlearn.lab.report
 
-    return nmlearn.lab.report.write(folder)
+    try:
+        return nmlearn.lab.report.write(folder)
+    except WriteError:  # a finished run may lie where nothing can be written; its report says the same
+        if had_finished and (folder / "report.html").is_file():
+            return folder / "report.html"
+        raise
 
 
 def _show(summary: dict[str, Any], config: TrainConfig, report: Path) -> None:
     table = console.table("", "")
     if summary["accuracy"] is not None:
         table.add_row("accuracy", console.percent(summary["accuracy"]))
-    if summary["ema_accuracy"] is not None:
+    if summary.get("ema_accuracy") is not None:
         table.add_row("accuracy of the EMA", console.percent(summary["ema_accuracy"]))
-    if summary["bits_per_byte"] is not None:
+    if summary.get("bits_per_byte") is not None:
         table.add_row("bits per byte", console.number(summary["bits_per_byte"], 4))
     for name, precision in console.precisions(summary):
         table.add_row(name, console.percent(precision))
     table.add_row("loss", console.number(summary["loss"], 4))
     if config.method.name != "dense":
         table.add_row("density", f"{console.percent(summary['density'])} of the sparse layers, every group verified")
-        table.add_row("state while training", f"{summary['state_bytes_per_weight']:.1f} bytes per sparse weight")
+        table.add_row(
+            "state while training", f"{console.number(summary['state_bytes_per_weight'], 1)} bytes per sparse weight"
+        )
         ratio = console.number(summary["training_flops_ratio"])
         table.add_row("training arithmetic", f"{ratio} of dense, in the sparse layers")
     table.add_row("training time", console.duration(summary["seconds"]))

@@ -279,9 +279,9 @@ class Attachment:
         """
         self.check(saved)
         saved = compact.unpacked(saved)
-        steps = saved.get("steps") or [saved["step"]] * len(self.parts)
-        for part, count in zip(self.parts, steps, strict=True):
-            part.steps = int(count)
+        steps = saved.get("steps", [])
+        for number, part in enumerate(self.parts):
+            part.steps = int(steps[number] if len(steps) == len(self.parts) else saved["step"])
         self.advances, self.unresumed = int(saved["advances"]), ""
         self.notices.resumed()
         for w in self.weights:

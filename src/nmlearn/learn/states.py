@@ -1,4 +1,8 @@
-"""Saved states: do they belong here, and how do they get back in place?"""
+"""Saved states: do they belong here, and how do they get back in place?
+
+A state may come from a damaged file or from other code, so nothing of it is taken for granted: every part is checked
+before the first is used, and a refused state has changed nothing.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,14 @@ from torch import Tensor
 
 from nmlearn.errors import StateError
 from nmlearn.learn.weight import SparseWeight
+from nmlearn.maths import masks
 from nmlearn.maths.pattern import Pattern
 from nmlearn.methods.method import Method
-from nmlearn.model.shards import placed
+from nmlearn.model.shards import local, placed
 
 FORMAT = 1
+LARGEST = 2**63  # no count of steps comes near it; Python's own integers have no end
+_LONGEST = 80  # characters of a wrong value that an error shows
 
 
 def saved(
@@ -48,65 +55,147 @@ def check_same(
     """Check that a saved state belongs to this sparsifier.
 
     Args:
-        saved: what is to be loaded.
+        saved: what is to be loaded; anything at all may stand in it.
         now: the state of the sparsifier that is to load it.
         shapes: of the tensors that each weight's state may have; a schedule that has ended needs fewer of them.
         ended: whether a pattern's schedule has, at a saved value.
 
     Raises:
-        StateError: the first difference, by name.
+        StateError: the first difference, by name. Values within tensors are not compared but for masks, whose bits are
+            used as they are: a weight that was lost (NaN) may be part of a state.
     """
+    _check_mapping("state_dict", saved)
     for key in ("format", "method"):
-        if saved.get(key) != now[key]:
+        if not equal(saved.get(key), now[key]):
             _refuse(key, saved.get(key), f"this sparsifier has {now[key]}")
     _check_keys("state_dict", saved, now)
+    _check_mapping("options", saved["options"])
     for key, value in {**now["options"], "total_steps": now["total_steps"]}.items():
         theirs = saved["options"].get(key, saved.get(key))
-        if theirs != value:
+        if not equal(theirs, value):
             _refuse(key, theirs, f"this sparsifier has {value}")
-    theirs, ours = saved["weights"], now["weights"]
+    for key in ("step", "advances"):
+        if not counts(saved[key]):
+            _refuse(key, saved[key], "it counts something, so it is a whole number that is not negative")
+    steps = saved.get("steps", [])
+    if not isinstance(steps, list) or not all(counts(each) for each in steps):
+        _refuse("steps", steps, "it counts the steps of each of several optimizers")
+    _check_weights(saved, now["weights"], shapes, ended)
+
+
+def _check_weights(
+    saved: Mapping[str, Any],
+    ours: Mapping[str, Any],
+    shapes: Mapping[str, Mapping[str, tuple[int, ...]]],
+    ended: Callable[[Pattern, Any], bool],
+) -> None:
+    theirs = saved["weights"]
+    _check_mapping("weights", theirs)
     for name in [*theirs, *ours]:
         if name not in theirs or name not in ours:
             here = "it is dense under this sparsifier" if name in theirs else "the saved state does not have it"
             _refuse(name, "a weight of one side only", here)
     for name, mine in ours.items():
-        _check_keys(name, theirs[name], mine)
-        if theirs[name]["pattern"] != mine["pattern"]:
-            _refuse(name, theirs[name]["pattern"], f"this sparsifier gives it {mine['pattern']}")
-        value = theirs[name]["value"]
+        entry = theirs[name]
+        _check_keys(name, entry, mine)
+        if not equal(entry["pattern"], mine["pattern"]):
+            _refuse(name, entry["pattern"], f"this sparsifier gives it {mine['pattern']}")
+        value = entry["value"]
         if value is None and saved["step"]:  # as a new sparsifier has it: a partial read left it there
             _refuse(name, "nothing", "the saved state does not have it")
-        _check_tensors(name, theirs[name]["state"], shapes[name], ended(Pattern(mine["pattern"]), value))
-        for key, tensor in theirs[name]["state"].items():
-            if key in mine["state"] and tensor.dtype != mine["state"][key].dtype:
-                _refuse(f"{name} {key}", tensor.dtype, f"this sparsifier has {mine['state'][key].dtype}")
+        if value is not None and not measures(value):
+            _refuse(f"{name} value", value, "what its schedule has come to is a number that is not negative")
+        _check_tensors(name, entry["state"], mine["state"], shapes[name], ended(Pattern(mine["pattern"]), value))
+
+
+def _check_mapping(name: str, saved: object) -> None:
+    if not isinstance(saved, Mapping):
+        _refuse(name, saved, "it is no mapping, so this is no state of a sparsifier")
 
 
 def _check_keys(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    _check_mapping(name, saved)
     missing = [key for key in now if key not in saved]
     if missing:
         _refuse(name, f"no {', '.join(missing)}", "a state has them, so this is none, or only a part of one")
 
 
+def counts(value: object) -> bool:
+    """Whether a saved value is a whole number that is not negative, of at most 63 bits."""
+    return isinstance(value, int) and measures(value)
+
+
+def measures(value: object) -> bool:
+    """Whether a saved value is a number that is not negative, finite and less than 2**63."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < LARGEST
+
+
 def needed(shapes: Mapping[str, tuple[int, ...]], ended: bool) -> list[str]:
     """The tensors that a weight's state must have: the mask alone when its schedule has ended."""
-    return [key for key in shapes if key == "keep"] if ended else list(shapes)
+    return [key for key in shapes if key == masks.KEEP] if ended else list(shapes)
 
 
-def _check_tensors(name: str, saved: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], ended: bool) -> None:
+def _check_tensors(
+    name: str,
+    saved: Mapping[str, Tensor],
+    mine: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    ended: bool,
+) -> None:
+    _check_mapping(f"{name} state", saved)
     for key, tensor in saved.items():
+        where = f"{name} {key}"
+        if not isinstance(tensor, Tensor):
+            _refuse(where, tensor, "it is no tensor")
         if tuple(tensor.shape) != shapes.get(key):
             have = f"has shape {shapes[key]}" if key in shapes else "has no such tensor"
-            _refuse(f"{name} {key}", f"shape {tuple(tensor.shape)}", f"this sparsifier {have}")
+            _refuse(where, f"shape {tuple(tensor.shape)}", f"this sparsifier {have}")
+        _check_dtype(where, tensor, mine.get(key))
     for key in needed(shapes, ended):
         if key not in saved:
-            what = "mask" if key == "keep" else key
+            what = "mask" if key == masks.KEEP else key
             _refuse(f"{name} {key}", "nothing", f"the saved state has no {what} for this weight")
+    if masks.KEEP in saved:
+        _check_bits(f"{name} {masks.KEEP}", local(saved[masks.KEEP]))
 
 
-def _refuse(where: str, given: object, wrong: str) -> NoReturn:
+def _check_dtype(where: str, tensor: Tensor, mine: Tensor | None) -> None:
+    """Refuse another type than ours, and tensors without values. What our schedule dropped was a score or a bool."""
+    if mine is not None and tensor.dtype != mine.dtype:
+        _refuse(where, tensor.dtype, f"this sparsifier has {mine.dtype}")
+    if mine is None and not (tensor.is_floating_point() or tensor.dtype == torch.bool):
+        _refuse(where, tensor.dtype, "it is neither floating point nor bool")
+    if tensor.layout != torch.strided or tensor.is_meta:
+        _refuse(where, "a tensor without values" if tensor.is_meta else tensor.layout, "its values cannot be read")
+
+
+def _check_bits(where: str, keep: Tensor) -> None:
+    """Refuse a mask that would change bits of what it keeps."""
+    if keep.numel() and not bool(((keep == 0) | (keep == -1)).all()):
+        _refuse(where, "other values", "a mask is 0 for what is removed and -1 for what is kept")
+
+
+def equal(saved: object, now: object) -> bool:
+    """Whether a saved value equals ours: text, numbers, None or lists of them. Anything else equals nothing."""
+    if isinstance(saved, list | tuple) and isinstance(now, list | tuple):
+        return len(saved) == len(now) and all(map(equal, saved, now))
+    plain = isinstance(saved, int | float | str | None) and isinstance(saved, bool) == isinstance(now, bool)
+    return plain and saved == now
+
+
+def _refuse(where: object, given: object, wrong: str) -> NoReturn:
     fix = "build the model, the method and the training length that this state was saved with"
-    raise StateError(where=where, given=given, wrong=wrong, fix=fix)
+    raise StateError(where=shown(where), given=shown(given), wrong=wrong, fix=fix)
+
+
+def shown(value: object) -> str:
+    """A value from a file for an error: one line, and not long."""
+    if isinstance(value, int) and not -LARGEST < value < LARGEST:  # Python refuses to write the longest ones
+        return "a number of more than 63 bits"
+    if isinstance(value, str):
+        return (value if value.isprintable() else repr(value))[:_LONGEST]
+    plain = isinstance(value, int | float | torch.dtype | torch.layout | None)
+    return str(value) if plain else f"a {type(value).__name__}"
 
 
 def refuse_unattached() -> NoReturn:

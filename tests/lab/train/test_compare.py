@@ -20,7 +20,7 @@ import nmlearn.lab.report
 import toy
 from nmlearn.errors import ConfigError, NMLearnError, StateError
 from nmlearn.lab.train import CompareConfig, DataConfig, ModelConfig, compare, recipe
-from nmlearn.lab.train.compare import plan_runs, results_path
+from nmlearn.lab.train.compare import _Process, plan_runs, results_path
 from nmlearn.lab.train.folder import RunFolder
 from places import SUPPORT
 
@@ -31,10 +31,6 @@ WARNINGS = "error,ignore:the masks are final after:UserWarning"  # the runs have
 def _toys(monkeypatch: pytest.MonkeyPatch) -> None:
     toy.register()
     monkeypatch.setenv("PYTHONWARNINGS", WARNINGS)
-
-
-def command(path: Path) -> list[str]:
-    return [sys.executable, str(SUPPORT / "toy.py"), str(path)]
 
 
 def never(path: Path) -> list[str]:
@@ -73,7 +69,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
     folder, events = tmp_path_factory.mktemp("compared"), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONWARNINGS", WARNINGS)
-        compare(three(folder), events.append, command)
+        compare(three(folder), events.append, toy.run_command)
     return folder, events
 
 
@@ -121,7 +117,7 @@ def test_a_failed_run_loses_nothing_and_is_tried_again(copied: Path) -> None:
 
     def broken(path: Path) -> list[str]:
         fails = "lbc" in path.parent.name
-        return [sys.executable, "-c", "import sys; sys.exit('out of luck')"] if fails else command(path)
+        return [sys.executable, "-c", "import sys; sys.exit('out of luck')"] if fails else toy.run_command(path)
 
     results = compare(plan, None, broken)
     assert [run["method"] for run in results["runs"]] == ["dense"]
@@ -129,7 +125,7 @@ def test_a_failed_run_loses_nothing_and_is_tried_again(copied: Path) -> None:
     assert not results_path(plan).exists()
     assert results["failures"][0]["run"] == "lbc-2of4-s0"
     assert "out of luck (exit code 1" in results["failures"][0]["error"]
-    again = compare(plan, None, command)
+    again = compare(plan, None, toy.run_command)
     assert [run["method"] for run in again["runs"]] == ["dense", "lbc"]
     assert again["failures"] == []
     assert results_path(plan).exists()
@@ -181,6 +177,29 @@ def test_runs_end_with_the_comparison(tmp_path: Path, deadly: signal.Signals) ->
     _wait(free)
 
 
+def test_a_run_whose_comparison_is_killed_at_once_ends_too(tmp_path: Path) -> None:
+    """Killed before the run's own interpreter has started, so that it never sees its parent."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.dumps(toy.config(tmp_path / "run", epochs=10_000)))
+    run = subprocess.Popen(toy.run_command(path), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert run.stdin is not None
+    run.stdin.close()
+    assert run.wait(60) != 0
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_comparison_holds_the_pipe_that_ends_its_runs(tmp_path: Path) -> None:
+    """A process that cannot know its parent: it says where it is, and ends when the comparison lets go."""
+    waits = "import os, sys; open(sys.argv[1] + '.up', 'w').close(); sys.exit(os.read(0, 1) and 3 or 7)"
+    run = next(plan_runs(config(tmp_path)))
+    process = _Process(run, lambda path: [sys.executable, "-c", waits, str(path)])
+    _wait(Path(f"{run.folder.path / 'recipe.yaml'}.up").exists)
+    assert not process.ended()
+    process._let_go()
+    _wait(process.ended)
+    assert "exit code 7" in str(process.error())
+
+
 def _wait(until: Callable[[], bool]) -> None:
     end = time.monotonic() + 60
     while not until():
@@ -229,6 +248,6 @@ def test_an_interrupted_comparison_stops_its_runs_and_goes_on(tmp_path: Path) ->
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compare(plan, interrupt, command)
-    results = compare(plan, None, command)
+        compare(plan, interrupt, toy.run_command)
+    results = compare(plan, None, toy.run_command)
     assert [run["method"] for run in results["runs"]] == ["lbc"]

@@ -48,7 +48,7 @@ def test_killed_at_any_moment_a_run_ends_with_the_same_bits(tmp_path: Path, kill
     assert set(found["codes"]) <= {0, -signal.SIGKILL}
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize(("kind", "number"), [("step", 8), ("write", 250)])
 def test_an_interruption_says_so_and_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, number: int, sent: signal.Signals
@@ -71,6 +71,24 @@ def test_an_interruption_says_so_and_goes_on(
     assert cli.main(["train", "--config", str(path)]) == 0
     models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "run")]
     assert models[0] == models[1]
+
+
+def test_a_terminal_that_is_closed_ends_a_run_as_ctrl_c_does(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.dumps(toy.config(tmp_path / "run", epochs=10_000)))
+    assert apart(dying.closed_terminal, path, tmp_path / "run" / "checkpoints" / "last.pt") == 130
+    assert checkpoints.load(tmp_path / "run" / "checkpoints" / "last.pt")["step"] > 0
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_run_under_nohup_outlives_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(cli, "_run", lambda words: signal.raise_signal(signal.SIGHUP) or 0)
+        assert cli.main(["train"]) == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_what_cannot_go_on_does_not_say_that_it_does(

@@ -121,12 +121,12 @@ def choosing(run: RunFolder, clock: Clock) -> tuple[float, float] | None:
 
 def _survivors(run: RunFolder, clock: Clock, axis: XAxis) -> list[Figure]:
     """Layers with the same history share a line. If there are many histories, the lines are thin and have no key."""
-    histories: dict[tuple[object, ...], list[str]] = {}
+    histories: dict[tuple[float | None, ...], list[str]] = {}
     events = run.of("sparsity")
     for name in layer_names(run):
-        cells = [layer_field(event, name, "survivors") for event in events]
-        if any(finite(cell) is not None for cell in cells):
-            history = (layer_field(events[-1], name, "combinations"), *cells)
+        cells = [finite(layer_field(event, name, "survivors")) for event in events]
+        if any(cell is not None for cell in cells):
+            history = (finite(layer_field(events[-1], name, "combinations")), *cells)
             histories.setdefault(history, []).append(name)
     if not histories:
         return []
@@ -137,7 +137,7 @@ def _survivors(run: RunFolder, clock: Clock, axis: XAxis) -> list[Figure]:
         points = [(clock.at(event), cell) for event, cell in zip(events, cells, strict=True)]
         style = STYLES[i] if few else "thin"
         lines.append(Series(f"{who}, of {count(combinations)}", points, method_paint(run), style, step=True))
-    log = max(finite(history[0]) or 0 for history in histories) > 20
+    log = max(history[0] or 0 for history in histories) > 20
     same = f" The same in all {count(len(layer_names(run)))} sparse layers." if len(lines) == 1 else ""
     note = f"Number of combinations left in each group.{same}"
     options = {"y_values": (1.0,), "log": log, "readings": few}

@@ -132,7 +132,7 @@ def _json(path: Path) -> Record:
     """The JSON object in a file; empty if the file is missing or half-written."""
     try:
         value = json.loads(_text(path) or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -147,7 +147,7 @@ def _events(path: Path) -> tuple[list[Record], list[int], int]:
             continue
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             event = None
         if not isinstance(event, dict):
             unreadable += 1
@@ -176,7 +176,7 @@ def _folders(folder: Path) -> list[RunFolder]:
 def _comparison(path: Path, folder: Path) -> Comparison:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         fix = "give a file written by `nmlearn compare`"
         raise FormatError(
             where=str(path), given="a results file", wrong=f"it cannot be read: {error}", fix=fix

@@ -6,14 +6,13 @@ import pickle
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from torch import Tensor
 
 import nmlearn
 from nmlearn.errors import ConfigError, StateError
-from nmlearn.lab.train import recipe, run_files
+from nmlearn.lab.train import parts, recipe, run_files
 from nmlearn.lab.train.accounting import Accounting
 from nmlearn.lab.train.config import TrainConfig
 from nmlearn.lab.train.finite import Finite
@@ -21,9 +20,12 @@ from nmlearn.lab.train.folder import RunFolder, difference
 from nmlearn.lab.train.journal import MaskWatch, Stopwatch
 from nmlearn.lab.train.ranks import Ranks
 from nmlearn.lab.train.setting import Setting
+from nmlearn.learn.states import counts, equal, measures, shown
 
 FORMAT = 1
-KEYS = ("config", "step", "model", "optimizer", "sparsifier", "average", "random", "accounting", "masks", "seconds")
+# What a checkpoint holds: parts that are checked against the run, and values that are checked by themselves.
+KEYS = ("model", "optimizer", "sparsifier", "average", "random", "accounting", "masks")
+PLAIN = {"config": parts.is_plain, "step": counts, "metrics_bytes": counts, "seconds": measures}
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,15 @@ class Checkpoints:
             and self.folder.checkpoint.exists()
             and path.samefile(self.folder.checkpoint)
         )
+        if state is not None:  # before anything is removed: a part may be refused
+            assert path is not None
+            self._restore(path, state)
         if self.ranks.first and not own:
             self.folder.clear()
         if state is None:
             return None
         if self.ranks.first and own:
             self.folder.cut_metrics(state["metrics_bytes"])
-        assert path is not None
-        self._restore(path, state)
         return int(state["step"])
 
     def _own_later(self, step: int) -> dict[str, Any] | None:
@@ -111,13 +114,14 @@ class Checkpoints:
         return state if same and state["step"] > step else None
 
     def _restore(self, path: Path, state: dict[str, Any]) -> None:
-        setting, device, where = self.setting, self.ranks.device, str(path)
-        _same(where, "data", state.get("data", self._data()), self._data())
-        _same_tensors(where, state["model"], setting.model.state_dict())
-        setting.model.load_state_dict(state["model"])
-        _same_groups(where, state["optimizer"], setting.optimizer.state_dict())
-        setting.optimizer.load_state_dict(state["optimizer"])
+        setting, device = self.setting, self.ranks.device
+        optimizer = self._checked(path, state)
         setting.sparsifier.load_state_dict(state["sparsifier"])
+        if state["step"] != setting.sparsifier.step:
+            given = f"step {state['step']} and a sparsifier of step {setting.sparsifier.step}"
+            parts.refuse(path, given, "they are of two moments")
+        setting.model.load_state_dict(state["model"])
+        setting.optimizer.load_state_dict(optimizer)
         if setting.average is not None:
             setting.average.model.load_state_dict(state["average"])
         self.accounting.load_state_dict(state["accounting"])
@@ -125,8 +129,34 @@ class Checkpoints:
         self.watch.seconds = state["seconds"]
         self.finite.load_state_dict(state.get("finite", self.finite.state_dict()))
         if len(state["random"]) == self.ranks.size:  # with another number, each process sees other examples anyway
-            random = state["random"][self.ranks.rank]
-            (torch.cuda.set_rng_state if device.type == "cuda" else torch.set_rng_state)(random)
+            self._restore_random(path, state["random"][self.ranks.rank])
+
+    def _checked(self, path: Path, state: dict[str, Any]) -> dict[str, Any]:
+        """Check all parts but the sparsifier's, which checks itself; returns what the optimizer can load."""
+        setting, average = self.setting, self.setting.average
+        if state["step"] > setting.total_steps:
+            parts.refuse(path, f"step {state['step']}", f"the training has {setting.total_steps} steps")
+        parts.check_same(path, "data", state.get("data", self._data()), self._data())
+        parts.check_tensors(path, "a model", state["model"], setting.model.state_dict())
+        if average is not None:
+            parts.check_tensors(path, "an average", state["average"], average.model.state_dict())
+        parts.check_tensors(path, "masks", state["masks"], setting.sparsifier.masks())
+        counted = {"sum": measures, "steps": counts, "state_bytes": counts}
+        parts.check_values(path, "accounting", state["accounting"], counted)
+        finite = state.get("finite", self.finite.state_dict())
+        parts.check_values(path, "skipped steps", finite, {"left_out": counts, "in_a_row": counts})
+        parts.check_random(path, state["random"])
+        return parts.optimizer_state(path, state["optimizer"], setting.optimizer)
+
+    def _restore_random(self, path: Path, random: torch.Tensor) -> None:
+        """Restore the random generator; that of another kind of device is of no use to this one."""
+        cuda = self.ranks.device.type == "cuda"
+        if random.numel() != (torch.cuda.get_rng_state() if cuda else torch.get_rng_state()).numel():
+            return
+        try:
+            (torch.cuda.set_rng_state if cuda else torch.set_rng_state)(random)
+        except RuntimeError as error:
+            parts.refuse(path, "a random generator's state", f"torch does not take it: {str(error).splitlines()[0]}")
 
     def _data(self) -> dict[str, Any]:
         """What must match about the data besides its configuration: a folder may have changed."""
@@ -161,23 +191,25 @@ def load(path: Path) -> dict[str, Any]:
         _check_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        _refuse(
+        parts.refuse(
             path, "this file", f"it cannot be read: {error.strerror or error}", "check the path and its permissions"
         )
     except pickle.UnpicklingError:  # torch's message tells how to execute the contents
-        _refuse(path, "a torch.save file", "it holds more than tensors, numbers and text")
+        parts.refuse(path, "a torch.save file", "it holds more than tensors, numbers and text")
     except Exception as error:  # zipfile and torch may raise anything for broken files
         why = f" ({error})" if isinstance(error, zipfile.BadZipFile) else ""
         size = path.stat().st_size
-        _refuse(path, f"a file of {size} bytes", f"it is truncated, modified or not a checkpoint{why}")
+        parts.refuse(path, f"a file of {size} bytes", f"it is truncated, modified or not a checkpoint{why}")
     if not isinstance(state, dict) or "format" not in state:
-        _refuse(path, "a torch.save file", "it is not a training checkpoint")
-    if state["format"] != FORMAT:
-        theirs = f"format {state['format']} of nmlearn {state.get('nmlearn', '(unknown)')}"
-        _refuse(path, theirs, f"nmlearn {nmlearn.__version__} reads format {FORMAT}", "resume with that version")
-    missing = [key for key in KEYS if key not in state]
+        parts.refuse(path, "a torch.save file", "it is not a training checkpoint")
+    if not equal(state["format"], FORMAT):
+        theirs = f"format {shown(state['format'])} of nmlearn {shown(state.get('nmlearn', '(unknown)'))}"
+        parts.refuse(path, theirs, f"nmlearn {nmlearn.__version__} reads format {FORMAT}", "resume with that version")
+    missing = [key for key in (*PLAIN, *KEYS) if key not in state]
     if missing:
-        _refuse(path, "a training checkpoint", f"it lacks {', '.join(missing)}")
+        parts.refuse(path, "a training checkpoint", f"it lacks {', '.join(missing)}")
+    parts.check_values(path, "a training checkpoint", state, PLAIN)
+    parts.mapping(path, "a configuration", state["config"])
     return state
 
 
@@ -187,38 +219,6 @@ def _check_sums(path: Path) -> None:
         broken = archive.testzip()
     if broken is not None:
         raise zipfile.BadZipFile(f"bad checksum of {broken}")
-
-
-def _refuse(path: Path | str, given: str, wrong: str, fix: str = "") -> NoReturn:
-    fix = fix or "--resume none starts over, --resume PATH resumes from another checkpoint"
-    raise StateError(where=str(path), given=given, wrong=wrong, fix=fix) from None
-
-
-def _same(where: str, what: str, saved: Any, now: Any) -> None:
-    """Refuse two dicts that differ, naming the first entry that does."""
-    for key in sorted(saved.keys() | now.keys()):
-        if saved.get(key) != now.get(key):
-            _refuse(where, f"{what} with {key} = {saved.get(key)}", f"now {key} is {now.get(key)}")
-
-
-def _same_tensors(where: str, saved: dict[str, Any], now: dict[str, Any]) -> None:
-    _same(where, "a model", {k: _form(v) for k, v in saved.items()}, {k: _form(v) for k, v in now.items()})
-
-
-def _form(value: Any) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _same_groups(where: str, saved: dict[str, Any], now: dict[str, Any]) -> None:
-    """Compare the structure of an optimizer's groups; their values come from the configuration or the schedule."""
-    forms = [
-        {
-            f"group {i}": f"{len(g['params'])} weights, {', '.join(sorted(g))}"
-            for i, g in enumerate(each["param_groups"])
-        }
-        for each in (saved, now)
-    ]
-    _same(where, "an optimizer", *forms)
 
 
 def refuse_other(where: str, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -21,15 +21,14 @@ from nmlearn.lab.train import recipe, run_files, setting
 from nmlearn.lab.train.checkpoints import refuse_other
 from nmlearn.lab.train.config import CompareConfig, MethodConfig, TrainConfig
 from nmlearn.lab.train.environment import now
-from nmlearn.lab.train.folder import RunFolder
+from nmlearn.lab.train.folder import SUMMARY, RunFolder
 from nmlearn.lab.train.journal import Listener
 from nmlearn.lab.train.statistics import table
 
-RESULT_KEYS = ("accuracy", "loss", "seconds", "state_bytes_per_weight", "training_flops_ratio", "density")
 OPTIONAL_KEYS = ("ema_accuracy", "bits_per_byte")
 ORIGIN_KEYS = ("source_commit", "started", "cpu", "torch")
 Command = Callable[[Path], list[str]]
-"""Makes the command that trains from a given recipe file."""
+"""Makes the command that trains from a given recipe file, and ends when its standard input does."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def _results(
     """The contents of the results file; ``kept`` is the previous one if nothing was trained since."""
     results = [_result(run) for run in finished]
     commits = sorted({str(result["source_commit"]) for result in results if result["source_commit"]})
-    starts = [result["started"] for result in results if result["started"]]
+    starts = [str(result["started"]) for result in results if result["started"]]
     return {
         "name": config.name,
         "recipe": recipe.to_dict(config),
@@ -124,7 +123,7 @@ def _result(run: PlannedRun) -> dict[str, Any]:
         "method": run.method,
         "pattern": run.pattern,
         "seed": run.seed,
-        **{key: summary[key] for key in RESULT_KEYS},
+        **{key: summary[key] for key in SUMMARY},
         **optional,
         "folder": run.name,
         **{key: environment.get(key) for key in ORIGIN_KEYS},
@@ -225,7 +224,7 @@ class _Process:
         environment = {**os.environ, "OMP_NUM_THREADS": str(run.config.threads)}
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
-                command(path), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+                command(path), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.PIPE, env=environment
             )
 
     def news(self) -> Iterator[dict[str, Any]]:
@@ -246,7 +245,10 @@ class _Process:
 
     def ended(self) -> bool:
         """Whether the process has ended."""
-        return self._process.poll() is not None
+        if self._process.poll() is None:
+            return False
+        self._let_go()
+        return True
 
     def error(self) -> str | None:
         """What went wrong, None for success: the last line of the log, and the exit code."""
@@ -259,6 +261,12 @@ class _Process:
         """End the process; its checkpoint stays."""
         self._process.terminate()
         self._process.wait()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Close the pipe whose end would end the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
 
 def _event(line: bytes) -> dict[str, Any] | None:

@@ -19,10 +19,14 @@ from nmlearn.errors import StateError
 from nmlearn.files import model_file
 from nmlearn.lab.train import recipe, run_files
 from nmlearn.lab.train.config import TrainConfig
+from nmlearn.learn.states import measures
 
 # Settings that do not change what is learned: a run may be resumed with other values.
 FREE = {"out", "resume", "device", "threads", "compile", "log_every", "eval_every", "eval_batch_size"}
 FREE |= {"checkpoint_every", "tensorboard"}
+# The numbers that every summary has, None where there is no such number, and those that some have.
+SUMMARY = ("accuracy", "loss", "seconds", "state_bytes_per_weight", "training_flops_ratio", "density")
+OPTIONAL = ("ema_accuracy", "bits_per_byte", "box_ap", "mask_ap")
 
 
 class RunFolder:
@@ -40,9 +44,22 @@ class RunFolder:
         self._metrics_path = self.path / "metrics.jsonl"
 
     def summary(self) -> dict[str, Any] | None:
-        """The summary of a finished run; None if the run is not finished."""
+        """The summary of a finished run; None if the run is not finished.
+
+        Raises:
+            FormatError: the file holds something else.
+        """
         path = self.path / "summary.json"
-        return run_files.read_json(path) if path.exists() else None
+        if not path.exists():
+            return None
+        summary = run_files.read_json(path)
+        for key in SUMMARY:
+            if key not in summary:
+                run_files.refuse(path, f"it has no {key}")
+        for key in (*SUMMARY, *OPTIONAL):
+            if summary.get(key) is not None and not measures(summary[key]):
+                run_files.refuse(path, f"its {key} is no number that is not negative and finite")
+        return summary
 
     def holds_work(self) -> bool:
         """Whether the folder holds something that a run with other settings would destroy."""
@@ -99,7 +116,8 @@ class RunFolder:
         run_files.write_text(self.path / "config.yaml", recipe.dumps(config))
         first = self.environment() if resumed else {}
         if first:
-            environment = {**first, "resumed": [*first.get("resumed", []), environment]}
+            resumes = first.get("resumed", [])
+            environment = {**first, "resumed": [*(resumes if isinstance(resumes, list) else []), environment]}
         run_files.write_json(self.path / "env.json", environment)
         run_files.write_json(self.path / "plan.json", {"rows": plan})
 
@@ -108,7 +126,8 @@ class RunFolder:
         # The summary marks the rest as complete, so it goes first: this may be killed halfway.
         first = (self.path / "summary.json", self.checkpoint)
         for path in (*first, self.model, self.average, self._metrics_path, self.path / "env.json"):
-            path.unlink(missing_ok=True)
+            with run_files.explained(path):
+                path.unlink(missing_ok=True)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the summary: from now on the run counts as finished."""
@@ -117,7 +136,8 @@ class RunFolder:
     def cut_metrics(self, size: int) -> None:
         """Truncate the metrics to ``size`` bytes: what was written after the checkpoint will be written again."""
         if self._metrics_path.exists():
-            os.truncate(self._metrics_path, min(size, self._metrics_path.stat().st_size))
+            with run_files.explained(self._metrics_path):
+                os.truncate(self._metrics_path, min(size, self._metrics_path.stat().st_size))
 
     def append(self, event: dict[str, Any]) -> None:
         """Append one event to the metrics: a whole line, or none.

@@ -14,17 +14,20 @@ import io
 import itertools
 import json
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nmlearn.errors import ConfigError
+from nmlearn.errors import ConfigError, NMLearnError
 from nmlearn.lab.train.config import check_pattern
 
 Config = TypeVar("Config")
 Schema = dict[str, Any]
 
 LARGEST = 100_000  # values in a recipe; nested aliases can expand to any number
+LONGEST = 1 << 20  # bytes of a recipe; ten seconds of parsing
+_SHOWN = 80  # characters of a recipe that an error shows
 _NAMES = {"string": "text", "integer": "a whole number", "number": "a number", "boolean": "true or false"}
 _LISTS = {"patterns": "[2:4, 1:4]", "methods": "[dense, lbc]", "input_shape": "[3, 224, 224]"}
 # The rules of section 10.3.2. ruamel.yaml's own also read 1_000, 0b1 and 2026-01-01 as values, and .5e3 as text.
@@ -49,18 +52,25 @@ def loads(text: str, where: str = "YAML") -> Any:
         where: the name of the text in errors.
 
     Raises:
-        ConfigError: the text is not YAML, a key occurs twice, or a value has no JSON type.
+        ConfigError: the text is not YAML, or longer than a MiB, a key occurs twice, or a value has no JSON type.
     """
-    from ruamel.yaml.error import YAMLError
-
+    given = "this file" if "\n" in text else text if text.isprintable() else repr(text)
+    given = given if len(given) <= _SHOWN else f"{given[:_SHOWN]}..."
+    if len(text.encode(errors="replace")) > LONGEST:
+        wrong = f"longer than {LONGEST:,} bytes, which no recipe is"
+        raise ConfigError(where=where, given=given, wrong=wrong, fix="give a recipe")
+    reader = _yaml()
     try:
-        return json.loads(_json(_yaml().load(text), where))
-    except (YAMLError, ValueError, RecursionError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names for aliases that are used again, which YAML allows
+            found = reader.load(text)
+    except Exception as error:  # a tag that its value does not fit raises anything: KeyError, IndexError ...
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        wrong = f"not YAML: {getattr(error, 'problem', None) or error}{place}"
-        given = "this file" if "\n" in text else text
+        problem = getattr(error, "problem", None) or str(error) or type(error).__name__
+        wrong = f"not YAML: {problem.splitlines()[0]}{place}"
         raise ConfigError(where=where, given=given, wrong=wrong, fix="correct it") from error
+    return json.loads(_json(found, where))
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -70,8 +80,10 @@ def load(path: str | Path) -> dict[str, Any]:
         ConfigError: there is no such file, or it is not YAML or not a mapping.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with open(path, "rb") as file:
+            octets = file.read(LONGEST + 1)  # a device has no end
+        text = octets.decode(errors="strict" if len(octets) <= LONGEST else "replace")
+    except (OSError, ValueError) as error:
         wrong = f"cannot be read: {error}"
         raise ConfigError(where="configuration file", given=path, wrong=wrong, fix="check the path") from error
     value = loads(text, str(path))
@@ -111,6 +123,9 @@ def build(kind: type[Config], values: Mapping[str, Any], where: str = "") -> Con
         return _adapter(kind).validate_json(_json(values, where))  # type: ignore[arg-type]
     except ValidationError as error:
         raise _explained(settings(kind), error.errors()[0], where) from None
+    except NMLearnError as error:  # by the checks of the dataclasses, which know no file
+        place = error.where if error.where.startswith(where) else f"{where}{error.where}"
+        raise type(error)(where=place, given=error.given, wrong=error.wrong, fix=error.fix) from None
 
 
 def settings(kind: type) -> dict[str, Schema]:

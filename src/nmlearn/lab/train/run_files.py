@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from nmlearn.errors import FormatError
 from nmlearn.files.atomic import explained as explained
@@ -24,18 +24,25 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file.
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file.
 
     Raises:
-        FormatError: it cannot be read.
+        FormatError: it cannot be read, or holds another value.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FormatError(
-            where=str(path),
-            given="this file",
-            wrong=f"it is not readable as JSON: {error}",
-            fix="delete the file or the run",
-        ) from error
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        refuse(path, f"it is not readable as JSON: {error}", error)
+    if not isinstance(value, dict):
+        refuse(path, f"it is no mapping but a {type(value).__name__}")
+    return value
+
+
+def refuse(path: Path, wrong: str, error: Exception | None = None) -> NoReturn:
+    """Refuse a file of a run.
+
+    Raises:
+        FormatError: always.
+    """
+    raise FormatError(where=str(path), given="this file", wrong=wrong, fix="delete the file or the run") from error
