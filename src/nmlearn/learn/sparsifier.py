@@ -6,7 +6,7 @@ learn before it and write into the weights after it, so that at every other mome
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, SupportsIndex
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nmlearn.errors import StateError
-from nmlearn.learn import ending, optimizers, refusals, states, travel, wrapping
+from nmlearn.learn import applying, calibration, ending, optimizers, refusals, states, travel, wrapping
 from nmlearn.learn.ending import Summary
 from nmlearn.learn.holding import Holding, hold
 from nmlearn.learn.learned import Learned
@@ -206,6 +206,21 @@ class Sparsifier:
         if self._attached:
             self._attached.bond.end()
         self._attached, self._weights = None, []
+
+    def apply(self, batches: Iterable[Any] | None = None, *, memory: int = calibration.MEMORY) -> Summary:
+        """Give each weight its pattern now, without an optimizer, and verify; :meth:`attach` then trains what is left.
+
+        Args:
+            batches: to calibrate with, where the method needs that; see :func:`nmlearn.learn.calibration.calibrate`.
+                Block by block in order of call: each is fed what the sparse ones before it produce.
+            memory: bytes that the sums of one stage, and pieces of inputs, may take together.
+
+        Raises:
+            ConfigError: a method that learns while training, no batches where it needs some, or too little memory.
+            AttachError: weights that are sharded, replaced or held by a sparsifier, or a model in DDP.
+            PlanError, DataError: weights whose inputs cannot be seen; inputs that are not finite.
+        """
+        return applying.apply(self, batches, memory)
 
     # Around optimizer.step
 
