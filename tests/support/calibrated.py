@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nmlearn.maths.inputs import Inputs
+from nmlearn.maths.inputs import Inputs, from_rows, to_rows
 from nmlearn.methods.method import Method, State, Weight, keep_top_
 
 
@@ -25,9 +25,9 @@ class ByInputs(Method):
     def init(self, w: Weight) -> State:
         self.noted[w.name] = w.inputs
         state = super().init(w)
-        scores = w.tensor.abs()
-        if w.inputs is not None and w.tensor.dim() == 2:
-            scores = scores * w.inputs.norm_gk
+        assert w.inputs is not None
+        scores_gok = to_rows(w.tensor.abs(), w.grouping, len(w.inputs.norm_gk)) * w.inputs.norm_gk[:, None]
+        scores = from_rows(scores_gok, w.grouping, tuple(w.tensor.shape))
         keep_top_(replace(w, state=state), scores, w.pattern.n)
         return state
 

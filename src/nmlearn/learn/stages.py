@@ -1,6 +1,6 @@
 """The order in which a model calls its sparse layers, and its cut into stages that are calibrated one after the other.
 
-No list of architectures: order is recorded in a run, and a block is a module that has a sibling of its own class, both
+No list of architectures: order is recorded in a run, and a block is a module that has a sibling of its own kind, both
 with sparse layers inside, as in a list of repeated blocks.
 """
 
@@ -85,8 +85,14 @@ def _around(path: str) -> list[str]:
 
 
 def _repeats(model: nn.Module, path: str, parents: set[str]) -> bool:
-    """Whether another child of its parent is of the same class, and holds sparse layers too."""
+    """Whether another child of its parent is of the same kind, and holds sparse layers too."""
     above, _, own = path.rpartition(".")
     siblings = dict(model.get_submodule(above).named_children())
-    names = [name for name, module in siblings.items() if type(module) is type(siblings[own])]
+    names = [name for name, module in siblings.items() if _kind(module) == _kind(siblings[own])]
     return any(name != own and (f"{above}.{name}" if above else name) in parents for name in names)
+
+
+def _kind(module: nn.Module) -> object:
+    """The class; of a plain Sequential, which may hold anything, those of its layers too."""
+    inside = [type(child) for child in module.children()] if type(module) is nn.Sequential else []
+    return type(module), inside
