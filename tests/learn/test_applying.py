@@ -10,7 +10,7 @@ from torch import nn
 
 import nets
 import nmlearn as nm
-from calibrated import ByInputs, Readers, chain, normal
+from calibration_models import ByInputs, Readers, chain, normal
 from nmlearn.errors import AttachError, ConfigError, DataError, PlanError
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import nets
 import nmlearn as nm
-from calibrated import ByInputs, Forgets, Language, chain, normal, tokens
+from calibration_models import ByInputs, Forgets, Language, chain, normal, tokens
 from nmlearn.errors import ConfigError
 from nmlearn.learn import calibration, stages
 from processes import apart

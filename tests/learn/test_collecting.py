@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import nmlearn as nm
-from calibrated import ByInputs, Language, Logged, Readers, chain, normal, tokens
+from calibration_models import ByInputs, Language, Logged, Readers, chain, normal, tokens
 from nmlearn.errors import PlanError
 from nmlearn.learn import collecting
 from nmlearn.maths.inputs import Inputs, to_rows
