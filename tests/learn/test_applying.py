@@ -47,9 +47,9 @@ def test_methods_that_learn_are_refused(method: nm.Method) -> None:
 def test_what_cannot_be_applied_is_refused_before_anything_is_written() -> None:
     model, x = Readers(), normal(2, 5, 16)
     before = nets.snapshot(model)
-    with pytest.raises(PlanError, match=r"in_proj_weight.*own code.*OneShot"):
+    with pytest.raises(PlanError, match=r"rnn.*own code.*OneShot"):
         nm.Sparsifier(model, ByInputs("2:4")).apply([x])
-    rules = {"encoder.self_attn": None, "rnn": None, "up": None, "own": None}
+    rules = {"cross": None, "rnn": None, "up": None, "own": None}
     with pytest.raises(PlanError, match=r"read\.weight: .*no batch called .*unused\.weight"):
         nm.Sparsifier(model, ByInputs("2:4"), rules).apply([x])
     rules |= {"read": None, "unused": None}
@@ -58,7 +58,7 @@ def test_what_cannot_be_applied_is_refused_before_anything_is_written() -> None:
     for wrong in ([], x, iter([])):
         with pytest.raises(ConfigError, match="batches"):
             nm.Sparsifier(model, ByInputs("2:4"), rules).apply(wrong)
-    with pytest.raises(ConfigError, match=r"encoder\.linear2\.weight.*memory=5,000"):
+    with pytest.raises(ConfigError, match=r"encoder.*memory=5,000"):
         nm.Sparsifier(model, ByInputs("2:4"), rules).apply([x], memory=5000)
     with pytest.raises(ConfigError, match="no such need"):
         nm.calibrate(model, [x], needs="norms")  # type: ignore[arg-type]

@@ -62,7 +62,7 @@ def test_stages_lie_within_blocks_and_the_bound() -> None:
     assert [len(some) for some in parts(nested, normal(2, 8))] == [2, 2, 1, 1]
     assert [len(some) for some in parts(chain(8, 8, 8, 8), normal(2, 8))] == [1, 1]
     parted = nn.Sequential(chain(8, 8, 8), nn.Sequential(nn.Flatten(), nn.Linear(8, 8), nn.Linear(8, 8)))
-    assert [len(some) for some in parts(parted, normal(2, 8))] == [1, 1, 1]  # two parts, and nothing that repeats
+    assert [len(some) for some in parts(parted, normal(2, 8))] == [1, 1, 1, 1]  # two parts, and nothing that repeats
 
 
 def parts(model: nn.Module, batch: Tensor, most: int = 1 << 30) -> list[list[str]]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import nmlearn as nm
-from calibration_models import ByInputs, Language, Logged, Readers, chain, normal, tokens
+from calibration_models import Attends, ByInputs, Language, Logged, Readers, chain, normal, tokens
 from nmlearn.errors import PlanError
 from nmlearn.learn import collecting
 from nmlearn.maths.inputs import Inputs, to_rows
@@ -49,7 +49,7 @@ def test_rows_times_inputs_are_the_outputs(name: str, piece: int) -> None:
     torch.testing.assert_close(torch.cat(list(x_gtk @ rows_gok.mT), 1), out_to)
 
     row = nm.Sparsifier(nn.Sequential(layer, nn.Linear(1, 1)), nm.OneShot("1:1"), {"0": "1:1"}).plan.sparse[0]
-    of = collecting.layer(row, (layer,))
+    of = collecting.layer(row, (layer,), {})
     assert isinstance(of, collecting.Layer)
     sums = collecting.Sums(of, True, 4 * piece)
     sums.add(layer, x, None)
@@ -136,10 +136,10 @@ def test_a_layer_in_two_places_adds_up_both() -> None:
 
 def test_what_cannot_be_seen_is_named_with_its_reason() -> None:
     seen = nm.calibrate(Readers(), [normal(2, 5, 16)])
-    assert set(seen) == {"encoder.linear1.weight", "encoder.linear2.weight"}  # not in torch's fast path
+    inside = ("linear1.weight", "linear2.weight", "self_attn.in_proj_weight", "self_attn.out_proj.weight")
+    assert set(seen) == {"cross.out_proj.weight", *(f"encoder.{name}" for name in inside)}  # not in torch's fast path
     reasons = {
-        "encoder.self_attn.in_proj_weight": "own code",
-        "encoder.self_attn.out_proj.weight": "no batch called",
+        "cross.in_proj_weight": "other keys",
         "rnn.weight_ih_l0": "own code",
         "up.weight": "transposed",
         "read.weight": "no batch called",
@@ -147,7 +147,7 @@ def test_what_cannot_be_seen_is_named_with_its_reason() -> None:
         "own.weight": "Doubled.forward",
     }
     assert {name: part in seen.unseen[name] for name, part in reasons.items()} == dict.fromkeys(reasons, True)
-    assert "8 unseen" in repr(seen)
+    assert "7 unseen" in repr(seen)
 
 
 def test_experts_and_other_axes_are_named() -> None:
@@ -160,3 +160,30 @@ def test_experts_and_other_axes_are_named() -> None:
     assert "Sequential" in seen.unseen["experts"] and "axis 0" in seen.unseen["0.weight"]
     with pytest.raises(PlanError, match=r"experts.* and 1 more.*None"):
         sparsifier.apply([normal(3, 8)])
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_the_projections_of_attention_are_seen(batch_first: bool) -> None:
+    """By an explicit derivation, with padded keys; and where queries, keys and values have a projection each."""
+    attention = nn.MultiheadAttention(16, 2, batch_first=batch_first)
+    x, y = normal(3, 5, 16), normal(3, 7, 8, seed=1)
+    padded = torch.zeros(3, 5, dtype=torch.bool)
+    padded[0, 3:] = True
+    order = (lambda a: a) if batch_first else (lambda a: a.transpose(0, 1))
+    z = order(x)
+    seen = nm.calibrate(Attends(attention), [(z, z, padded)])
+    with torch.no_grad():
+        qkv = attention.in_proj_weight @ x.mT + attention.in_proj_bias[:, None]
+        q, k, v = qkv.unflatten(1, (3, 2, 8)).mT.unbind(1)
+        a = F.scaled_dot_product_attention(q, k, v, ~padded[:, None, None]).transpose(1, 2).reshape(15, 16)
+    torch.testing.assert_close(seen["0.out_proj.weight"].gram_gkk, (a.T @ a)[None], rtol=1e-4, atol=1e-5)
+    x_tk = x.flatten(0, 1)
+    torch.testing.assert_close(seen["0.in_proj_weight"].gram_gkk, (x_tk.T @ x_tk)[None], rtol=1e-4, atol=1e-5)
+
+    separate = nn.MultiheadAttention(16, 2, kdim=8, vdim=8, batch_first=batch_first)
+    seen = nm.calibrate(Attends(separate), [(z, order(y))])
+    y_tk = y.flatten(0, 1)
+    for name, rows in (("q", x_tk), ("k", y_tk), ("v", y_tk)):
+        gram = seen[f"0.{name}_proj_weight"].gram_gkk
+        torch.testing.assert_close(gram, (rows.T @ rows)[None], rtol=1e-4, atol=1e-5)
+    assert seen["0.out_proj.weight"].tokens == 15

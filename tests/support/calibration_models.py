@@ -87,18 +87,30 @@ def tokens(batch: int = 2, length: int = 6, seed: int = 0) -> Tensor:
     return torch.randint(32, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
+class Attends(nn.Sequential):
+    """Attention, and an output layer."""
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        super().__init__(attention, nn.Linear(attention.embed_dim, 4))
+
+    def forward(self, x: Tensor, y: Tensor, padded: Tensor | None = None) -> Tensor:
+        return self[1](self[0](x, key=y, value=y, key_padding_mask=padded)[0])
+
+
 class Readers(nn.Module):
     """Layers whose weights are read by others, or never."""
 
     def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.cross = nn.MultiheadAttention(16, 2, batch_first=True)
         self.rnn, self.up = nn.LSTM(16, 16, batch_first=True), nn.ConvTranspose1d(16, 16, 2)
         self.read, self.unused = nn.Linear(16, 16), nn.Linear(16, 16)
         self.own = Doubled(16, 16)
         self.head = nn.Linear(16, 4)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.cross(x, 2 * x, x)[0]
         x = self.up(self.rnn(self.encoder(x))[0].mT).mT
         return self.head(self.own(F.linear(x, self.read.weight)))
 

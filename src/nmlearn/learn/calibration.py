@@ -26,7 +26,6 @@ from nmlearn.model.plan import Plan, PlanRow
 MEMORY = 2**30
 _PIECE = 2**26
 _ASIDE = 4  # pieces of inputs that may exist at once: padded, copied, cast, and in the order of a product
-NEVER_CALLED = "no batch called its layer: it is not used, or its parent multiplies with the weight in its own code"
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +100,7 @@ def calibrate(
         for _ in _passes(model, given, collector, layers.values()):
             pass
     inputs = {name: sums.inputs() for name, sums in collector.sums.items()}
-    unseen |= {name: NEVER_CALLED for name, some in inputs.items() if not some.tokens}
+    unseen |= {name: layers[name].unreached() for name, some in inputs.items() if not some.tokens}
     _check_finite({name: some for name, some in inputs.items() if some.tokens})
     return Seen({name: some for name, some in inputs.items() if some.tokens}, unseen)
 
@@ -142,7 +141,7 @@ def by_stages(
     with quiet(model):
         runs = _recorded(model, given, layers)
         never = layers.keys() - {name for names in runs for name in names}
-        _refuse_unseen({name: NEVER_CALLED for name in layers if name in never})
+        _refuse_unseen({name: layer.unreached() for name, layer in layers.items() if name in never})
         for stage in stages.cut(layers, runs, unwrap(model), gram, most):
             sums = _collected(model, given, stage, gram, piece)
             _check_finite({name: one.inputs() for name, one in sums.items()})
@@ -153,7 +152,8 @@ def by_stages(
 def seeable(model: nn.Module, rows: Sequence[PlanRow]) -> tuple[dict[str, Layer], dict[str, str]]:
     """The weights whose inputs hooks can see, by name, and why they cannot see those of the others."""
     owners = {id(item.parameter): tuple(dict.fromkeys(item.owners)) for item in find(model)}
-    found = {row.name: collecting.layer(row, owners.get(id(row.parameter), ())) for row in rows}
+    attentions = {id(m.out_proj): m for m in unwrap(model).modules() if isinstance(m, nn.MultiheadAttention)}
+    found = {row.name: collecting.layer(row, owners.get(id(row.parameter), ()), attentions) for row in rows}
     layers = {name: layer for name, layer in found.items() if isinstance(layer, Layer)}
     return layers, {name: why for name, why in found.items() if isinstance(why, str)}
 

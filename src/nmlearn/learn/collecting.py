@@ -9,7 +9,7 @@ of a bounded size are copied.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nmlearn.learn import attention
 from nmlearn.maths.inputs import Inputs
 from nmlearn.model import trial
 from nmlearn.model.plan import PlanRow
@@ -25,8 +26,10 @@ Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _FOREIGN_LINEAR = "transformers.pytorch_utils.Conv1D"  # a linear layer whose weight is [in, out]
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
-_WHOLE_WEIGHT = "its inputs cannot be seen by hooks"
-_READ_BY_PARENT = f"{_WHOLE_WEIGHT}: its module multiplies with it in its own code"
+_UNSEEN = "its inputs cannot be seen by hooks"
+_READ_INSIDE = f"{_UNSEEN}: its module multiplies with it in its own code"
+_NEVER_CALLED = "no batch called its layer: it is not used, or its parent multiplies with the weight in its own code"
+_MIXED = "its attention was given other keys or values than queries, and one weight multiplies them all"
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Layer:
 
     Attributes:
         row: of the plan.
-        owners: the modules that multiply with it; several where it is tied, and their inputs are added up.
+        owners: the modules whose calls give it its inputs; several where it is tied, and their inputs are added up.
+        own: its name in attention; empty in other layers.
         groups: G, convolution groups.
         inputs: K, the inputs of one output.
     """
@@ -44,10 +48,23 @@ class Layer:
     owners: tuple[nn.Module, ...]
     groups: int
     inputs: int
+    own: str = ""
 
     @property
     def name(self) -> str:
         return self.row.name
+
+    def input_of(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """What a call of an owner multiplies with it; None where that is nothing, or cannot be said."""
+        if isinstance(owner, nn.MultiheadAttention):
+            x = attention.input_of(owner, self.own, args, kwargs)
+        else:
+            x = args[0] if args else next(iter(kwargs.values()), None)
+        return x if isinstance(x, Tensor) and x.numel() else None
+
+    def unreached(self) -> str:
+        """Why no batch may have given it an input."""
+        return _MIXED if self.own == "in_proj_weight" else _NEVER_CALLED
 
     def bytes(self, gram: bool) -> int:
         """What the sums over its inputs take."""
@@ -55,31 +72,51 @@ class Layer:
         return values * _sums_dtype(self.row.parameter.dtype).itemsize
 
 
-def layer(row: PlanRow, owners: tuple[nn.Module, ...]) -> Layer | str:
-    """A weight as one whose inputs can be seen, or why they cannot."""
+def layer(row: PlanRow, owners: tuple[nn.Module, ...], attentions: Mapping[int, nn.MultiheadAttention]) -> Layer | str:
+    """A weight as one whose inputs can be seen, or why they cannot.
+
+    Args:
+        owners: the modules that have it.
+        attentions: the attention of each output projection of one, by the projection's id.
+    """
     if not owners:
         return "the model does not have it: the plan is of another model, or a weight was replaced"
+    own = [_name_in_attention(owner, row, attentions) for owner in owners]
+    owners = tuple(attentions.get(id(owner), owner) for owner in owners)
     reason = next(filter(None, (_unseeable(owner, row) for owner in owners)), "")
+    if not reason and len(set(own)) > 1:
+        reason = f"{_UNSEEN}: it is tied in layers of different kinds"
     if reason:
         return reason
     groups = {owner.groups if isinstance(owner, Convolution) else 1 for owner in owners}
     if len(groups) > 1:
-        return f"{_WHOLE_WEIGHT}: it is tied in convolutions of different groups"
+        return f"{_UNSEEN}: it is tied in convolutions of different groups"
     shape, axis = row.shape, row.grouping.axis
-    return Layer(row, owners, groups.pop(), math.prod(shape) // shape[1 - axis])
+    return Layer(row, owners, groups.pop(), math.prod(shape) // shape[1 - axis], own[0])
+
+
+def _name_in_attention(owner: nn.Module, row: PlanRow, attentions: Mapping[int, nn.MultiheadAttention]) -> str:
+    if id(owner) in attentions:
+        return attention.OUTPUT
+    if isinstance(owner, nn.MultiheadAttention):
+        return next((own for own, p in owner.named_parameters(recurse=False) if p is row.parameter), "")
+    return ""
 
 
 def _unseeable(owner: nn.Module, row: PlanRow) -> str:
     """Why no hook on this module sees what the weight is multiplied with; empty when one does."""
     kind, inputs = type(owner), 1
-    if isinstance(owner, nn.MultiheadAttention | nn.RNNBase | nn.RNNCellBase):
-        return _READ_BY_PARENT
+    if isinstance(owner, nn.RNNBase | nn.RNNCellBase):
+        return _READ_INSIDE
     if isinstance(owner, _TRANSPOSED):
         return "the inputs of a transposed convolution's groups are not those of its outputs"
     if f"{kind.__module__}.{kind.__name__}" == _FOREIGN_LINEAR:
         inputs = 0
+    elif isinstance(owner, nn.MultiheadAttention):
+        if kind.forward is not nn.MultiheadAttention.forward:
+            return f"{_READ_INSIDE} ({kind.__name__})"
     elif not isinstance(owner, nn.Linear | Convolution) or row.parameter is not owner.weight:
-        return f"{_READ_BY_PARENT} ({kind.__name__})"
+        return f"{_READ_INSIDE} ({kind.__name__})"
     if row.grouping.axis != inputs:
         return f"its rule groups it along axis {row.grouping.axis}, and its inputs run along axis {inputs}"
     if trial.has_own_forward(owner) and not trial.computes_as_its_class(owner):
@@ -222,7 +259,7 @@ class Collector:
     Attributes:
         sums: what to add to, by the name of the weight; layers that it lacks are only told of.
         mask: the attention mask of the batch that runs.
-        called: is told the name of a weight before each call with it, after its input was added.
+        called: is told the name of a weight before each call that gives it an input, after that was added.
     """
 
     sums: dict[str, Sums]
@@ -234,7 +271,7 @@ class Collector:
         """Hang hooks on all owners, behind those that are there."""
         for one in layers:
             for owner in one.owners:
-                hook = torch.compiler.disable(self._hook(one.name))
+                hook = torch.compiler.disable(self._hook(one))
                 self._hooks.append(owner.register_forward_pre_hook(hook, with_kwargs=True))
 
     def remove(self) -> None:
@@ -243,12 +280,14 @@ class Collector:
             hook.remove()
         self._hooks.clear()
 
-    def _hook(self, name: str) -> Callable[..., None]:
+    def _hook(self, one: Layer) -> Callable[..., None]:
         def hook(owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
-            if name in self.sums and x is not None and x.numel():
+            x = one.input_of(owner, args, kwargs)
+            if x is None:
+                return
+            if one.name in self.sums:
                 with torch.autocast(x.device.type, enabled=False):
-                    self.sums[name].add(owner, x, self.mask)
-            self.called(name)
+                    self.sums[one.name].add(owner, x, self.mask)
+            self.called(one.name)
 
         return hook

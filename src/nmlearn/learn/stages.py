@@ -69,9 +69,7 @@ def _calls(layers: list[Layer], names: Sequence[str]) -> int:
 
 def _blocks(model: nn.Module, layers: Iterable[Layer]) -> dict[str, str]:
     """The block of each weight: the innermost module that repeats, or the layer itself."""
-    paths: dict[int, str] = {}
-    for path, module in model.named_modules():
-        paths[id(module)] = path
+    paths = {id(module): path for path, module in model.named_modules()}
     inside = {layer.name: paths[id(layer.owners[0])] for layer in layers}
     parents = {parent for path in inside.values() for parent in _around(path)}
     repeats = {path for path in parents if path and _repeats(model, path, parents)}
