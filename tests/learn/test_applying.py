@@ -82,6 +82,28 @@ def test_weights_that_others_hold_are_refused() -> None:
         nm.Sparsifier(model, nm.OneShot("2:4"), {"": None}).apply()
 
 
+class DistributedDataParallel(nn.Module):
+    """Stands for torch's, which needs a process group."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+def test_models_that_are_spread_out_are_refused() -> None:
+    model = DistributedDataParallel(chain(16, 16, 16, 4))
+    with pytest.raises(AttachError, match=r"DistributedDataParallel.*wrap the model afterwards"):
+        nm.Sparsifier(model, ByInputs("2:4")).apply([normal(2, 16)])
+    nm.Sparsifier(model, nm.OneShot("2:4")).apply()  # every rank removes the same
+    with pytest.raises(AttachError, match=r"0\.weight.*meta"):
+        nm.Sparsifier(chain(16, 16, 16, 4).to("meta"), nm.OneShot("2:4")).apply()
+
+
+def test_solvers_are_not_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        nm.Sparsifier(chain(16, 16, 4), ByInputs("2:4")).apply([normal(8, 16)])
+
+
 def test_inputs_that_are_not_finite_are_refused() -> None:
     x = normal(4, 16)
     x[1, 2] = math.nan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 
@@ -78,23 +79,26 @@ def test_orders_of_batches_are_merged() -> None:
 
 
 class Experts(nn.Module):
-    """Only those of two experts are called that a batch asks for."""
+    """Only that of two experts is called that a batch asks for, and what follows so many times."""
 
     def __init__(self) -> None:
         super().__init__()
         self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
         self.after, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
 
-    def forward(self, x: Tensor, which: int) -> Tensor:
-        return self.head(self.after(self.experts[which](x)))
+    def forward(self, x: Tensor, which: int, times: int = 1) -> Tensor:
+        x = self.experts[which](x)
+        for _ in range(times):
+            x = self.after(x)
+        return self.head(x)
 
 
 def test_batches_may_call_different_layers() -> None:
     model, x = Experts(), normal(16, 8)
-    data = [(x, 0), (2 * x, 1), (x, 1)]
+    data = [(x, 0), (2 * x, 1), (x, 1, 2)]
     nm.Sparsifier(model, ByInputs("2:4")).apply(data)
     assert list(ByInputs.noted)[-1] == "after.weight"
-    assert [inputs.tokens for inputs in ByInputs.noted.values() if inputs] == [32, 16, 48]
+    assert [inputs.tokens for inputs in ByInputs.noted.values() if inputs] == [32, 16, 64]
     noted = ByInputs.noted["after.weight"]
     assert noted is not None and noted.gram_gkk is not None
     assert torch.equal(noted.gram_gkk, nm.calibrate(model, data)["after.weight"].gram_gkk)
@@ -106,6 +110,23 @@ def test_a_run_ends_at_the_last_layer_of_its_stage() -> None:
         layer.down.register_forward_hook(lambda *_, i=i: calls.append(i))
     nm.Sparsifier(model, ByInputs("2:4")).apply([tokens()])
     assert calls == [0, 1, 2, 0, 0, 1]  # the recorded run; then each block's own `down` is given its input, no more
+
+
+class Catches(nn.Sequential):
+    """Goes on where a layer fails."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            with contextlib.suppress(Exception):
+                x = layer(x)
+        return x
+
+
+def test_a_model_that_catches_exceptions_ends_all_the_same() -> None:
+    model, calls = Catches(*chain(8, 8, 8, 8)), []
+    model[5].register_forward_hook(lambda *_: calls.append(1))
+    nm.Sparsifier(model, ByInputs("2:4")).apply([normal(4, 8)])
+    assert len(calls) == 1  # in the recorded run
 
 
 def test_a_layer_that_is_called_again_is_seen_in_all_calls() -> None:
@@ -125,9 +146,16 @@ def state_of(model: nn.Module) -> tuple[object, ...]:
     return [m.training for m in model.modules()], hooks, [p.requires_grad for p in model.parameters()], fast
 
 
+class Noisy(nn.Module):
+    """Draws numbers in evaluation mode too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.rand_like(x)
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_model_and_its_surroundings_stay_as_they_were(fails: bool) -> None:
-    model = nn.Sequential(nets.convnet(), nn.Dropout(0.5), nn.Linear(5, 5)).train()
+    model = nn.Sequential(nets.convnet(), Noisy(), nn.Linear(5, 5)).train()
     model[0].norm.eval()
     model[0].stem.weight.requires_grad_(False)
     x = nets.batches(1)[0][0]
@@ -154,6 +182,20 @@ def test_modules_compiled_in_place_are_seen() -> None:
         {k: v.gram_gkk for k, v in nm.calibrate(model, [tokens()]).items()},
         {k: v.gram_gkk for k, v in expected.items()},
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_sums_on_a_gpu_are_those_on_a_cpu() -> None:
+    model, data = Language(), [tokens()]
+    expected = nm.calibrate(model, data)
+    model, data = model.cuda(), [ids.cuda() for ids in data]
+    before = torch.cuda.get_rng_state()
+    for name, inputs in nm.calibrate(model, data).items():
+        assert inputs.gram_gkk is not None and inputs.gram_gkk.is_cuda
+        torch.testing.assert_close(inputs.gram_gkk.cpu(), expected[name].gram_gkk, rtol=1e-4, atol=1e-4)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    assert nm.Sparsifier(model, ByInputs("2:4")).apply(data).density == 0.5
 
 
 # Memory

@@ -25,7 +25,8 @@ class ByInputs(Method):
     def init(self, w: Weight) -> State:
         self.noted[w.name] = w.inputs
         state = super().init(w)
-        assert w.inputs is not None
+        row = w.tensor[:1]
+        assert w.inputs is not None and (row @ row.mT).dtype == row.dtype, "a product under autocast"
         scores_gok = to_rows(w.tensor.abs(), w.grouping, len(w.inputs.norm_gk)) * w.inputs.norm_gk[:, None]
         scores = from_rows(scores_gok, w.grouping, tuple(w.tensor.shape))
         keep_top_(replace(w, state=state), scores, w.pattern.n)

@@ -45,7 +45,8 @@ def apply(sparsifier: Any, batches: Iterable[Any] | None, memory: int) -> Summar
 
 def _solve(method: Method, row: PlanRow, inputs: Inputs | None) -> None:
     weight = SparseWeight(row.name, row.parameter, row.grouping, 0, {}, shapes={})
-    state = method.init(replace(weight.seen(), inputs=inputs))
+    with torch.autocast(row.parameter.device.type, enabled=False):  # a solver wants all the digits it has
+        state = method.init(replace(weight.seen(), inputs=inputs))
     masks.clear_(local(row.parameter), state[masks.KEEP])
 
 

@@ -69,7 +69,8 @@ def calibrate(
     """Add up the inputs of the weights of linear layers and convolutions while a model runs on batches.
 
     The model runs in evaluation mode without gradients, and is as before afterwards: training flags, buffers, hooks and
-    random generators. The sums are float32 (float64 for weights of float64), also under autocast.
+    random generators. The sums are float32 (float64 for weights of float64), also under autocast; on a GPU their
+    products are as exact as ``torch.set_float32_matmul_precision`` says.
 
     Args:
         model: any module, DDP and torch.compile are looked through; layers are found by hooks.

@@ -244,7 +244,7 @@ class Sums:
         if self._gram is None:
             self._square += torch.linalg.vector_norm(x_gtk, dim=1).square_()
         else:
-            self._gram.baddbmm_(x_gtk.mT, x_gtk)
+            self._gram.baddbmm_(x_gtk.mT, x_gtk)  # in place, which autocast leaves alone
 
     def inputs(self) -> Inputs:
         """What was added up so far; shares memory."""
@@ -286,8 +286,7 @@ class Collector:
             if x is None:
                 return
             if one.name in self.sums:
-                with torch.autocast(x.device.type, enabled=False):
-                    self.sums[one.name].add(owner, x, self.mask)
+                self.sums[one.name].add(owner, x, self.mask)
             self.called(one.name)
 
         return hook
