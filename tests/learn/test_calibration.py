@@ -88,9 +88,7 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, which: int, times: int = 1) -> Tensor:
         x = self.experts[which](x)
-        for _ in range(times):
-            x = self.after(x)
-        return self.head(x)
+        return self.head(sum(self.after(x) for _ in range(times)))
 
 
 def test_batches_may_call_different_layers() -> None:
@@ -108,8 +106,9 @@ def test_a_run_ends_at_the_last_layer_of_its_stage() -> None:
     model, calls = Language(), []
     for i, layer in enumerate(model.layers):
         layer.down.register_forward_hook(lambda *_, i=i: calls.append(i))
-    nm.Sparsifier(model, ByInputs("2:4")).apply([tokens()])
-    assert calls == [0, 1, 2, 0, 0, 1]  # the recorded run; then each block's own `down` is given its input, no more
+    nm.Sparsifier(model, ByInputs("2:4")).apply([tokens(), tokens()])
+    # The recorded runs; then each block's own `down` is given its input, no more.
+    assert calls == [0, 1, 2, 0, 1, 2, 0, 0, 0, 1, 0, 1]
 
 
 class Catches(nn.Sequential):
