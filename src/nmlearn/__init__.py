@@ -26,6 +26,7 @@ _HOMES = {
     "methods": ("METHODS", "Method"),  # and every registered method: they are looked up there
     "packed.modules": ("PackedConv2d", "PackedLinear"),
     "packed.gpu_modules": ("DecodeLinear", "SemiStructuredConv2d", "SemiStructuredLinear"),
+    "learn.calibration": ("Seen", "calibrate"),
     "learn.sparsifier": ("Sparsifier",),
     "learn.weight": ("WeightStatus",),
     "model.plan": ("Plan", "PlanRow"),
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from nmlearn.errors import NMLearnError as NMLearnError
     from nmlearn.files.model_file import load as load
     from nmlearn.files.model_file import save as save
+    from nmlearn.learn.calibration import Seen as Seen
+    from nmlearn.learn.calibration import calibrate as calibrate
     from nmlearn.learn.sparsifier import Sparsifier as Sparsifier
     from nmlearn.learn.weight import WeightStatus as WeightStatus
     from nmlearn.maths.groups import Grouping as Grouping

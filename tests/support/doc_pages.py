@@ -73,6 +73,11 @@ def _acceleration() -> Iterator[Names]:
     yield {"model": sparse(linears(64, 64, 8), "2:4"), "example": x, "x": x, "linear": sparse(nn.Linear(64, 8), "2:4")}
 
 
+@of("docs/calibration.md")
+def _calibration() -> Iterator[Names]:
+    yield {"model": nets.convnet(), "loader": nets.batches(2)}
+
+
 @of("docs/ending.md")
 def _ending() -> Iterator[Names]:
     model = nets.convnet(width=8)

@@ -6,7 +6,7 @@ learn before it and write into the weights after it, so that at every other mome
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, SupportsIndex
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nmlearn.errors import StateError
-from nmlearn.learn import ending, lengths, optimizers, refusals, states, travel
+from nmlearn.learn import applying, calibration, ending, lengths, optimizers, refusals, states, travel
 from nmlearn.learn.attachment import Attachment
 from nmlearn.learn.compact import packed
 from nmlearn.learn.ending import Summary
@@ -193,6 +193,21 @@ class Sparsifier:
             self._attached.bond.end()
             self._advances = self._attached.advances
         self._attached = None
+
+    def apply(self, batches: Iterable[Any] | None = None, *, memory: int = calibration.MEMORY) -> Summary:
+        """Give each weight its pattern now, without an optimizer, and verify; :meth:`attach` then trains what is left.
+
+        Args:
+            batches: to calibrate with, where the method needs that; see :func:`nmlearn.learn.calibration.calibrate`.
+                Block by block in order of call: each is fed what the sparse ones before it produce.
+            memory: bytes that the sums of one stage, and pieces of inputs, may take together.
+
+        Raises:
+            ConfigError: a method that learns while training, no batches where it needs some, or too little memory.
+            AttachError: weights that are sharded, replaced or held by a sparsifier, or a model in DDP.
+            PlanError, DataError: weights whose inputs cannot be seen; inputs that are not finite.
+        """
+        return applying.apply(self, batches, memory)
 
     def skip_step(self) -> None:
         """In place of ``optimizer.step()`` where a loop leaves a step out: nothing is learned, the schedule moves."""

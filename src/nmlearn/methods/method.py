@@ -30,6 +30,7 @@ from torch import Tensor, nn, optim
 from nmlearn.errors import ConfigError
 from nmlearn.maths import masks
 from nmlearn.maths.groups import Grouping
+from nmlearn.maths.inputs import Inputs
 from nmlearn.maths.pattern import Pattern
 from nmlearn.native.training import ScorePass, score_step_
 
@@ -69,6 +70,7 @@ class Weight:
         grad: the gradient of the weight *in use*, of its shape; None where there is none to see.
         shape: of the whole weight.
         shard: cuts this rank's part out of a whole tensor whose leading dimensions are those of the weight.
+        inputs: what calibration saw of its inputs; None without calibration.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Weight:
     grad: Tensor | None = None
     shape: tuple[int, ...] = ()
     shard: Callable[[Tensor], Tensor] = lambda whole: whole
+    inputs: Inputs | None = None
 
     @property
     def pattern(self) -> Pattern:
@@ -105,6 +108,8 @@ class Method:
     """Whether pruned weights need their gradient, so that training never gets cheaper than the weight gradient."""
     other_backward: ClassVar[bool] = False
     """Whether the input gradient is computed with :meth:`used_back` in place of the weight in use."""
+    needs: ClassVar[Literal["nothing", "sums", "gram"]] = "nothing"
+    """What calibration must have seen of each weight's inputs (:class:`nmlearn.maths.inputs.Inputs`)."""
     whole: ClassVar[bool] = False
     """Whether it has to see whole weights, so that sharded ones (FSDP2, tensor parallel) are refused."""
 

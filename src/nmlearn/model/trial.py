@@ -8,6 +8,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from nmlearn.maths import noise
+
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 
@@ -47,6 +49,29 @@ def keeps_zeros(layer: nn.Module) -> bool | None:
             return torch.equal(one, other) if bool(one.isfinite().all()) else None
     except Exception:  # it is the forward of somebody else
         return None
+
+
+def computes_as_its_class(layer: nn.Module) -> bool:
+    """Whether its own forward gives what the class of torch that it derives from gives, for an input of noise.
+
+    Hooks see the input of a forward; this says that it is what the weight is multiplied with. The layer stays as it is.
+
+    Args:
+        layer: one that :func:`has_own_forward`; False where it cannot be tried.
+    """
+    base = next(kind for kind in type(layer).__mro__ if kind.__module__.startswith("torch.nn.modules."))
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            twin = copy.deepcopy(_without_hooks(layer)).eval()
+            x = _input(twin, 1.0)
+            x = torch.cat([x, x], dim=-1) if isinstance(twin, _CONVOLUTIONS) else x  # dynamic padding shows there
+            for tensor in (x, twin.weight):
+                tensor.copy_(noise.normal(tuple(tensor.shape), 0, 0, "trial"))  # type: ignore[operator, arg-type]
+            own, theirs = _call(twin, x), base.forward(twin, x)  # type: ignore[attr-defined]
+            return own.shape == theirs.shape and bool((own - theirs).abs().max() <= 0.02 * theirs.abs().max())
+    except Exception:  # it is the forward of somebody else, and another shape is an answer too
+        return False
 
 
 def _without_hooks(layer: nn.Module) -> nn.Module:

@@ -1,0 +1,96 @@
+"""Running a model on batches to look at what passes through it, and leaving it as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nmlearn.errors import ConfigError, NMLearnError
+from nmlearn.model.names import unwrap
+
+
+class _Reached(BaseException):
+    """What was to be seen has been seen. No Exception: a model that catches those would go on."""
+
+
+def reached() -> None:
+    """Called in a hook: end the :func:`run` that is on."""
+    raise _Reached
+
+
+@contextlib.contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without gradients, uncompiled; afterwards modes and random generators are as before.
+
+    Torch's encoder layers and attention call their layers here, where their fast path would read the weights.
+    """
+    training = [(module, module.training) for module in model.modules()]
+    devices = {p.device for p in model.parameters()} - {torch.device("cpu"), torch.device("meta")}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    kind = next((device.type for device in devices), "cuda")
+    try:
+        model.eval()
+        torch.backends.mha.set_fastpath_enabled(False)
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(devices, device_type=kind),
+            torch.compiler.set_stance("force_eager"),
+        ):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, mode in training:
+            module.training = mode
+
+
+def run(model: nn.Module, batch: Any) -> None:
+    """Run a model on a batch, to the end or until a hook has :func:`reached` what it wanted.
+
+    Args:
+        batch: a tensor, a tuple of arguments or a dict of keyword arguments.
+
+    Raises:
+        ConfigError: its forward refuses the batch.
+    """
+    try:
+        _caller(unwrap(model), batch)()
+    except _Reached:
+        pass
+    except NMLearnError:
+        raise
+    except Exception as error:
+        raise _refused(model, batch, f"the model's forward said: {type(error).__name__}: {error}") from error
+
+
+def _caller(model: nn.Module, batch: Any) -> Callable[[], Any]:
+    if isinstance(batch, Tensor):
+        return lambda: model(batch)
+    if isinstance(batch, Mapping):
+        return lambda: model(**batch)
+    if isinstance(batch, tuple | list):
+        return lambda: model(*batch)
+    raise _refused(model, batch, f"it is a {type(batch).__name__}")
+
+
+def _refused(model: nn.Module, batch: Any, wrong: str) -> ConfigError:
+    forms = "batches that are tensors, tuples of arguments or dicts of keyword arguments"
+    loader = "; of a loader of (x, y) give (x for x, y in loader)"
+    fix = f"give {forms} for {type(model).__name__}.forward{inspect.signature(model.forward)}{loader}"
+    return ConfigError(where="a batch", given=_said(batch), wrong=wrong, fix=fix)
+
+
+def _said(batch: Any) -> str:
+    """Shapes and dtypes in place of values."""
+    if isinstance(batch, Tensor):
+        return f"{str(batch.dtype)[6:]} {list(batch.shape)}"
+    if isinstance(batch, Mapping):
+        return f"{{{', '.join(f'{name}: {_said(value)}' for name, value in batch.items())}}}"
+    if isinstance(batch, tuple | list):
+        return f"({', '.join(map(_said, batch))})"
+    return reprlib.repr(batch)
