@@ -19,10 +19,12 @@ from nmlearn.maths.pattern import Pattern
 _BLOCK = 128
 # Damping beyond this share of the mean diagonal says that the matrix is none of inputs.
 _MOST_DAMPING = 1.0
+# Of the damping, what a dead input gets: next to nothing is lost without its weight, and magnitude ranks them.
+_DEAD = 1e-12
 
 
 def inverse_factor(gram_gkk: Tensor, damping: float, where: str) -> Tensor:
-    """The upper factor U with ``(G + damping mean(diag G))^-1 = U^T U``.
+    """The upper factor U with ``(G + damping mean(diag G))^-1 = U^T U``; dead inputs get 1e-12 of the damping.
 
     Args:
         gram_gkk: ``x^T x``, symmetric.
@@ -32,13 +34,14 @@ def inverse_factor(gram_gkk: Tensor, damping: float, where: str) -> Tensor:
     Raises:
         DataError: no damping helps: the matrix is not finite, or not one of inputs.
     """
-    mean = gram_gkk.diagonal(dim1=-2, dim2=-1).mean(-1)
-    scale = torch.where(mean > 0, mean, 1.0)[:, None, None]
+    diagonal_gk = gram_gkk.diagonal(dim1=-2, dim2=-1)
+    mean = diagonal_gk.mean(-1, keepdim=True)
+    added_gkk = torch.diag_embed(torch.where(mean > 0, mean, 1.0) * torch.where(diagonal_gk > 0, 1.0, _DEAD))
     one = torch.eye(gram_gkk.shape[-1], dtype=gram_gkk.dtype, device=gram_gkk.device)
     share = damping
     while share <= _MOST_DAMPING:
         # The factor of the matrix read backwards, read backwards, is upper: H = R R^T, and U is the inverse of R.
-        lower, failed = torch.linalg.cholesky_ex((gram_gkk + share * scale * one).flip(-2, -1))
+        lower, failed = torch.linalg.cholesky_ex((gram_gkk + share * added_gkk).flip(-2, -1))
         if not bool(failed.any()):
             return torch.linalg.solve_triangular(lower.flip(-2, -1), one.expand_as(lower), upper=True)
         share = max(10 * share, 1e-6)

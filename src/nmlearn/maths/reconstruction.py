@@ -6,6 +6,8 @@ quadratic form of its own. Shapes are those of :mod:`nmlearn.maths.inputs`.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -41,13 +43,17 @@ def refit_pcg(rows_gok: Tensor, keep_gok: Tensor, gram_gkk: Tensor, target_gok: 
     start = masks.kept(rows_gok, keep_gok)
     diagonal_gk = gram_gkk.diagonal(dim1=-2, dim2=-1)
     inverse = torch.where(diagonal_gk > 0, diagonal_gk.reciprocal(), 1.0)[:, None]
+    # Curvature below this is rounding: along such a direction, which G hardly sees, a step would have any length.
+    flat = torch.finfo(gram_gkk.dtype).eps * math.sqrt(gram_gkk.shape[-1])
     values = start.clone()
     residual = masks.kept((target_gok - start) @ gram_gkk, keep_gok)
     direction = inverse * residual
     product = (residual * direction).sum(-1, keepdim=True)
     for _ in range(steps):
         pushed = masks.kept(direction @ gram_gkk, keep_gok)
-        length = _ratio(product, (direction * pushed).sum(-1, keepdim=True))
+        curvature = (direction * pushed).sum(-1, keepdim=True)
+        seen = curvature > flat * (direction.square() / inverse).sum(-1, keepdim=True)
+        length = _ratio(product, curvature * seen)
         values += length * direction
         residual -= length * pushed
         scaled = inverse * residual

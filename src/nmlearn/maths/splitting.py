@@ -39,7 +39,8 @@ def split(
     Returns:
         What is kept, bool, and D, 0 where pruned; both ``[G, O, K]``.
     """
-    norm_gk = live(gram_gkk.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt())
+    diagonal_gk = gram_gkk.diagonal(dim1=-2, dim2=-1)
+    norm_gk, dead_gk = live(diagonal_gk.clamp_min(0).sqrt()), (diagonal_gk <= 0)[:, None]
     scaled = gram_gkk / (norm_gk[:, :, None] * norm_gk[:, None, :])
     one = torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
     values_gk, vectors_gkk = torch.linalg.eigh(scaled + damping * one)
@@ -50,7 +51,7 @@ def split(
     for done in range(1, rounds + 1):
         turned = (pulled - dual + rho * sparse) @ vectors_gkk
         dense = (turned / (values_gk.clamp_min(0) + rho)[:, None]) @ vectors_gkk.mT
-        wanted = dense + dual / rho
+        wanted = torch.where(dead_gk, first, dense + dual / rho)  # nothing depends on weights of dead inputs
         keep = top_of_groups(wanted.abs(), pattern)
         sparse = masks.kept(wanted, keep)
         dual += rho * (dense - sparse)
