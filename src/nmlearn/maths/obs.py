@@ -43,7 +43,8 @@ def inverse_factor(gram_gkk: Tensor, damping: float, where: str) -> Tensor:
         # The factor of the matrix read backwards, read backwards, is upper: H = R R^T, and U is the inverse of R.
         lower, failed = torch.linalg.cholesky_ex((gram_gkk + share * added_gkk).flip(-2, -1))
         if not bool(failed.any()):
-            return torch.linalg.solve_triangular(lower.flip(-2, -1), one.expand_as(lower), upper=True)
+            factor: Tensor = torch.linalg.solve_triangular(lower.flip(-2, -1), one.expand_as(lower), upper=True)
+            return factor
         share = max(10 * share, 1e-6)
     raise DataError(
         where=where,

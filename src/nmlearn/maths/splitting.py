@@ -23,7 +23,7 @@ _GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
 
 
 def split(
-    rows_gok: Tensor, gram_gkk: Tensor, pattern: Pattern, *, damping: float, rho: float, rounds: int
+    rows_gok: Tensor, gram_gkk: Tensor, pattern: Pattern, damping: float, rho: float, rounds: int
 ) -> tuple[Tensor, Tensor]:
     """Find a support by ADMM.
 

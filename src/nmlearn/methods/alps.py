@@ -45,5 +45,4 @@ class ALPS(Calibrated):
 
     def solve(self, w: Weight, rows_gok: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         assert inputs.gram_gkk is not None
-        settings = {"damping": self.damping, "rho": self.rho}
-        return split(rows_gok, inputs.gram_gkk, w.pattern, **settings, rounds=self.rounds)
+        return split(rows_gok, inputs.gram_gkk, w.pattern, self.damping, self.rho, self.rounds)

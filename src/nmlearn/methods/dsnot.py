@@ -54,5 +54,5 @@ class DSnoT(Calibrated):
         effect = rows_gok * inputs.mean_gk[:, None]
         gain = effect / live(inputs.variance_gk).pow(self.power)[:, None]
         grow = (gain, torch.zeros_like(gain))
-        settings = {"cycles": self.cycles, "threshold": self.threshold}
-        return exchange(keep, effect, grow, by_wanda, w.pattern, **settings), None
+        found = exchange(keep, effect, grow, by_wanda, w.pattern, cycles=self.cycles, threshold=self.threshold)
+        return found, None

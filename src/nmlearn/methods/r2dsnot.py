@@ -69,5 +69,5 @@ class R2DSnoT(Calibrated):
             loss = relative(rows_gok) * live(norm_gk)[:, None]
         term = size.pow(self.norm)
         grow, prune = (gain, self.grow_penalty * term), loss + self.prune_penalty * term
-        settings = {"cycles": self.cycles, "threshold": self.threshold}
-        return exchange(keep, effect, grow, prune, w.pattern, **settings), None
+        found = exchange(keep, effect, grow, prune, w.pattern, cycles=self.cycles, threshold=self.threshold)
+        return found, None
