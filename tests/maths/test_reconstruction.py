@@ -154,6 +154,14 @@ def test_admm_ends_on_a_better_support_than_magnitude(pattern: str) -> None:
     assert errors(values - rows, gram).sum() < 1.2 * errors(ours - rows, gram).sum() + 1e-9
 
 
+def test_the_penalty_grows_with_the_change_and_ends_the_rounds_when_the_support_rests() -> None:
+    """Growing by 1.1 throughout takes 57 rounds and more on these; what rests is returned, however many are allowed."""
+    for pattern in map(nm.Pattern, ("2:4", "1:16", "3:7", "4:8")):
+        rows, x = problem(width(str(pattern), 32))
+        some, more = (split(rows, x.mT @ x, pattern, damping=0.01, rho=0.1, rounds=n) for n in (42, 3000))
+        assert torch.equal(some[1], more[1])
+
+
 def test_a_round_of_admm_is_the_formula() -> None:
     """One round, with the linear system solved and not decomposed."""
     rows, x = problem(8)
