@@ -11,6 +11,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 import nmlearn as nm
+from calibrated import prepared
 from nets import batches, convnet, same, sgd, snapshot, train
 from nmlearn.errors import ViolationError
 
@@ -30,18 +31,14 @@ methods = pytest.mark.parametrize("method", [*BUILT, *MORE], ids=lambda one: f"{
 
 
 def start(method: nm.Method, total: int, model: Any = None) -> tuple[Any, Any, nm.Sparsifier]:
-    model = model or convnet()
-    if method.name == "keep":
-        nm.Sparsifier(model, nm.OneShot(method.pattern)).attach(sgd(model), 1).finalize()
+    model = prepared(model or convnet(), method)
     optimizer = sgd(model)
     return model, optimizer, nm.Sparsifier(model, method).attach(optimizer, total)
 
 
 def ends_at_the_last_step(method: nm.Method) -> tuple[Any, nm.Sparsifier]:
     """Trained as for 40 steps, but when step 7 is counted the schedule turns out to have 7."""
-    model = convnet()
-    if method.name == "keep":
-        nm.Sparsifier(model, nm.OneShot(method.pattern)).attach(sgd(model), 1).finalize()
+    model = prepared(convnet(), method)
     optimizer = sgd(model)
     sparsifier = nm.Sparsifier(model, method)
 

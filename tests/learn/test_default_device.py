@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import nmlearn as nm
+from calibrated import prepared
 from nets import batches, convnet, same, sgd, snapshot, train
 
 STEPS = 8
@@ -15,8 +16,7 @@ def make(name):
 
 
 def start(method, model):
-    if isinstance(method, nm.methods.Keep):
-        nm.Sparsifier(model, nm.OneShot("2:4")).attach(sgd(model), 1).finalize()
+    prepared(model, method)
     optimizer = sgd(model)
     return optimizer, nm.Sparsifier(model, method).attach(optimizer, STEPS)
 

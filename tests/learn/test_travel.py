@@ -18,7 +18,9 @@ from nmlearn.methods import METHODS
 from nmlearn.methods.method import Method
 
 STEPS, KILLED = 12, 4
-SPARSE = [name for name, method in METHODS.items() if method.holds != "nothing" and name != "keep"]  # that learn masks
+# Those that learn masks; the others take zeros that are there.
+SPARSE = [name for name, method in METHODS.items() if method.holds != "nothing" and name != "keep"]
+SPARSE = [name for name in SPARSE if METHODS[name]("2:4").needs == "nothing"]
 
 
 def made(name: str) -> Method:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import nmlearn as nm
+from calibrated import prepared
 from nets import Layers, batches, convnet, same, sgd, snapshot, train
 from nmlearn.errors import AttachError, ConfigError, ViolationError
 
@@ -30,17 +31,10 @@ def make(name, pattern):
 
 
 def start(name, pattern, model=None, optimizer=sgd, steps=STEPS):
-    """A model under a method; `keep` starts from a model that is sparse already, as it must."""
-    model = model or convnet()
-    if name == "keep":
-        sparsify(model, pattern)
+    """A model under a method; `keep` and those that calibrate start from one that is sparse already, as they must."""
+    model = prepared(model or convnet(), make(name, pattern))
     chosen = optimizer(model)
     return model, chosen, nm.Sparsifier(model, make(name, pattern)).attach(chosen, steps)
-
-
-def sparsify(model, pattern):
-    oneshot = nm.Sparsifier(model, nm.OneShot(pattern)).attach(sgd(model), 1)
-    oneshot.finalize()
 
 
 def groups_kept(sparsifier):

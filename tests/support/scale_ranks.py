@@ -42,6 +42,7 @@ METHODS = {
     "bimask": nm.BiMask("2:4", candidates=5, draws=4, decay=1e-2),
     "dense": nm.methods.Dense("2:4"),
     "keep": nm.methods.Keep("2:4"),
+    "wanda": nm.Wanda("2:4"),
 }
 
 
@@ -190,7 +191,7 @@ def result(run: Run, sparsifier: nm.Sparsifier) -> dict[str, dict[str, Tensor]]:
 
 def thin(model: nn.Module, method: nm.Method) -> None:
     """Make the model sparse where the method takes a sparse one."""
-    for module in model.modules() if isinstance(method, nm.methods.Keep) else ():
+    for module in model.modules() if isinstance(method, nm.Keep | nm.Wanda) else ():
         if isinstance(module, nn.Linear):
             local(module.weight).unflatten(1, (-1, 4))[..., 1:3] = 0.0
 

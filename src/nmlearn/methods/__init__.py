@@ -13,6 +13,12 @@ from nmlearn.methods.method import Method as Method
 # isort: off
 from nmlearn.methods.dense import Dense as Dense
 from nmlearn.methods.oneshot import OneShot as OneShot
+from nmlearn.methods.wanda import Wanda as Wanda
+from nmlearn.methods.ria import RIA as RIA
+from nmlearn.methods.sparsegpt import SparseGPT as SparseGPT
+from nmlearn.methods.alps import ALPS as ALPS
+from nmlearn.methods.dsnot import DSnoT as DSnoT
+from nmlearn.methods.r2dsnot import R2DSnoT as R2DSnoT
 from nmlearn.methods.gradual import Gradual as Gradual
 from nmlearn.methods.srste import SRSTE as SRSTE
 from nmlearn.methods.sste import SSTE as SSTE

@@ -9,14 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from torch import Tensor
+
 from nmlearn.errors import ScheduleError
+from nmlearn.maths.importance import top_of_groups
+from nmlearn.maths.inputs import Inputs
 from nmlearn.maths.pattern import Pattern
-from nmlearn.methods.method import Method, Setting, State, Weight, keep_top_
+from nmlearn.methods.method import Calibrated, Method, Needs, Setting, State, Weight, keep_top_, refuse
 
 
 @dataclass(frozen=True)
-class OneShot(Method):
+class OneShot(Calibrated):
     """One-shot magnitude pruning and fine-tuning (ASP).
+
+    It needs calibration data only to refit.
 
     Attributes:
         at: progress at which the mask is computed. 0, the default, computes it at attach: for a pretrained model. From
@@ -24,11 +30,13 @@ class OneShot(Method):
 
     Raises:
         ScheduleError: ``at`` is not in [0, 1].
+        ConfigError: a refit of a mask that is computed amid training.
     """
 
     at: float = 0.0
 
     name: ClassVar[str] = "oneshot"
+    sees: ClassVar[Needs] = "nothing"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,14 +48,24 @@ class OneShot(Method):
                 fix="write 0 to mask a pretrained model at once, 0.5 to train dense for the first half",
             )
 
+        if self.at and self.refit != "none":
+            refuse(
+                "refit", self.refit, "this mask is computed amid training, and a refit comes before it", "write at=0"
+            )
+
     def setting(self, pattern: Pattern, progress: float) -> int:
         return int(progress >= self.at)
 
     def init(self, w: Weight) -> State:
-        state = super().init(w)
+        if self.refit != "none":
+            return super().init(w)
+        state = Method.init(self, w)
         if self.at == 0.0:
             keep_top_(replace(w, state=state), w.tensor.abs(), w.pattern.n)
         return state
+
+    def solve(self, w: Weight, rows_gok: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        return top_of_groups(rows_gok.abs(), w.pattern), None
 
     def advance(self, w: Weight, setting: Setting) -> bool:
         if not setting or self.at == 0.0:

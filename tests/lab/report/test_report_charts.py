@@ -262,9 +262,11 @@ def test_shortened_names_still_tell_layers_apart() -> None:
 
 
 def test_every_method_has_its_own_colour_and_shape() -> None:
+    """Ten on a page have a colour each; beyond, colours come again with another shape."""
     styles = method_styles(METHODS).values()
-    assert len({style.paint for style in styles}) == len(METHODS) <= COLOURS + 1
-    assert len({style.shape for style in styles}) > len(METHODS) / 2
+    assert len({(style.paint, style.shape) for style in styles}) == len(METHODS)
+    assert len({style.paint for style in styles}) == min(len(METHODS), COLOURS + 1)
+    assert len({style.shape for style in styles}) == len(OUTLINES) + 1
     for name in METHODS:  # the same on every page on which no other method asks for it
         assert method_styles([name, "dense"])[name] == method_styles([name])[name]
     for outline in [*OUTLINES, "circle"]:

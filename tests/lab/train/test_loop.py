@@ -339,6 +339,18 @@ def test_a_pattern_that_fits_nothing_names_the_first_layers(tmp_path: Path) -> N
     assert "toy-conv would be sparse: 0.weight: first" in caught.value.wrong and "; 3.weight: " in caught.value.wrong
 
 
+@pytest.mark.parametrize("options", [{}, {"refit": "pcg"}])
+def test_a_method_that_calibrates_is_refused_by_name(tmp_path: Path, options: dict[str, str]) -> None:
+    """Before anything is written; with weights that are sparse it goes on with their zeros."""
+    method = MethodConfig("oneshot" if options else "wanda", "2:4", options=options)
+    with pytest.raises(ConfigError, match=f"method.name: given {method.name}: .*calibration data"):
+        train(toy.config(tmp_path / "refused", method))
+    assert not (tmp_path / "refused").exists()
+    train(toy.config(tmp_path / "sparse", "oneshot"))
+    model = ModelConfig("toy-conv", weights=str(tmp_path / "sparse" / "model" / "model.safetensors"))
+    assert train(toy.config(tmp_path / "on", method, model, epochs=1))["density"] == 0.5
+
+
 def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
     with RunFolder(tmp_path).locked(), pytest.raises(StateError, match="another process is training here"):
         train(toy.config(tmp_path, epochs=1))

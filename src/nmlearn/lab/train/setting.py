@@ -109,6 +109,7 @@ def _sparsifier(model: nn.Module, method: Method, config: TrainConfig) -> Sparsi
 
     Raises:
         PlanError: no weight would be sparse; it names the first layers and why.
+        ConfigError: the method chooses by calibration data, and the model has yet to get its zeros.
     """
     sparsifier = Sparsifier(model, method, rules=dict(config.method.rules))
     rows = sparsifier.plan.rows
@@ -118,6 +119,13 @@ def _sparsifier(model: nn.Module, method: Method, config: TrainConfig) -> Sparsi
         wrong = f"no weight of {config.model.name} would be sparse: {reasons}{more}"
         fix = "give a pattern whose M divides the layers' inputs, such as 2:4, or other rules; nmlearn plan shows all"
         raise PlanError(where="method.pattern", given=method.pattern, wrong=wrong, fix=fix)
+    if method.needs != "nothing" and any(row.grouping.violation(row.parameter != 0) for row in sparsifier.plan.sparse):
+        raise ConfigError(
+            where="method.name",
+            given=method.name,
+            wrong="it chooses the mask by calibration data, which a recipe does not have",
+            fix="call sparsifier.apply(batches) in a script, save the model, and name it as model.weights",
+        )
     return sparsifier
 
 
