@@ -27,6 +27,7 @@ def main() -> None:
         accelerator.load_state(str(last))
         starting_epoch = int(last.name.removeprefix("epoch_")) + 1
     for epoch in range(starting_epoch, num_epochs):
+        loader.set_epoch(epoch)
         model.train()
         for step, (x, y) in enumerate(loader):
             loss = nn.functional.cross_entropy(model(x), y)

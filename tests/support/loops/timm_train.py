@@ -1,4 +1,4 @@
-"""The structure of timm's train.py: resume, then the average, then the loaders, then a scheduler updated at each step."""
+"""The structure of timm's train.py: resume, the average, the loaders, then a scheduler that each step updates."""
 
 import math
 

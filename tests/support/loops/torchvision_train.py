@@ -1,4 +1,4 @@
-"""The structure of torchvision's reference script: loaders first, a warm-up in SequentialLR, an AveragedModel, resume."""
+"""The structure of torchvision's reference script: loaders first, SequentialLR, an AveragedModel, resume."""
 
 import torch
 from torch import nn
