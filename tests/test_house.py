@@ -21,7 +21,7 @@ FORBIDDEN = {"pruner", "modifier", "updater", "compressor", "handler", "manager"
 # English that reads translated, and what to say instead. Records of decisions keep their words.
 TRANSLATED = {
     r"beside(?!s)": "next to, alongside, in addition to",
-    r"anew": "again",
+    r"(?<!\")anew(?!\")": "again",
     r"pictures?": "image",
     r"a training(?! \w)": "training, a training run",
     r"(?:is|are) owed": "needs",

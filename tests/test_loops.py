@@ -32,8 +32,6 @@ DENSE = {
     "no_trainer": {"7.weight"},
     "muon": {"7.weight"},
 }
-NOT_YET = pytest.mark.skip("attach does not take several optimizers yet")
-PROGRAMS = [pytest.param(name, marks=NOT_YET if name == "muon" else ()) for name in DENSE]
 STEPS, KILLED = 24, 11  # the last checkpoint is at 8 or 10, in the middle of the schedule
 MARK = "  # nm"
 
@@ -114,7 +112,7 @@ def test_a_killed_run_resumes(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["dense", "2:4", "1:8"])
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", DENSE)
 def test_killed_runs_resume(name, pattern, tmp_path):
     needed(name)
     check(name, pattern, tmp_path)

@@ -143,7 +143,7 @@ def test_resuming_is_bit_equal(name, pattern, stop, tmp_path):
 def test_what_is_used_is_a_pure_function(name):
     model, optimizer, sparsifier = start(name, "2:4")
     train(model, optimizer, batches(STEPS // 2))
-    method, at = sparsifier.method, sparsifier._at()
+    method, at = sparsifier.method, sparsifier._attached.at()
     for w in sparsifier._weights:
         if method.holds in ("shadow", "frozen"):
             before = {key: tensor.clone() for key, tensor in w.state.items()}

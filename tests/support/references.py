@@ -138,4 +138,4 @@ def one_linear(dtype: torch.dtype = torch.float32) -> tuple[nn.Linear, torch.opt
 def back(sparsifier: nm.Sparsifier, name: str = "weight") -> Tensor:
     """What the input gradient is computed with."""
     w = next(w for w in sparsifier._weights if w.name == name)
-    return sparsifier.method.used_back(w.seen(), sparsifier._at())
+    return sparsifier.method.used_back(w.seen(), sparsifier._attached.at())

@@ -49,7 +49,7 @@ class Attachment:
         model, plan, method: of the sparsifier.
         several: the optimizers in their layers, each with the names of the sparse weights that it steps.
         total_steps: optimizer steps of the whole training.
-        anew: an optimizer may come with steps that this has not seen.
+        late: an optimizer may come with steps that this has not seen.
 
     Attributes:
         weights: in the plan's order.
@@ -64,9 +64,9 @@ class Attachment:
         method: Method,
         several: Sequence[tuple[list[Any], set[str]]],
         total_steps: int,
-        anew: bool = False,
+        late: bool = False,
     ) -> None:
-        self.model, self.plan, self.method, self.total_steps, self.anew = model, plan, method, total_steps, anew
+        self.model, self.plan, self.method, self.total_steps, self.late = model, plan, method, total_steps, late
         self.advances, self.unresumed = 0, ""
         self.notices = Notices(plan, method)
         self.weights = [_start(row, method) for row in plan.sparse]
@@ -251,7 +251,7 @@ class Attachment:
         """An optimizer was loaded without this state: where it has stepped, the next step is refused, unless the state
         comes in another way."""
         stepped = optimizers.has_stepped(optimizer, [w.parameter for w in self.weights])
-        if not self.step and not self.anew:
+        if not self.step and not self.late:
             said = f"{type(optimizer).__name__}, loaded with the state of earlier steps and none of a sparsifier"
             self.unresumed = said if stepped else ""
 
