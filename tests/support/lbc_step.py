@@ -108,7 +108,7 @@ def check_adamw(layout, settings, steps=3):
         ours, theirs = ([p.detach() for p in model] for model in models)
         ahead = FusedAdamW(optimizers[0], print, print)
         held = [
-            SparseWeight("", p, None, 0, {masks.KEEP: k}, {}, density=1.0 if k is None else 0.5)
+            SparseWeight("", p, None, {masks.KEEP: k}, density=1.0 if k is None else 0.5)
             for p, k in zip(models[0], keeps, strict=True)
         ]
         own = ahead._step(optimizers[0].param_groups[0], held)
