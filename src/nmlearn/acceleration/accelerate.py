@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nmlearn.acceleration import gpu_timing, measured, replacement
 from nmlearn.acceleration.candidates import Found, find
@@ -19,6 +17,7 @@ from nmlearn.acceleration.left_dense import left_dense
 from nmlearn.acceleration.observing import Seen, observe
 from nmlearn.acceleration.timing import interleaved
 from nmlearn.errors import KernelError
+from nmlearn.model import example
 from nmlearn.model.moving import moving
 from nmlearn.native import library as native
 
@@ -190,12 +189,8 @@ def _like(times: dict[str, float], others: dict[str, float]) -> float:
 
 
 def _caller(model: nn.Module, inputs: Any) -> Callable[[], Any]:
-    if isinstance(inputs, Tensor):
-        return lambda: model(inputs)
-    if isinstance(inputs, Mapping):
-        return lambda: model(**inputs)
-    if isinstance(inputs, tuple | list):
-        return lambda: model(*inputs)
+    if call := example.caller(model, inputs):
+        return call
     raise _refused(model, inputs, f"it is a {type(inputs).__name__}")
 
 
@@ -207,20 +202,8 @@ def _first_run(model: nn.Module, call: Callable[[], Any], inputs: Any) -> Seen:
 
 
 def _refused(model: nn.Module, inputs: Any, wrong: str) -> KernelError:
-    forms = "a tensor, a tuple of arguments or a dict of keyword arguments"
-    fix = f"give {forms} for {type(model).__name__}.forward{inspect.signature(model.forward)}"
-    return KernelError(where="accelerate: example_inputs", given=_said(inputs), wrong=wrong, fix=fix)
-
-
-def _said(inputs: Any) -> str:
-    """Shapes and dtypes in place of values."""
-    if isinstance(inputs, Tensor):
-        return f"{str(inputs.dtype)[6:]} {list(inputs.shape)}"
-    if isinstance(inputs, Mapping):
-        return f"{{{', '.join(f'{name}: {_said(value)}' for name, value in inputs.items())}}}"
-    if isinstance(inputs, tuple | list):
-        return f"({', '.join(map(_said, inputs))})"
-    return reprlib.repr(inputs)
+    fix = example.wanted(model, "a tensor, a tuple of arguments or a dict of keyword arguments")
+    return KernelError(where="accelerate: example_inputs", given=example.said(inputs), wrong=wrong, fix=fix)
 
 
 def _faster_format(found: dict[str, Found]) -> str:

@@ -228,8 +228,9 @@ class Attachment:
     def _measure(self, moved: list[SparseWeight]) -> None:
         for w in moved:
             w.density = masks.density(self.mask(w))
+        names = {w.name for w in moved}
         for part in self.parts:
-            part.holding.moved([w for w in moved if any(w is own for own in part.weights)])
+            part.holding.moved([w for w in part.weights if w.name in names])
 
     def _write(self) -> None:
         for part in self.parts:
@@ -250,10 +251,11 @@ class Attachment:
     def missed(self, optimizer: Optimizer) -> None:
         """An optimizer was loaded without this state: where it has stepped, the next step is refused, unless the state
         comes in another way."""
+        if self.step or self.late:
+            return
         stepped = optimizers.has_stepped(optimizer, [w.parameter for w in self.weights])
-        if not self.step and not self.late:
-            said = f"{type(optimizer).__name__}, loaded with the state of earlier steps and none of a sparsifier"
-            self.unresumed = said if stepped else ""
+        said = f"{type(optimizer).__name__}, loaded with the state of earlier steps and none of a sparsifier"
+        self.unresumed = said if stepped else ""
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`nmlearn.Sparsifier.state_dict`."""
@@ -267,8 +269,13 @@ class Attachment:
         Raises:
             StateError: the first difference is named.
         """
-        shapes = {w.name: w.shapes for w in self.weights}
-        states.check_same(compact.unpacked(saved), self.state_dict(), shapes, self.method.ended)
+        self._checked(saved)
+
+    def _checked(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The state, unpacked."""
+        plain, shapes = compact.unpacked(saved), {w.name: w.shapes for w in self.weights}
+        states.check_same(plain, self.state_dict(), shapes, self.method.ended)
+        return plain
 
     @torch.no_grad()
     def load(self, saved: Mapping[str, Any]) -> None:
@@ -277,8 +284,7 @@ class Attachment:
         Raises:
             StateError: it does not belong here; nothing has changed.
         """
-        self.check(saved)
-        saved = compact.unpacked(saved)
+        saved = self._checked(saved)
         steps = saved.get("steps", [])
         for number, part in enumerate(self.parts):
             part.steps = int(steps[number] if len(steps) == len(self.parts) else saved["step"])

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
-import reprlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nmlearn.errors import ConfigError, NMLearnError
+from nmlearn.model import example
 from nmlearn.model.names import unwrap
 
 
@@ -69,28 +68,12 @@ def run(model: nn.Module, batch: Any) -> None:
 
 
 def _caller(model: nn.Module, batch: Any) -> Callable[[], Any]:
-    if isinstance(batch, Tensor):
-        return lambda: model(batch)
-    if isinstance(batch, Mapping):
-        return lambda: model(**batch)
-    if isinstance(batch, tuple | list):
-        return lambda: model(*batch)
+    if call := example.caller(model, batch):
+        return call
     raise _refused(model, batch, f"it is a {type(batch).__name__}")
 
 
 def _refused(model: nn.Module, batch: Any, wrong: str) -> ConfigError:
-    forms = "batches that are tensors, tuples of arguments or dicts of keyword arguments"
+    fix = example.wanted(model, "batches that are tensors, tuples of arguments or dicts of keyword arguments")
     loader = "; of a loader of (x, y) give (x for x, y in loader)"
-    fix = f"give {forms} for {type(model).__name__}.forward{inspect.signature(model.forward)}{loader}"
-    return ConfigError(where="a batch", given=_said(batch), wrong=wrong, fix=fix)
-
-
-def _said(batch: Any) -> str:
-    """Shapes and dtypes in place of values."""
-    if isinstance(batch, Tensor):
-        return f"{str(batch.dtype)[6:]} {list(batch.shape)}"
-    if isinstance(batch, Mapping):
-        return f"{{{', '.join(f'{name}: {_said(value)}' for name, value in batch.items())}}}"
-    if isinstance(batch, tuple | list):
-        return f"({', '.join(map(_said, batch))})"
-    return reprlib.repr(batch)
+    return ConfigError(where="a batch", given=example.said(batch), wrong=wrong, fix=fix + loader)
