@@ -89,10 +89,7 @@ class Shadow:
         return self.watch.hooks(lambda: self.watch.refuse_if_written(self._rewritten))
 
     def before(self, learn: Callable[[], None]) -> None:
-        self.watch.before()
-        self.watch.compare(lambda w: self.method.used(w.seen(), self._written[w.name][1]))
-        self._adopt()
-        learn()
+        self._learn(learn)
         for w in self.weights:
             local(w.parameter).copy_(w.state[DENSE])
 
@@ -114,6 +111,13 @@ class Shadow:
             weight = local(w.parameter)
             weight.copy_(self.method.used(w.seen(), at))
             self._written[w.name] = (weight._version, at)
+
+    def _learn(self, learn: Callable[[], None]) -> None:
+        """Learn by what others have done to the weights since the last ``write``."""
+        self.watch.before()
+        self.watch.compare(lambda w: self.method.used(w.seen(), self._written[w.name][1]))
+        self._adopt()
+        learn()
 
     def _rewritten(self) -> str | None:
         """The name of a weight that was written since ``write``."""
@@ -143,10 +147,7 @@ class Frozen(Shadow):
         self._hidden = HiddenGradients()
 
     def before(self, learn: Callable[[], None]) -> None:
-        self.watch.before()
-        self.watch.compare(lambda w: self.method.used(w.seen(), self._written[w.name][1]))
-        self._adopt()
-        learn()
+        self._learn(learn)
         self._hidden.hide([w.parameter for w in self.weights])
 
     def after(self) -> None:

@@ -41,13 +41,6 @@ class Inputs:
         pairs = x_gtk.mT @ x_gtk if gram else None
         return cls(x_gtk.shape[1], x_gtk.sum(1), x_gtk.square().sum(1), pairs)
 
-    def __add__(self, other: Inputs) -> Inputs:
-        gram = None
-        if self.gram_gkk is not None and other.gram_gkk is not None:
-            gram = self.gram_gkk + other.gram_gkk
-        tokens = self.tokens + other.tokens
-        return Inputs(tokens, self.sum_gk + other.sum_gk, self.square_gk + other.square_gk, gram)
-
     def double(self) -> Inputs:
         """The same in float64."""
         gram = None if self.gram_gkk is None else self.gram_gkk.double()
