@@ -39,6 +39,7 @@ State = dict[str, Tensor]
 Setting = int | float | tuple[float, ...]
 Needs = Literal["nothing", "sums", "gram"]
 DENSE = "dense"  # the key of the dense weight behind the one in use
+GRAM = "gram"  # the key of the running Gram matrix [G, K, K] of a weight's inputs
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,11 @@ class Method:
     def needs(self) -> Needs:
         """What calibration must have seen of each weight's inputs (:class:`nmlearn.maths.inputs.Inputs`)."""
         return "nothing"
+
+    @property
+    def follows_inputs(self) -> bool:
+        """Whether ``state["gram"]`` has to be the running Gram matrix of a weight's inputs, until it is dropped."""
+        return False
 
     # The schedule
 
