@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -81,7 +82,29 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
             else "give a model of the kind and of the types that were saved",
         )
     # Not strict: the further names of a tied tensor may be missing.
-    inner.load_state_dict({own[name][0]: tensor for name, tensor in tensors.items()}, strict=False)
+    inner.load_state_dict(of_now(inner, {own[name][0]: tensor for name, tensor in tensors.items()}), strict=False)
+
+
+def load_whole(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """``load_state_dict`` of a file's tensors, of any writer; all names must match.
+
+    Raises:
+        RuntimeError: a name or a shape differs; a module with versions may raise others.
+    """
+    # With other names it may be an older version's, which a module can convert if nothing is said.
+    same = tensors.keys() == module.state_dict().keys()
+    module.load_state_dict(of_now(module, tensors) if same else dict(tensors))
+
+
+def of_now(module: nn.Module, tensors: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """Tensors as a state of the version that a module's own state has, for ``load_state_dict``.
+
+    A state from a file says no versions, and a module with several (:attr:`torch.nn.Module._version`) takes it for one
+    from before there were any: it converts or refuses it. Our files are of this version, by their names and shapes.
+    """
+    state = OrderedDict(tensors)
+    state._metadata = getattr(module.state_dict(), "_metadata", OrderedDict())  # type: ignore[attr-defined]
+    return state
 
 
 def _misplaced(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:

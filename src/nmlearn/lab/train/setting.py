@@ -14,6 +14,7 @@ import nmlearn.lab.data
 import nmlearn.lab.models
 import nmlearn.methods
 from nmlearn.errors import ConfigError, FormatError, PlanError
+from nmlearn.files.tensors import load_whole
 from nmlearn.lab.data import Task
 from nmlearn.lab.train import optim
 from nmlearn.lab.train.average import Average
@@ -163,7 +164,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """
     fix = "give a safetensors file of the same model, built with the same model.options"
     with _refusing("model.weights", path, model, fix):
-        model.load_state_dict(_tensors(path))
+        load_whole(model, _tensors(path))
 
 
 def load_backbone(model: nn.Module, path: Path) -> None:
@@ -191,7 +192,7 @@ def _refusing(where: str, path: Path, model: nn.Module, fix: str) -> Iterator[No
 
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:  # the last from a module with versions
         wrong = f"cannot be loaded into {type(model).__name__}: {error}"
         raise FormatError(where=where, given=path, wrong=wrong, fix=fix) from error
 
