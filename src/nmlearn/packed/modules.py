@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nmlearn.errors import KernelError
 from nmlearn.maths.pattern import Pattern
@@ -18,9 +18,10 @@ from nmlearn.packed import kernels, states
 from nmlearn.packed.kernels import layouts, reference
 from nmlearn.packed.kernels.checks import LARGEST
 from nmlearn.packed.kernels.layouts import Form, Layout
+from nmlearn.packed.replacement import Replacement
 
 
-class Packed(nn.Module):
+class Packed(Replacement):
     """Base of both.
 
     Attributes:
@@ -95,7 +96,7 @@ class Packed(nn.Module):
         if self.folded or self.scale is not None:
             wrong = "a batch norm was folded into it" if self.folded else "its values were rounded to int8"
             raise states.not_recoverable(name, self, wrong)
-        return {"weight": self.dense_weight()} | ({} if self.bias is None else {"bias": self.bias})
+        return super().dense_state(name)
 
     def weight_bytes(self) -> int:
         """The bytes of values, index and scale."""
