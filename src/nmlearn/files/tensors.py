@@ -25,8 +25,8 @@ def plain_state(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in state.items():
         why = _refusal(name, tensor)
         if why:
-            given = f"{tensor.dtype} {list(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise StateError(where=str(name), given=given, wrong=why, fix="save a state dict without it, or convert it")
+            fix = "save a state dict without it, or convert it"
+            raise StateError(where=_said(name), given=_said(tensor), wrong=why, fix=fix)
     return {name: tensor.detach() for name, tensor in state.items()}
 
 
@@ -161,13 +161,20 @@ def _identity(tensor: Tensor) -> Hashable:
     return (*place, tuple(tensor.shape), tensor.stride())
 
 
+def _said(given: object) -> str:
+    """A name, or what stands under it, for an error."""
+    if isinstance(given, Tensor):  # a nested one has no shape
+        return str(given.dtype) if given.is_nested else f"{given.dtype} {list(given.shape)}"
+    return given if isinstance(given, str) else type(given).__name__
+
+
 def _refusal(name: Any, tensor: object) -> str:
     """Why a safetensors file cannot store it; empty if it can."""
     if not isinstance(tensor, Tensor):
         return "it is not a tensor"
     if type(tensor) not in (Tensor, nn.Parameter):
         return f"a {type(tensor).__name__} is not plain memory: gather a sharded one, dequantize a quantized one"
-    if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
+    if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
         return "it is not plain memory"
     if tensor.dtype not in NAMES:
         return "safetensors has no such type"
