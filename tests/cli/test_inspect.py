@@ -201,12 +201,3 @@ def test_errors_show_no_escapes_and_end(tmp_path: Path, capsys: pytest.CaptureFi
     assert cli.main(["inspect", str(tmp_path / "m.safetensors")]) == 2
     shown = capsys.readouterr().err
     assert "\x1b" not in shown and len(shown) < 8000 and "more characters)" in " ".join(shown.split())
-
-
-@pytest.mark.parametrize(
-    "words", [["inspect", "a\0b"], ["unpack", "a\0b", "{out}"], ["report", "a\0b"], ["export", "a\0b"]]
-)
-def test_a_path_with_a_nul_is_an_error(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([word.format(out=tmp_path / "out") for word in words]) == 2
-    shown = capsys.readouterr().err
-    assert "to do" in shown and "\0" not in shown

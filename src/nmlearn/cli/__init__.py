@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import nmlearn
 from nmlearn.errors import ConfigError, NMLearnError
+from nmlearn.files.paths import refusal
 
 COMMANDS = {
     "train": "train a model and learn N:M sparsity during training",
@@ -70,15 +71,10 @@ def _explained(arguments: list[str], debug: bool) -> int:
         return _run(arguments)
     except BrokenPipeError:
         raise
-    except OSError as error:
-        if debug:
+    except (OSError, ValueError) as error:
+        if debug or not (why := refusal(error)):
             raise
-        _show(_of_files(error))
-    except ValueError as error:  # Python's own for the one character that no path can contain
-        if debug or "embedded null" not in str(error):
-            raise
-        given = next((word for word in arguments if "\0" in word), "a path with a NUL character")
-        _show(NMLearnError(where="a path", given=repr(given), wrong=str(error), fix="give a path without it"))
+        _show(_of_files(error, why, arguments))
     except NMLearnError as error:
         if debug:
             raise
@@ -86,13 +82,10 @@ def _explained(arguments: list[str], debug: bool) -> int:
     return EXIT_ERROR
 
 
-def _of_files(error: OSError) -> NMLearnError:
-    return NMLearnError(
-        where="a file or folder",
-        given=error.filename or error,
-        wrong=error.strerror or type(error).__name__,
-        fix="check permissions, free space and --out",
-    )
+def _of_files(error: OSError | ValueError, why: str, arguments: list[str]) -> NMLearnError:
+    given = getattr(error, "filename", None) or getattr(error, "object", None) or " ".join(arguments)
+    fix = "check the path, permissions, free space and --out"
+    return NMLearnError(where="a file or folder", given=given, wrong=why, fix=fix)
 
 
 def _show(error: NMLearnError) -> None:

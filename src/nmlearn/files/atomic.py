@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from nmlearn.errors import WriteError
+from nmlearn.files.paths import refusal
 
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _being_written: set[Path] = set()  # by this process
@@ -81,18 +82,21 @@ def explained(path: Path) -> Iterator[None]:
     """Turn system errors while a file is written into an error that names the file.
 
     Raises:
-        WriteError: for every OSError except a broken pipe.
+        WriteError: for every OSError except a broken pipe, and for a path that no file can have.
     """
     try:
         yield
     except BrokenPipeError:
         raise
-    except OSError as error:
-        full = error.errno in _FULL
+    except (OSError, ValueError) as error:
+        if not (why := refusal(error)):
+            raise
+        number = getattr(error, "errno", None)
+        full = number in _FULL
         raise WriteError(
             where=str(path),
-            given=error.filename or errno.errorcode.get(error.errno or 0, type(error).__name__),
-            wrong=f"it cannot be written: {error.strerror or error}",
+            given=getattr(error, "filename", None) or errno.errorcode.get(number or 0, type(error).__name__),
+            wrong=f"it cannot be written: {why}",
             fix="free space there, or choose another place; what was there before is unchanged"
             if full
             else "check the path and its permissions, or choose another place",
@@ -105,7 +109,7 @@ def sweep(path: Path) -> None:
     Parts of processes that are alive on this machine stay. Call it only if no other machine writes this file.
     """
     left = re.compile(rf"\.{re.escape(path.name)}\.(\d{{1,9}})\.(\w+\.)?partial")
-    for part in path.parent.iterdir() if path.parent.is_dir() else ():
+    for part in path.parent.iterdir() if os.path.isdir(path.parent) else ():
         found = left.fullmatch(part.name)
         if found is None or part in _being_written:
             continue

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nmlearn.errors import ConfigError
+from nmlearn.files.atomic import explained
 from nmlearn.files.formats import Encoded, Encoding, container, metadata, pack, unpack
 from nmlearn.files.formats.damage import damaged
 from nmlearn.files.formats.metadata import INDEX, OURS, VALUES, Contents
@@ -172,7 +173,7 @@ def _check_no_list(model: object) -> None:
 
 
 def _check_order(call: str, path: object, is_model: bool, model: object) -> None:
-    if is_model and isinstance(path, str | os.PathLike):
+    if is_model and isinstance(os.fspath(path) if isinstance(path, os.PathLike) else path, str):
         return
     given = f"{type(model).__name__} as the model, {type(path).__name__} as the path"
     wrong = "arguments of other types are expected, or in another order"
@@ -189,8 +190,9 @@ def _write(
 ) -> None:
     if patterns and not packed:
         raise ConfigError(where=str(path), given="patterns", wrong="a dense file has none", fix="give packed=True")
-    if path.is_dir():
-        raise ConfigError(where=str(path), given="a folder", wrong="a file is expected", fix="give a file's name")
+    with explained(path):
+        if path.is_dir():
+            raise ConfigError(where=str(path), given="a folder", wrong="a file is expected", fix="give a file's name")
     tied = ties(state) if packed else {}
     groupings = choose(state, tied, axes, patterns) if packed else {}
     tensors: dict[str, Tensor] = {}

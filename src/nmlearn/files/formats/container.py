@@ -21,6 +21,7 @@ from torch import Tensor
 
 from nmlearn.files.atomic import replacing
 from nmlearn.files.formats.damage import damaged
+from nmlearn.files.paths import refusal
 
 METADATA = "__metadata__"
 _MOST_DIMENSIONS = 64  # numpy's limit
@@ -73,10 +74,11 @@ def opened(path: Path) -> Iterator[Opened]:
         FormatError: the file cannot be read, or its header is invalid or does not describe exactly its bytes.
     """
     where = str(path)
-    if path.is_dir():
-        names = ", ".join(sorted(file.name for file in path.glob("*.safetensors"))[:6])
-        raise damaged(where, "a folder", "it is not a file", f"give a safetensors file{names and f' in it: {names}'}")
     try:
+        if path.is_dir():
+            names = ", ".join(sorted(file.name for file in path.glob("*.safetensors"))[:6])
+            fix = f"give a safetensors file{names and f' in it: {names}'}"
+            raise damaged(where, "a folder", "it is not a file", fix)
         if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
             raise OSError("it is not a file")
         with safe_open(path, "pt", backend="pread") as reader:  # mapped memory would change with the file
@@ -85,8 +87,10 @@ def opened(path: Path) -> Iterator[Opened]:
             table(header, f"{where}: its header")
             entries = {name: _entry(reader.get_slice(name), f"{where}: {name!r}") for name in reader.offset_keys()}
             yield Opened(where, header, reader.metadata() or {}, entries, reader)
-    except OSError as error:
-        raise damaged(where, "this file", f"cannot be read: {error}", "give a safetensors file") from error
+    except (OSError, ValueError) as error:
+        if not (why := refusal(error)):
+            raise
+        raise damaged(where, "this file", f"cannot be read: {why}", "give a safetensors file") from error
     except SafetensorError as error:
         if _is_pickled(path):
             fix = "read it with torch.load, and write its state dict with nm.save"
