@@ -250,7 +250,7 @@ def _dense_time(model: nn.Module, call: Callable[[], Any], gpu: Gpu | None) -> d
 
 def _compare(expected: Any, got: Any, int8: bool) -> None:
     """Up to a tolerance: packed kernels sum in another order."""
-    for a, b in zip(replacement.tensors(expected), replacement.tensors(got), strict=True):
+    for a, b in zip(example.tensors(expected), example.tensors(got), strict=True):
         if not a.is_floating_point():
             continue
         tolerance = 0.1 if int8 else _TOLERANCE.get(a.dtype, 2e-3)

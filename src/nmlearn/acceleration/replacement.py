@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,12 +98,3 @@ def formatted(model: nn.Module, images: torch.memory_format) -> Iterator[bool]:
         yield bool(change.weights)
     finally:
         change.undo()
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """All tensors in nested tuples, lists and mappings, in order."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    return [t for item in value for t in tensors(item)] if isinstance(value, list | tuple) else []

@@ -29,14 +29,13 @@ def quiet(model: nn.Module) -> Iterator[None]:
 
     Torch's encoder layers and attention call their layers here, where their fast path would read the weights.
     """
-    training = [(module, module.training) for module in model.modules()]
     devices = {p.device for p in model.parameters()} - {torch.device("cpu"), torch.device("meta")}
     fast = torch.backends.mha.get_fastpath_enabled()
     kind = next((device.type for device in devices), "cuda")
     try:
-        model.eval()
         torch.backends.mha.set_fastpath_enabled(False)
         with (
+            example.evaluating(model),
             torch.no_grad(),
             torch.random.fork_rng(devices, device_type=kind),
             torch.compiler.set_stance("force_eager"),
@@ -44,23 +43,24 @@ def quiet(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in training:
-            module.training = mode
 
 
-def run(model: nn.Module, batch: Any) -> None:
+def run(model: nn.Module, batch: Any) -> Any:
     """Run a model on a batch, to the end or until a hook has :func:`reached` what it wanted.
 
     Args:
         batch: a tensor, a tuple of arguments or a dict of keyword arguments.
 
+    Returns:
+        what its forward returns; None where a hook ended it.
+
     Raises:
         ConfigError: its forward refuses the batch.
     """
     try:
-        _caller(unwrap(model), batch)()
+        return _caller(unwrap(model), batch)()
     except _Reached:
-        pass
+        return None
     except NMLearnError:
         raise
     except Exception as error:
