@@ -27,6 +27,7 @@ _HOMES = {
     "packed.modules": ("PackedConv2d", "PackedLinear"),
     "packed.gpu_modules": ("DecodeLinear", "SemiStructuredConv2d", "SemiStructuredLinear"),
     "learn.calibration": ("Seen", "calibrate"),
+    "learn.distillation": ("Distillation",),
     "learn.sparsifier": ("Sparsifier",),
     "learn.weight": ("WeightStatus",),
     "model.plan": ("Plan", "PlanRow"),
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from nmlearn.files.model_file import save as save
     from nmlearn.learn.calibration import Seen as Seen
     from nmlearn.learn.calibration import calibrate as calibrate
+    from nmlearn.learn.distillation import Distillation as Distillation
     from nmlearn.learn.sparsifier import Sparsifier as Sparsifier
     from nmlearn.learn.weight import WeightStatus as WeightStatus
     from nmlearn.maths.groups import Grouping as Grouping

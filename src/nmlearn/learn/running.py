@@ -19,7 +19,7 @@ class _Reached(BaseException):
 
 
 def reached() -> None:
-    """Called in a hook: end the :func:`run` that is on."""
+    """Called in a hook: end the :func:`run` or the call :func:`until_reached` that is on."""
     raise _Reached
 
 
@@ -58,13 +58,19 @@ def run(model: nn.Module, batch: Any) -> Any:
         ConfigError: its forward refuses the batch.
     """
     try:
-        return _caller(unwrap(model), batch)()
-    except _Reached:
-        return None
+        return until_reached(_caller(unwrap(model), batch))
     except NMLearnError:
         raise
     except Exception as error:
         raise _refused(model, batch, f"the model's forward said: {type(error).__name__}: {error}") from error
+
+
+def until_reached(call: Callable[[], Any]) -> Any:
+    """What a call gives; None where a hook has :func:`reached` what it wanted."""
+    try:
+        return call()
+    except _Reached:
+        return None
 
 
 def _caller(model: nn.Module, batch: Any) -> Callable[[], Any]:
