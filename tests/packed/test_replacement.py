@@ -1,4 +1,4 @@
-"""Every kind of packed layer as the dense layer whose place it takes: in what other libraries save."""
+"""Every kind of packed layer as the dense layer whose place it takes: its attributes, and what other libraries save."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import operands
-from nmlearn.errors import StateError
+from nmlearn.errors import KernelError, StateError
 from nmlearn.packed.gpu_modules import DecodeLinear, SemiStructured, SemiStructuredConv2d, SemiStructuredLinear
 from nmlearn.packed.modules import Packed, PackedConv2d, PackedLinear
 from nmlearn.packed.replacement import Replacement
@@ -66,6 +66,35 @@ def leaves(base: type) -> set[str]:
 def test_no_kind_is_missing() -> None:
     assert {name.partition(" ")[0] for name in KINDS} == leaves(Replacement)
     assert issubclass(Packed, Replacement) and issubclass(SemiStructured, Replacement)
+
+
+def public(layer: nn.Module) -> set[str]:
+    return {name for name in dir(layer) if not name.startswith("_")} - set(dir(nn.Module()))
+
+
+def test_every_public_attribute_is_the_dense_layers(kind: tuple[str, nn.Module, Replacement]) -> None:
+    of, dense, layer = kind
+    names = public(dense) - {"reset_parameters"}  # which begins to train
+    assert {"weight", "bias"} < names and len(names) >= 4
+    for name in names - ({"weight"} if of in NOT_RECOVERABLE else set()):
+        assert equal(getattr(layer, name), getattr(dense, name)), name
+    if of == "PackedLinear in int8":  # what it computes with
+        torch.testing.assert_close(layer.weight, dense.weight, rtol=0, atol=float(dense.weight.abs().max()) / 200)
+    elif of in NOT_RECOVERABLE:
+        assert not hasattr(layer, "weight")
+
+
+def equal(a: object, b: object) -> bool:
+    return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else type(a) is type(b) and a == b
+
+
+def test_its_weight_cannot_be_set(kind: tuple[str, nn.Module, Replacement]) -> None:
+    """As what ties weights would: the layer would not compute with it."""
+    _, dense, layer = kind
+    before = dict(layer.named_buffers())
+    with pytest.raises(KernelError, match=r"its weight is packed.*then accelerate it again"):
+        layer.weight = dense.weight
+    assert not list(layer.parameters()) and dict(layer.named_buffers()).keys() == before.keys()
 
 
 def library(name: str, *functions: str) -> ModuleType:

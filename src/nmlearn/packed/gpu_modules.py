@@ -15,7 +15,7 @@ from nmlearn.errors import KernelError
 from nmlearn.maths.pattern import Pattern
 from nmlearn.packed import kernels, states
 from nmlearn.packed.kernels import semi_structured, triton_decode
-from nmlearn.packed.replacement import Replacement
+from nmlearn.packed.replacement import Conv2dReplacement, Replacement
 
 
 class DecodeLinear(Replacement):
@@ -167,13 +167,14 @@ class SemiStructuredLinear(SemiStructured):
         algorithm: int = 0,
     ):
         super().__init__(weight, bias, backend, algorithm)
+        self.out_features, self.in_features = weight.shape
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in] -> [..., out]``."""
         return self._product(x)
 
 
-class SemiStructuredConv2d(SemiStructured):
+class SemiStructuredConv2d(SemiStructured, Conv2dReplacement):
     """A 1x1 convolution, without padding and groups, on 2:4 sparse tensor cores.
 
     Args:
@@ -199,7 +200,8 @@ class SemiStructuredConv2d(SemiStructured):
             wrong = "only 1x1 convolutions are linear layers over pixels"
             raise KernelError(where="SemiStructuredConv2d", given=given, wrong=wrong, fix="leave this weight dense")
         super().__init__(weight.flatten(1), bias, backend, algorithm)
-        self.stride = stride
+        self.out_channels, self.in_channels = weight.shape[:2]
+        self.kernel_size, self.stride, self.padding, self.dilation, self.groups = (1, 1), stride, (0, 0), (1, 1), 1
 
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, in, height, width] -> [batch, out, ...]``, channels_last."""

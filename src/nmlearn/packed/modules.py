@@ -18,7 +18,7 @@ from nmlearn.packed import kernels, states
 from nmlearn.packed.kernels import layouts, reference
 from nmlearn.packed.kernels.checks import LARGEST
 from nmlearn.packed.kernels.layouts import Form, Layout
-from nmlearn.packed.replacement import Replacement
+from nmlearn.packed.replacement import Conv2dReplacement, Replacement
 
 
 class Packed(Replacement):
@@ -182,7 +182,7 @@ class PackedLinear(Packed):
         return self._run(x, residual, False, *kernels.LINEAR)
 
 
-class PackedConv2d(Packed):
+class PackedConv2d(Packed, Conv2dReplacement):
     """A convolution with a packed weight; groups run along the input channels of one kernel position.
 
     Args:
@@ -217,7 +217,7 @@ class PackedConv2d(Packed):
             wrong = "the weight of a 2-D convolution is [out, in / groups, height, width]"
             raise KernelError(where=name, given=tuple(weight.shape), wrong=wrong, fix="leave this weight dense")
         super().__init__(weight, bias, form, layout, activation, int8, name)
-        self.in_channels, self.out_channels = groups * form.channels, groups * form.rows
+        self.in_channels, self.out_channels, self.kernel_size = groups * form.channels, self.rows, form.kernel
         self.stride, self.dilation = _pair(name, "stride", stride, 1), _pair(name, "dilation", dilation, 1)
         self.padding = _pair(name, "padding", padding, 0)
 

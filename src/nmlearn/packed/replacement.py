@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nmlearn.errors import KernelError
+
 # (library, function): these write a folder from which the plain model is loaded, and skip names it does not have.
 _FOR_PLAIN_MODELS = {
     ("transformers", "save_pretrained"),
@@ -21,15 +23,17 @@ _FOR_THIS_MODEL = {("accelerate", "save_state")}  # what load_state gives back; 
 class Replacement(nn.Module):
     """Base of the layers that take a dense layer's place.
 
-    Its state dict has the packed buffers, for this model or a copy of it. What transformers' ``save_pretrained`` and
-    accelerate's ``save_model`` write is loaded into plain models: there the state is the dense layer's.
+    It has the public attributes of the dense layer, which the code of models reads. Its state dict has the packed
+    buffers, for this model or a copy of it. What ``save_pretrained`` of transformers and ``save_model`` of accelerate
+    write is loaded into plain models: there the state is the dense layer's.
     """
 
     bias: Tensor | None
 
-    def dense_weight(self) -> Tensor:
-        """The weight of the dense layer."""
-        raise NotImplementedError
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight that it computes with, unpacked whenever it is read; missing where it cannot be unpacked."""
+        return self.dense_weight()  # type: ignore[operator,no-any-return]
 
     def dense_state(self, name: str) -> dict[str, Tensor]:
         """The state of the dense layer, "weight" and perhaps "bias": what :func:`nmlearn.save` stores.
@@ -40,7 +44,16 @@ class Replacement(nn.Module):
         Raises:
             StateError: the weight of the dense layer cannot be recovered.
         """
-        return {"weight": self.dense_weight()} | ({} if self.bias is None else {"bias": self.bias})
+        return {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
+
+    def register_parameter(self, name: str, param: Any) -> None:
+        """Refuse a parameter, as one that is set for the weight: the layer would not compute with it.
+
+        Raises:
+            KernelError: always.
+        """
+        wrong, fix = "its weight is packed", "change the dense model, then accelerate it again"
+        raise KernelError(where=type(self).__name__, given=f"a parameter for {name!r}", wrong=wrong, fix=fix)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         if saved_for_plain_models():
@@ -48,6 +61,12 @@ class Replacement(nn.Module):
             destination.update({prefix + key: tensor for key, tensor in state.items()})
         else:
             super()._save_to_state_dict(destination, prefix, keep_vars)
+
+
+class Conv2dReplacement(Replacement):
+    """What all convolutions with a packed weight have alike."""
+
+    padding_mode, transposed, output_padding = "zeros", False, (0, 0)
 
 
 def saved_for_plain_models() -> bool:
