@@ -25,14 +25,14 @@ from torch import Tensor, nn
 from nmlearn.errors import ConfigError, DataError
 from nmlearn.learn import calibration
 from nmlearn.learn.calibration import Seen
-from nmlearn.learn.running import quiet, run
+from nmlearn.learn.running import run
 from nmlearn.maths import masks
 from nmlearn.maths.groups import Grouping
 from nmlearn.maths.importance import top_of_groups
 from nmlearn.maths.inputs import Inputs, finite, from_rows, to_rows
 from nmlearn.maths.obs import inverse_factor, sweep
 from nmlearn.maths.reconstruction import share_lost
-from nmlearn.model.example import tensors
+from nmlearn.model.example import quiet, tensors
 from nmlearn.model.plan import PlanRow
 
 Criterion = Literal["output", "model", "magnitude"]

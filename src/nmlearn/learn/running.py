@@ -1,12 +1,10 @@
-"""Running a model on batches to look at what passes through it, and leaving it as it was."""
+"""Running a model on batches to look at what passes through it."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from nmlearn.errors import ConfigError, NMLearnError
@@ -21,28 +19,6 @@ class _Reached(BaseException):
 def reached() -> None:
     """Called in a hook: end the :func:`run` or the call :func:`until_reached` that is on."""
     raise _Reached
-
-
-@contextlib.contextmanager
-def quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without gradients, uncompiled; afterwards modes and random generators are as before.
-
-    Torch's encoder layers and attention call their layers here, where their fast path would read the weights.
-    """
-    devices = {p.device for p in model.parameters()} - {torch.device("cpu"), torch.device("meta")}
-    fast = torch.backends.mha.get_fastpath_enabled()
-    kind = next((device.type for device in devices), "cuda")
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        with (
-            example.evaluating(model),
-            torch.no_grad(),
-            torch.random.fork_rng(devices, device_type=kind),
-            torch.compiler.set_stance("force_eager"),
-        ):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def run(model: nn.Module, batch: Any) -> Any:

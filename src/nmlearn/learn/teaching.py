@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nmlearn.errors import ConfigError, StateError
-from nmlearn.learn.running import quiet, reached, until_reached
+from nmlearn.learn.running import reached, until_reached
 from nmlearn.learn.states import equal
 from nmlearn.learn.watching import Call
 from nmlearn.model import example
@@ -48,7 +48,7 @@ def run(teacher: nn.Module, modules: Mapping[str, nn.Module], call: Call, whole:
 
     hooks = [module.register_forward_hook(keeper(name)) for name, module in modules.items()]
     try:
-        with quiet(teacher), torch.autocast(kind, dtype, enabled):
+        with example.quiet(teacher), torch.autocast(kind, dtype, enabled):
             seen.output = until_reached(lambda: teacher(*call.args, **kwargs))
     except TypeError as error:
         given, fix = example.said((call.args, kwargs)), "give a teacher that takes the student's arguments, or wrap it"
