@@ -20,7 +20,7 @@ Each says four things: where, what was given, what is wrong, what to do.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 
 
@@ -36,7 +36,7 @@ class NMLearnError(Exception):
 
     def __init__(self, *, where: str, given: object, wrong: str, fix: str) -> None:
         self.where = where
-        self.given = str(given)
+        self.given = given if isinstance(given, str) else shown(given, str)
         self.wrong = wrong
         self.fix = fix
         super().__init__(where, given, wrong, fix)
@@ -47,6 +47,14 @@ class NMLearnError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive Exception's own pickling, and errors cross process borders in `compare`.
         return (_rebuild, (type(self), self.where, self.given, self.wrong, self.fix))
+
+
+def shown(value: object, text: Callable[[object], str] = repr) -> str:
+    """A value as an error shows it, however it fails to: Python writes no number of more than 4,300 digits."""
+    try:
+        return text(value)
+    except Exception:
+        return f"a value of type {type(value).__name__}"
 
 
 def _rebuild(kind: type[NMLearnError], where: str, given: str, wrong: str, fix: str) -> NMLearnError:
@@ -109,6 +117,8 @@ _KINDS: dict[str, tuple[type, str]] = {
     "str": (str, "text"),
     "bool": (bool, "true or false"),
 }
+# A larger number is an error somewhere within torch: of int64, or of what float32 shall hold of sums and products.
+_LARGEST = {"int": 2**63 - 1, "float": 1e30}
 
 
 def check_name(where: str, name: str, known: Iterable[str], what: str, fix: str = "leave it out") -> None:
@@ -142,11 +152,16 @@ def check_type(where: str, value: object, annotation: str) -> None:
         annotation: int, float, str or bool, or one of them or None; values of other types are not checked.
 
     Raises:
-        ConfigError: it says what the value must be. True and false are no numbers.
+        ConfigError: it says what the value must be. True and false are no numbers; numbers are finite, whole ones below
+            2**63, others at most 1e30.
     """
     wanted = annotation.removesuffix(" | None")
     if wanted not in _KINDS or (wanted != annotation and value is None):
         return
     kind, said = _KINDS[wanted]
     if not isinstance(value, kind) or (isinstance(value, bool) and wanted != "bool"):
-        raise ConfigError(where=where, given=repr(value), wrong=f"must be {said}", fix=f"give {said}")
+        raise ConfigError(where=where, given=shown(value), wrong=f"must be {said}", fix=f"give {said}")
+    largest = _LARGEST.get(wanted)
+    if largest is not None and not -largest <= value <= largest:  # type: ignore[operator]
+        wrong = f"must be {said} that is finite and at most {largest:.3g}"
+        raise ConfigError(where=where, given=shown(value), wrong=wrong, fix=f"give {said} in that range")

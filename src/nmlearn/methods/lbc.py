@@ -24,7 +24,8 @@ from nmlearn.maths.obs import saliency
 from nmlearn.maths.pattern import Pattern
 from nmlearn.maths.reconstruction import refit_pcg
 from nmlearn.maths.schedules import Falling
-from nmlearn.methods.method import GRAM, At, Method, Setting, State, Weight, check_choice, refuse
+from nmlearn.methods.method import GRAM, At, Method, Setting, State, Weight
+from nmlearn.methods.options import check_choice, check_not_negative, refuse
 
 # Above this many combinations a group (8:16 has 12870) "auto" eliminates weights: the set of survivors would not fit.
 MOST_COMBINATIONS = 200
@@ -85,13 +86,9 @@ class LBC(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         Falling(self.start, self.end, self.power)
-        _check(self.scores, "scores", ("factored", "explicit"))
-        _check(self.score_optimizer, "score_optimizer", ("sgd", "adamw"))
-        _check(self.elimination, "elimination", ("auto", "combination", "weight"))
-        if isinstance(self.prior, str):
-            _check(self.prior, "prior", ("equal", "magnitude"))
-        check_choice("criterion", self.criterion, ("learned", "magnitude", "product", "fisher", "output"))
-        check_choice("compensation", self.compensation, ("none", "pcg"))
+        check_not_negative(self, "momentum", "weight_decay")
+        if not (isinstance(self.prior, Mapping) or callable(self.prior)):
+            check_choice("prior", self.prior, ("equal", "magnitude"))
         if self.criterion != "learned" and self.scores == "explicit":
             refuse("criterion", self.criterion, "explicit scores are learned", 'set scores="factored"')
         if self.criterion != "learned" and self.prior != "equal":
@@ -143,14 +140,7 @@ class LBC(Method):
         if self.prior == "magnitude":
             return weight.to(dtype).square().div_(2)
         given = self.prior(name, weight) if callable(self.prior) else self.prior.get(name)
-        if given is None or given.shape != weight.shape:
-            refuse(
-                "prior",
-                "no entry" if given is None else f"shape {tuple(given.shape)}",
-                f"{name} needs a saliency of shape {tuple(weight.shape)}",
-                "give one for every sparse weight",
-            )
-        start = torch.empty_like(weight, dtype=dtype).copy_(given)
+        start = torch.empty_like(weight, dtype=dtype).copy_(_saliency(name, given, tuple(weight.shape)))
         if not bool(start.isfinite().all()):
             lost = f"{int((~start.isfinite()).sum())} values for {name} that are not finite"
             refuse("prior", lost, "scores start at the prior, and none could be chosen by", "give finite saliencies")
@@ -276,6 +266,14 @@ def _take_over_(w: Weight) -> None:
     w.tensor.copy_(from_rows(taken, w.grouping, tuple(w.tensor.shape)))
 
 
-def _check(value: object, option: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        refuse(option, value, "there is no such choice", f"choose from {', '.join(known)}")
+def _saliency(name: str, given: Any, shape: tuple[int, ...]) -> Tensor:
+    """What was given for a weight: a real tensor of its shape, with values."""
+    if not isinstance(given, Tensor):
+        what = "no entry" if given is None else f"a {type(given).__name__}"
+    elif given.is_complex() or given.is_meta or given.is_nested or given.is_quantized or given.layout != torch.strided:
+        what = f"a tensor of {given.dtype} on {given.device} that is not plain real numbers"
+    elif tuple(given.shape) != shape:
+        what = f"shape {tuple(given.shape)}"
+    else:
+        return given
+    refuse("prior", what, f"{name} needs a saliency of shape {shape}", "give one for every sparse weight")

@@ -22,17 +22,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn, optim
 
-from nmlearn.errors import AttachError, ConfigError, DataError
+from nmlearn.errors import AttachError, DataError
 from nmlearn.maths import masks
 from nmlearn.maths.groups import Grouping
 from nmlearn.maths.inputs import Inputs, finite, from_rows, to_rows
 from nmlearn.maths.pattern import Pattern
 from nmlearn.maths.reconstruction import refit_pcg
+from nmlearn.methods.options import refuse, settle
 from nmlearn.native.training import ScorePass, score_step_
 
 State = dict[str, Tensor]
@@ -99,6 +100,10 @@ class Method:
 
     Attributes:
         pattern: the pattern N:M of every weight that no rule gives another one; text is read by :class:`Pattern`.
+
+    Raises:
+        PatternError: not a pattern.
+        ConfigError: a setting that its annotation does not allow: :func:`nmlearn.methods.options.settle`.
     """
 
     pattern: Pattern | str
@@ -116,6 +121,7 @@ class Method:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pattern", Pattern(self.pattern))
+        settle(self)
 
     @property
     def needs(self) -> Needs:
@@ -246,7 +252,6 @@ class Calibrated(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("refit", self.refit, ("none", "pcg"))
         if self.refit_steps < 1:
             refuse("refit_steps", self.refit_steps, "a refit takes at least one step", "write 10")
 
@@ -329,31 +334,12 @@ def zeros_that_fit(w: Weight) -> Tensor:
     return mask_w
 
 
-def check_choice(option: str, given: object, known: Sequence[str]) -> None:
-    """Refuse a setting that is none of the known words.
-
-    Raises:
-        ConfigError: it lists them.
-    """
-    if given not in known:
-        refuse(option, repr(given), "there is no such choice", f"write {' or '.join(map(repr, known))}")
-
-
 def _plain(value: object) -> Any:
     if isinstance(value, int | float | str | None):
         return value
     if isinstance(value, tuple):
         return list(value)
     return str(value) if isinstance(value, Pattern) else "given"
-
-
-def refuse(option: str, given: object, wrong: str, fix: str) -> NoReturn:
-    """Refuse the setting of an option.
-
-    Raises:
-        ConfigError: always.
-    """
-    raise ConfigError(where=f"method.options.{option}", given=given, wrong=wrong, fix=fix)
 
 
 def grads(weights: Sequence[Weight]) -> list[Tensor]:
