@@ -210,15 +210,3 @@ def _scale() -> Iterator[Names]:
         yield {"model": linears(16, 16, 4), "total_steps": 4, "folder": "checkpoint", **pipeline}
     finally:
         dist.destroy_process_group()
-
-
-@of("docs/timm.md")
-def _timm() -> Iterator[Names]:
-    model = nets.convnet()
-    counts = {"num_epochs": 2, "updates_per_epoch": 3}
-    ema = AveragedModel(model)
-
-    def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        nets.train(model, optimizer, nets.batches(6), after=lambda step: ema.update_parameters(model))
-
-    yield {"model": model, "optimizer": nets.sgd(model), "ema": ema, "train": train, **counts}
