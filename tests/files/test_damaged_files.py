@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import struct
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -191,3 +192,28 @@ def test_holes_and_overlaps(tmp_path):
         path.write_bytes(file(*offsets))
         with pytest.raises(FormatError, match=r"invalid offset|not fully covered"):
             nm.load(path)
+
+
+def test_a_header_has_4_mib_and_a_sixteenth_of_the_data(tmp_path):
+    path = tmp_path / "m.safetensors"
+    for more, data, fits in ((0, 0, True), (1, 0, False), (1, 15, False), (1, 16, True), (2, 31, False), (2, 32, True)):
+        table = {"data": {"dtype": "U8", "shape": [data], "data_offsets": [0, data]}}
+        path.write_bytes(octets(json.dumps(table).ljust((4 << 20) + more), bytes(data)))
+        for read in (nm.load, model_file.stored, model_file.notes):
+            if fits:
+                read(path)
+            else:
+                with pytest.raises(FormatError, match=rf"with {data} bytes of data it may have 4,194,30[45]"):
+                    read(path)
+
+
+def test_a_long_header_is_refused_before_it_is_read(tmp_path):
+    empty = {f"t{i:06}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for i in range(100_000)}
+    (tmp_path / "m.safetensors").write_bytes(octets(json.dumps(empty), b""))
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError, match="its header: it has"):
+            nm.load(tmp_path / "m.safetensors")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

@@ -71,3 +71,17 @@ def test_a_folder_is_answered_with_the_files_in_it(tmp_path):
     nm.save(nn.Linear(4, 4), tmp_path / "model.safetensors")
     with pytest.raises(FormatError, match=r"not a file; give a safetensors file in it: model\.safetensors"):
         nm.load(tmp_path)
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    """Names and metadata of more than 4 MiB and a sixteenth of the data."""
+    path, longest = tmp_path / "m.safetensors", 4 << 20
+    for packed in (True, False):
+        nm.save({"a": torch.ones(2)}, path, packed, metadata={"x": "y" * (longest - 1000)})
+        assert nm.load(path).keys() == {"a"}
+        with pytest.raises(StateError, match=r"may have 4,194,304; join small tensors") as caught:
+            nm.save({"a": torch.ones(2)}, path, packed, metadata={"x": "y" * longest})
+        assert caught.value.where == str(path) and nm.load(path).keys() == {"a"}
+        nm.save({"a": torch.ones(1 << 18)}, path, packed, metadata={"x": "y" * longest})
+        assert nm.load(path)["a"].sum() == 1 << 18
+    assert list(tmp_path.iterdir()) == [path]

@@ -67,6 +67,7 @@ def save(
     Raises:
         StateError: something that the file cannot store: not a tensor, a sharded or quantized one, a reserved name; an
             accelerated layer whose dense weight is not recoverable: a folded batch norm, int8, a semi-structured layer.
+            Or names and metadata that are longer than 4 MiB and a sixteenth of the data.
         ViolationError, PatternError: a pattern that the weight breaks, or that does not fit it, by the weight's name.
             A weight that breaks its pattern in ``expect`` is the first of those that do.
         PlanError: a glob that matches nothing; an expected weight that the model does not have.
@@ -103,7 +104,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> dict[s
         tied weight come last and are the same tensor.
 
     Raises:
-        FormatError: the file cannot be read or is damaged; nothing larger than the file allows is allocated.
+        FormatError: the file cannot be read or is damaged, or its header is longer than 4 MiB and a sixteenth of the
+            data; nothing larger than the file allows is allocated.
         StateError: the file belongs to another model, or contains values that its types do not have: complex, beyond
             their range, fractions for integers. The model is then unchanged.
         ConfigError: arguments in another order.

@@ -1,13 +1,15 @@
 """The safetensors container, read and written by the safetensors library.
 
 In addition to the library's checks, this refuses duplicate names in a header: the library uses the last, other readers
-the first. It refuses types that nmlearn does not know, shapes that no tensor can have, and BOOLs other than 0 and 1.
+the first. It refuses types that nmlearn does not know, shapes that no tensor can have, and BOOLs other than 0 and 1. It
+refuses headers that are long for their data: reading one takes some 20 times its bytes as memory, and time.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ import torch
 from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
 from torch import Tensor
 
+from nmlearn.errors import StateError
 from nmlearn.files.atomic import replacing
 from nmlearn.files.formats.damage import damaged
 from nmlearn.files.paths import refusal
@@ -26,6 +29,7 @@ from nmlearn.files.paths import refusal
 METADATA = "__metadata__"
 _MOST_DIMENSIONS = 64  # numpy's limit
 _MOST_ELEMENTS = 1 << 60
+_HEADER, _SHARE = 4 << 20, 16  # the longest header without data, and how many bytes of data allow it one more byte
 
 _KINDS = "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz complex64"
 _KINDS += " int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool"
@@ -68,10 +72,11 @@ class Opened:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Opened]:
-    """Open a file; nothing larger than the file is allocated.
+    """Open a file; nothing larger than the file is allocated, apart from some 20 times its header.
 
     Raises:
-        FormatError: the file cannot be read, or its header is invalid or does not describe exactly its bytes.
+        FormatError: the file cannot be read, or its header is invalid, long for its data (docs/format.md), or does not
+            describe exactly its bytes.
     """
     where = str(path)
     try:
@@ -81,6 +86,8 @@ def opened(path: Path) -> Iterator[Opened]:
             raise damaged(where, "a folder", "it is not a file", fix)
         if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
             raise OSError("it is not a file")
+        if why := _long_header(path):
+            raise damaged(where, "its header", why)
         with safe_open(path, "pt", backend="pread") as reader:  # mapped memory would change with the file
             with open(path, "rb") as file:
                 header = file.read(int.from_bytes(file.read(8), "little"))
@@ -97,6 +104,16 @@ def opened(path: Path) -> Iterator[Opened]:
             raise damaged(where, "this file", "it looks like a file of torch.save, not safetensors", fix) from error
         wrong = f"it was cut short or changed, or is not a safetensors file: {error}"
         raise damaged(where, "this file", wrong) from error
+
+
+def _long_header(path: Path) -> str:
+    """Why a file's header is too long for its data; empty if it is not, or if the file ends within it."""
+    with open(path, "rb") as file:
+        length, data = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size - 8
+    longest = _HEADER + max(0, data - length) // _SHARE
+    if not longest < length <= data:
+        return ""
+    return f"it has {length:,} bytes, and with {data - length:,} bytes of data it may have {longest:,}"
 
 
 def _is_pickled(path: Path) -> bool:
@@ -121,6 +138,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
     Raises:
         WriteError: the system refuses; an existing file is unchanged.
+        StateError: the header would be too long to be read; an existing file is unchanged.
     """
     specs = {name: _spec(tensor) for name, tensor in tensors.items()}
     with replacing(path) as part:
@@ -129,6 +147,9 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         except SafetensorError as error:
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else 0, str(error)) from error
+        if why := _long_header(part):
+            fix = "join small tensors, save fewer, or shorten names and metadata"
+            raise StateError(where=str(path), given="its header: names, types and metadata", wrong=why, fix=fix)
         _sort_metadata(part)
 
 
@@ -165,7 +186,7 @@ def table(text: str | bytes, where: str) -> dict[str, Any]:
 
 def is_text(value: object) -> bool:
     """Whether it is text that a file can store; half a surrogate pair is not."""
-    return isinstance(value, str) and value.encode(errors="ignore").decode() == value
+    return isinstance(value, str) and (value.isascii() or value.encode(errors="ignore").decode() == value)
 
 
 def shape_of(value: Any) -> tuple[int, ...] | None:
