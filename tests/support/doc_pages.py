@@ -189,6 +189,14 @@ def _methods() -> Iterator[Names]:
     yield {"model": nn.ModuleDict({"blocks": nn.ModuleList([block]), "head": nn.Linear(16, 4)})}
 
 
+@of("docs/optimizers.md")
+def _optimizers() -> Iterator[Names]:
+    model = linears(16, 16, 16, 4)
+    matrices = [layer.weight for layer in model]
+    muon, adamw = torch.optim.Muon(matrices[:2]), torch.optim.AdamW([matrices[2], *(layer.bias for layer in model)])
+    yield {"nm": nm, "model": model, "muon": muon, "adamw": adamw, "epochs": 2, "loader": nets.batches(16)}
+
+
 @of("docs/peft.md")
 def _peft() -> Iterator[Names]:
     import nmlearn.integrations.peft  # noqa: F401  first, as for Lightning
