@@ -8,6 +8,14 @@ from dataclasses import dataclass, field
 from nmlearn.maths.pattern import Pattern
 from nmlearn.model.plan import Rule
 
+_LOSSES = {
+    "output": "the squared error of its layer's outputs, relative to their squares",
+    "model": "the squared change of the model's outputs, relative to their squares",
+    "magnitude": "the share of its squares that is pruned",
+}
+_UNITS = {"parameters": "parameters", "bytes": "bytes", "flops": "multiply-adds"}
+_TEXTS = 3  # columns of text before those of numbers
+
 
 @dataclass(frozen=True)
 class AllocationRow:
@@ -91,72 +99,63 @@ class Allocation(Mapping[str, Rule]):
         return f"Allocation({self.summary()})"
 
     def __str__(self) -> str:
-        patterns = [one.pattern for one in self.uniform]
-        head = ("weight", "shape", "pattern", self.unit(), "loss", *map(str, patterns), "reason")
-        lines = [head, *(self._cells(row, patterns) for row in self.rows)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        left = (0, 1, 2, len(head) - 1)
-        table = [
-            "  ".join(
-                c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
-            )
+        lines = self.table()
+        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+        left = (*range(_TEXTS), len(widths) - 1)
+        table = (
+            [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
             for line in lines
+        )
+        return "\n".join([*("  ".join(cells).rstrip() for cells in table), *self.notes()])
+
+    def table(self) -> list[tuple[str, ...]]:
+        """The table as text: its head, and a line for each weight."""
+        patterns: list[Pattern | None] = [one.pattern for one in self.uniform]
+        if self.timed:
+            patterns.insert(0, None)
+        names = [str(pattern or "dense") for pattern in patterns]
+        head = ("weight", "shape", "pattern", "ms" if self.timed else self.budget, "loss", *names, "reason")
+        return [head, *(self._line(row, patterns) for row in self.rows)]
+
+    def notes(self) -> list[str]:
+        """What the choices come to, what each pattern alone would, and what the columns mean."""
+        what = f"loss: of one weight pruned alone, {_LOSSES[self.criterion]}"
+        cost = "ms: with the choice" if self.timed else f"{self.budget}: with the choice, of the dense model's"
+        columns = "the loss, and milliseconds in brackets" if self.timed else "the loss"
+        compared = [
+            f"{one.pattern} wherever it fits: {self._of(one.reached)}, sum of losses {one.loss:.4g}"
+            for one in self.uniform
         ]
-        return "\n".join([*(line.rstrip() for line in table), self.summary(), *self.compared(), self.note()])
-
-    def unit(self) -> str:
-        """The heading of costs."""
-        return "ms" if self.budget == "speedup" else self.budget
-
-    def said(self, cost: float) -> str:
-        """A cost of a row as text."""
-        if self.budget == "speedup":
-            return f"{cost:.3f}" if cost else ""
-        return f"{100 * cost:.2f} %"
+        return [self.summary(), *compared, f"{what}; {cost}; by pattern: {columns}"]
 
     def summary(self) -> str:
         """One sentence: what was asked for, and what it comes to."""
         sparse = sum(row.pattern is not None for row in self.rows)
-        budget = f"{self._of(self.reached)} (asked for: {self._of(self.wanted)})"
+        dense = f", of {self.whole_ms:.3g} ms dense" if self.whole_ms is not None else ""
+        budget = f"{self._of(self.reached)} (asked for: {self._of(self.wanted)}{dense})"
         return f"{sparse} of {len(self.rows)} weights sparse, {budget}, sum of losses {self.loss:.4g}"
 
-    def compared(self) -> list[str]:
-        """A line for each pattern: what it alone comes to."""
-        return [
-            f"{one.pattern} wherever it fits: {self._of(one.reached)}, sum of losses {one.loss:.4g}"
-            for one in self.uniform
-        ]
-
-    def note(self) -> str:
-        """What the columns mean."""
-        what = {
-            "output": "squared error of the layer's outputs, relative to their squares",
-            "model": "squared change of the model's outputs, relative to their squares",
-            "magnitude": "share of the squared weights that is pruned",
-        }[self.criterion]
-        cost = "milliseconds with the choice" if self.budget == "speedup" else f"of the dense model's {self.budget}"
-        after = ", and in brackets milliseconds" if self.budget == "speedup" else ""
-        return f"{self.unit()}: {cost}; losses, with one weight pruned alone: {what}; by pattern: the loss{after}"
+    @property
+    def timed(self) -> bool:
+        """Whether the costs are times."""
+        return self.budget == "speedup"
 
     def _of(self, value: float) -> str:
-        if self.budget == "speedup":
-            return f"{value:.2f} x as fast"
-        return f"{100 * value:.1f} % of {self.budget}"
+        return f"{value:.2f} x as fast" if self.timed else f"{100 * value:.1f} % of {_UNITS[self.budget]}"
 
-    def _cells(self, row: AllocationRow, patterns: list[Pattern]) -> tuple[str, ...]:
+    def _line(self, row: AllocationRow, patterns: list[Pattern | None]) -> tuple[str, ...]:
         shape, pattern = "x".join(map(str, row.shape)), str(row.pattern or "dense")
         loss = f"{row.loss:.3g}" if row.losses else ""
-        return (
-            row.name,
-            shape,
-            pattern,
-            self.said(row.cost),
-            loss,
-            *(self._cell(row, p) for p in patterns),
-            row.reason,
-        )
+        cells = (self._cell(row, each) for each in patterns)
+        return (row.name, shape, pattern, self._cost(row.cost), loss, *cells, row.reason)
 
-    def _cell(self, row: AllocationRow, pattern: Pattern) -> str:
-        if pattern not in row.losses:
+    def _cell(self, row: AllocationRow, pattern: Pattern | None) -> str:
+        if not row.losses or pattern not in row.costs:
             return ""
-        return f"{row.losses[pattern]:.3g}" + (f" ({row.costs[pattern]:.3f})" if self.budget == "speedup" else "")
+        time = self._cost(row.costs[pattern])
+        return time if pattern is None else f"{row.losses[pattern]:.3g}{f' ({time})' * self.timed}"
+
+    def _cost(self, cost: float) -> str:
+        if not self.timed:
+            return f"{100 * cost:.2f} %"
+        return f"{cost:.3f}" if cost else ""
