@@ -19,6 +19,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "acceleration.accelerate": ("Acceleration", "accelerate"),
+    "acceleration.allocate": ("allocate",),
+    "acceleration.allocation": ("Allocation",),
     "files.model_file": ("load", "save"),
     "errors": ("NMLearnError",),
     "maths.pattern": ("Pattern",),
@@ -37,6 +39,8 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 if TYPE_CHECKING:
     from nmlearn.acceleration.accelerate import Acceleration as Acceleration
     from nmlearn.acceleration.accelerate import accelerate as accelerate
+    from nmlearn.acceleration.allocate import allocate as allocate
+    from nmlearn.acceleration.allocation import Allocation as Allocation
     from nmlearn.errors import NMLearnError as NMLearnError
     from nmlearn.files.model_file import load as load
     from nmlearn.files.model_file import save as save

@@ -19,6 +19,7 @@ from nmlearn.acceleration.timing import interleaved
 from nmlearn.maths.pattern import Pattern
 from nmlearn.maths.zeros import tightest
 
+FASTER = 0.97  # a kernel is chosen when it takes at most this share of the best dense time
 # From this many tokens or pixels on, arithmetic takes the time of a product by a weight; with fewer, reading the weight
 # does, and a packed one may fit a cache that the dense one does not.
 COMPUTE_BOUND = 64
@@ -67,6 +68,10 @@ class Found:
         if not candidates:
             return "", float("inf")
         return min(((candidate, self.times[candidate]) for candidate in candidates), key=lambda pair: pair[1])
+
+    def gains(self, images: str) -> bool:
+        """Whether a packed candidate takes the place of the dense layer."""
+        return self.best_sparse(images)[1] <= FASTER * self.dense()
 
     def best(self, images: str) -> tuple[str, float]:
         """The fastest candidate that the model can use: packed, or eager."""
