@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "acceleration.accelerate": ("Acceleration", "accelerate"),
+    "acceleration.sparsify": ("Sparsified", "sparsify"),
     "acceleration.allocate": ("allocate",),
     "acceleration.allocation": ("Allocation",),
     "files.model_file": ("load", "save"),
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from nmlearn.acceleration.accelerate import accelerate as accelerate
     from nmlearn.acceleration.allocate import allocate as allocate
     from nmlearn.acceleration.allocation import Allocation as Allocation
+    from nmlearn.acceleration.sparsify import Sparsified as Sparsified
+    from nmlearn.acceleration.sparsify import sparsify as sparsify
     from nmlearn.errors import NMLearnError as NMLearnError
     from nmlearn.files.model_file import load as load
     from nmlearn.files.model_file import save as save

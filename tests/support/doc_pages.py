@@ -109,6 +109,12 @@ def _export() -> Iterator[Names]:
     yield {"model": model.eval(), "sparsifier": sparsifier}
 
 
+@of("docs/pretrained.md")
+def _pretrained() -> Iterator[Names]:
+    data = torch.utils.data.TensorDataset(torch.randn(48, 16), torch.randint(4, (48,)))
+    yield {"model": linears(16, 16, 16, 4), "loader": torch.utils.data.DataLoader(data, 8)}
+
+
 @of("docs/faults.md")
 def _faults() -> Iterator[Names]:
     model = linears(16, 16, 4)

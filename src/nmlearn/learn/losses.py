@@ -79,7 +79,7 @@ def by_inputs(
         PlanError: a weight that no batch reaches.
     """
     found: Losses = {}
-    change = _Outputs(model, batches or ()).change if criterion == "model" else None
+    change = Outputs(model, batches or ()).change if criterion == "model" else None
 
     def solve(row: PlanRow, inputs: Inputs) -> None:
         found[row.name] = tuple(_losses(row, choices[row.name], inputs, change))
@@ -131,8 +131,13 @@ def _in_place_of(parameter: nn.Parameter, values: Tensor) -> Iterator[None]:
         parameter.copy_(before)
 
 
-class _Outputs:
-    """What a dense model returns for batches, to compare with what it returns later."""
+class Outputs:
+    """What a dense model returns for batches, to compare with what it returns later.
+
+    Raises:
+        ConfigError: no batch, one that the model refuses, or no floating-point tensor in its output.
+        DataError: outputs that are zero or not finite.
+    """
 
     def __init__(self, model: nn.Module, batches: Iterable[Any]) -> None:
         self.model, self.batches = model, calibration.listed(batches)
@@ -145,7 +150,7 @@ class _Outputs:
             raise DataError(where="batches", given=given, wrong=wrong, fix=fix)
 
     def change(self) -> float:
-        """The squared error of all outputs, over the sum of their squares."""
+        """The squared error of all outputs, over the sum of their squares; called while the model is ``quiet``."""
         over = 0.0
         for batch, dense in zip(self.batches, self.dense, strict=True):
             for now, then in zip(self._of(batch), dense, strict=True):
