@@ -258,9 +258,8 @@ class _Training:
         return islice(parts, (self.setting.steps_per_epoch - done) * accumulate)
 
     def _dense_flops(self) -> dict[str, float]:
-        inputs, _ = next(iter(self.setting.task.eval_batches(1)))
-        example = evaluation.to_device(inputs[:1], self.ranks.device, self.config)
-        return dense_flops(self.setting.model, example, [row.name for row in self.setting.sparsifier.plan.sparse])
+        setting = self.setting
+        return dense_flops(setting.model, setting.example, [row.name for row in setting.sparsifier.plan.sparse])
 
     def _begin(self, resumed: bool) -> None:
         if self.ranks.first:
