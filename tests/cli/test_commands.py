@@ -96,7 +96,7 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert shown.startswith("╭")  # no empty line of a bar that never moved
 
 
-def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     shown = output(capsys, "plan", "--data.name", "toy", "--model.name", "toy-conv", "--method.pattern", "1:16")
     assert "0.weight" in shown and "first convolution" in shown
     assert "16×16×3×3" in shown and "1:16" in shown and "16, removed" in shown
@@ -106,6 +106,13 @@ def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
         "--method.rules", '{"layer3.*": 4:8, "layer1.*": null}',
     )  # fmt: skip
     assert "7×64" in shown and "4:8" in shown and "rule 'layer1.*'" in shown
+    monkeypatch.setattr(console.out, "width", 200)
+    for words in (
+        ["--data.name", "toy", "--model.name", "toy-swapped"],
+        ["--model.name", "toy-swapped", "--input_shape", "[16,4,4]", "--classes", "7"],
+        ["--model.name", "text-transformer", "--input_shape", "[16]", "--classes", "7"],
+    ):
+        assert "as in the paper (seen on the example)" in output(capsys, "plan", *words)
     assert cli.main(["plan", "--classes", "7"]) == 2
     assert cli.main(["plan", "--data.name", "toy", "--method.rules", '{"nothing.*": 2:4}']) == 2
 

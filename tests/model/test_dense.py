@@ -160,5 +160,5 @@ def test_rules_are_over_what_the_example_shows():
 @pytest.mark.distributed
 def test_every_rank_sees_the_same(tmp_path):
     """FSDP2's parameters are its shards again afterwards."""
-    for of_ranks in run_jobs(2, [(nets.planned, kind) for kind in ("ddp", "fsdp")], tmp_path):
+    for of_ranks in run_jobs(2, [(nets.planned, kind) for kind in ("ddp", "fsdp", "tensor")], tmp_path):
         assert of_ranks == [{"stem.weight": FIRST, "head.weight": SEEN}] * 2

@@ -146,6 +146,11 @@ def test_compiled_parts_run_as_they_were_written() -> None:
     assert last(torch.compile(model, backend="eager"), X) == {"heads.0.2", "heads.1.2"}
 
 
+def test_models_on_the_meta_device() -> None:
+    model = nets.UNet().to("meta")
+    assert last(model, (image().to("meta"), torch.empty(2, 4, device="meta"))) == {"out"}
+
+
 def test_where_no_layer_reaches_the_output_none_is_said_to() -> None:
     model = Calls(lambda a, b, x: torch.from_numpy(b(a(x)).numpy()))
     assert execute(model, list(find(model)), X).last is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import itertools
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+import executed_nets
 import nets
 import nmlearn as nm
 
@@ -192,7 +194,8 @@ def _lightning() -> Iterator[Names]:
 @of("docs/methods.md")
 def _methods() -> Iterator[Names]:
     block = nn.ModuleDict({"mlp": linears(16, 16)})
-    yield {"model": nn.ModuleDict({"blocks": nn.ModuleList([block]), "head": nn.Linear(16, 4)})}
+    example = {"unet": executed_nets.UNet(), "x": executed_nets.image(), "t": torch.zeros(2, 4)}
+    yield {"model": nn.ModuleDict({"blocks": nn.ModuleList([block]), "head": nn.Linear(16, 4)}), **example}
 
 
 @of("docs/optimizers.md")
@@ -219,7 +222,8 @@ def _scale() -> Iterator[Names]:
 
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     whole = linears(16, 16, 16, 4)
-    pipeline = {"whole": whole, "stage": whole[1:], "method": nm.LBC("2:4")}
+    pipeline = {"whole": copy.deepcopy(whole).to("meta"), "stage": whole[1:], "method": nm.LBC("2:4")}
+    pipeline["x"] = torch.zeros(2, 16, device="meta")
     try:
         yield {"model": linears(16, 16, 4), "total_steps": 4, "folder": "checkpoint", **pipeline}
     finally:

@@ -9,7 +9,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import nmlearn as nm
 from nets import convnet
@@ -233,6 +235,9 @@ def planned(kind: str) -> dict[str, str]:
     if kind == "fsdp":
         fully_shard(model.conv)
         fully_shard(model)
+    if kind == "tensor":
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        parallelize_module(model, mesh, {"hidden": ColwiseParallel(), "head": RowwiseParallel()})
     model = nn.parallel.DistributedDataParallel(model) if kind == "ddp" else model
     before = [id(p) for p in model.parameters()]
     plan = nm.Sparsifier(model, nm.LBC("2:4"), example=image() + dist.get_rank()).plan

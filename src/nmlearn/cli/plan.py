@@ -35,14 +35,19 @@ def run(arguments: list[str]) -> int:
     from nmlearn import methods
 
     method = methods.build(config.method.name, config.method.pattern, **config.method.options)
-    plan = nmlearn.Sparsifier(_model(config), method, rules=dict(config.method.rules)).plan
+    model, example = _model(config)
+    plan = nmlearn.Sparsifier(model, method, rules=dict(config.method.rules), example=(example,)).plan
     console.out.print(_table(plan))
     console.out.print(f"\n{plan.summary()}")
     return 0
 
 
-def _model(config: PlanConfig) -> Any:
+def _model(config: PlanConfig) -> tuple[Any, Any]:
+    """The model, and inputs of it: those of an evaluation example, or zeros where no data is read."""
+    import torch
+
     from nmlearn.lab import models
+    from nmlearn.lab.train import evaluation
     from nmlearn.lab.train.setting import build_model, load_task
 
     if config.input_shape is None and config.classes is None:
@@ -51,7 +56,7 @@ def _model(config: PlanConfig) -> Any:
         except DataError as error:
             fix = f"{error.fix}; or give, for instance, {_without_data(config)} to plan without data"
             raise DataError(where=error.where, given=error.given, wrong=error.wrong, fix=fix) from error
-        return build_model(config.model, task)
+        return build_model(config.model, task), evaluation.example(task, torch.device("cpu"), config)
     if config.input_shape is None or config.classes is None:
         raise ConfigError(
             where="plan",
@@ -60,9 +65,10 @@ def _model(config: PlanConfig) -> Any:
             fix=f"give both, for instance {_without_data(config)}, or neither, to take them from the data",
         )
     kind = "image" if len(config.input_shape) == 3 else "language" if config.model.name == "gpt" else "text"
-    return models.build(
+    model = models.build(
         config.model.name, classes=config.classes, input_shape=config.input_shape, kind=kind, **config.model.options
     )
+    return model, torch.zeros(1, *config.input_shape, dtype=torch.float32 if kind == "image" else torch.int64)
 
 
 def _without_data(config: PlanConfig) -> str:

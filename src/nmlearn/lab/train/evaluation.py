@@ -47,6 +47,12 @@ def to_device(batch: Any, device: torch.device, config: TrainConfig) -> Any:
     return batch.to(device, non_blocking=True)
 
 
+def example(task: Task, device: torch.device, config: TrainConfig) -> Any:
+    """The inputs of one evaluation example: the same in every process and run, and nothing of what training draws."""
+    inputs, _ = next(iter(task.eval_batches(1)))
+    return to_device(inputs[:1], device, config)
+
+
 def autocast(device: torch.device, config: TrainConfig) -> AbstractContextManager[object]:
     """bf16 autocast; does nothing for fp32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")

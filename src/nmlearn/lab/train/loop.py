@@ -259,10 +259,9 @@ class _Training:
         return islice(parts, (self.setting.steps_per_epoch - done) * accumulate)
 
     def _products(self) -> dict[str, int]:
-        inputs, _ = next(iter(self.setting.task.eval_batches(1)))
-        example = evaluation.to_device(inputs[:1], self.ranks.device, self.config)
-        model, weights = self.setting.model, [row.name for row in self.setting.sparsifier.plan.sparse]
-        return multiply_adds(model, lambda: model(example), weights)
+        setting = self.setting
+        weights = [row.name for row in setting.sparsifier.plan.sparse]
+        return multiply_adds(setting.model, lambda: setting.model(setting.example), weights)
 
     def _begin(self, resumed: bool) -> None:
         if self.ranks.first:

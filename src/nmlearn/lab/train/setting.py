@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ import nmlearn.methods
 from nmlearn.errors import ConfigError, FormatError, PlanError
 from nmlearn.files.tensors import load_whole
 from nmlearn.lab.data import Task
-from nmlearn.lab.train import optim
+from nmlearn.lab.train import evaluation, optim
 from nmlearn.lab.train.average import Average
 from nmlearn.lab.train.config import DataConfig, ModelConfig, TrainConfig
 from nmlearn.lab.train.journal import summary_writer
@@ -34,6 +35,7 @@ class Setting:
     Attributes:
         model: the plain module.
         forward: what training calls, i.e. the model or its DDP or compiled wrapper.
+        example: inputs of one example, the same in all processes.
         steps_per_epoch, total_steps: optimizer steps.
         part_size: examples that a process computes at once: batch_size / (processes * accumulate).
     """
@@ -41,6 +43,7 @@ class Setting:
     task: Task
     model: nn.Module
     forward: nn.Module
+    example: Any
     sparsifier: Sparsifier
     optimizer: torch.optim.Optimizer
     average: Average | None
@@ -74,11 +77,13 @@ def setting(config: TrainConfig, ranks: Ranks) -> Setting:
     average = Average(model, config.ema) if config.ema else None
     optimizer = optim.build(model, config.optim)
     method = nmlearn.methods.build(config.method.name, config.method.pattern, **config.method.options)
-    sparsifier = _sparsifier(model, method, config)
+    example = evaluation.example(task, ranks.device, config)
+    sparsifier = _sparsifier(model, method, config, example)
     total_steps = steps_per_epoch * config.epochs
     forward = _wrapped(model, config, ranks)  # first: attach reads the weights that all ranks share
     sparsifier.attach(optimizer, total_steps, travels=False)
-    return Setting(task, model, forward, sparsifier, optimizer, average, steps_per_epoch, total_steps, part_size)
+    parts = (task, model, forward, example, sparsifier, optimizer, average)
+    return Setting(*parts, steps_per_epoch, total_steps, part_size)
 
 
 def check(configs: Sequence[TrainConfig]) -> None:
@@ -101,18 +106,19 @@ def check(configs: Sequence[TrainConfig]) -> None:
     _steps(first, task)
     model = build_model(first.model, task)
     optim.build(model, first.optim)
+    example = evaluation.example(task, torch.device("cpu"), first)
     for method in made:
-        _sparsifier(model, method, first)
+        _sparsifier(model, method, first, example)
 
 
-def _sparsifier(model: nn.Module, method: Method, config: TrainConfig) -> Sparsifier:
+def _sparsifier(model: nn.Module, method: Method, config: TrainConfig, example: Any) -> Sparsifier:
     """The sparsifier.
 
     Raises:
         PlanError: no weight would be sparse; it names the first layers and why.
         ConfigError: the method chooses by calibration data, and the model has yet to get its zeros.
     """
-    sparsifier = Sparsifier(model, method, rules=dict(config.method.rules))
+    sparsifier = Sparsifier(model, method, rules=dict(config.method.rules), example=(example,))
     rows = sparsifier.plan.rows
     if not sparsifier.plan.sparse:
         reasons = "; ".join(f"{row.name}: {row.reason}" for row in rows[:_SHOWN])
