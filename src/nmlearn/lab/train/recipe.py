@@ -95,8 +95,13 @@ def load(path: str | Path) -> dict[str, Any]:
 
 def dumps(config: Any) -> str:
     """YAML text of a configuration dataclass; text that YAML 1.1 readers would read as a number is quoted too."""
+    return written(to_dict(config))
+
+
+def written(values: Mapping[str, Any]) -> str:
+    """The same of nested mappings, such as a part of a recipe."""
     text = io.StringIO()
-    _yaml(writes=True).dump(to_dict(config), text)
+    _yaml(writes=True).dump(dict(values), text)
     return text.getvalue()
 
 
