@@ -230,7 +230,7 @@ class LearningHooks:
             return self._saved or {"finalized": True}
         if self.sparsifier is None or not self.sparsifier.total_steps:
             return {}
-        return {"sparsifier": self.sparsifier.state_dict(), "begun": self._begun}
+        return {"sparsifier": self.sparsifier.state_dict(compact=True), "begun": self._begun}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until training starts: the Trainer passes it before optimizers exist.

@@ -24,6 +24,7 @@ from torch import Tensor
 from nmlearn.errors import AttachError, StateError
 from nmlearn.files.atomic import write_atomic
 from nmlearn.integrations import torchvision
+from nmlearn.learn.compact import packed
 from nmlearn.learn.optimizers import innermost
 from nmlearn.learn.sparsifier import Sparsifier
 from nmlearn.maths import masks
@@ -172,7 +173,7 @@ class NMCallback(TrainerCallback):
             "format": FORMAT,
             "global_step": state.global_step,
             "best_fits": self._best_fits,
-            "sparsifier": gathered(self.sparsifier.state_dict()),
+            "sparsifier": packed(gathered(self.sparsifier.state_dict())),
         }
         if args.should_save:
             write_atomic(_checkpoint(args, state) / FILE, lambda file: torch.save(saved, file))
