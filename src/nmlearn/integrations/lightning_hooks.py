@@ -277,7 +277,7 @@ class LearningHooks:
             return self._saved or {"finalized": True}
         if self.sparsifier is None or not self.sparsifier.total_steps:
             return {}
-        state = {"sparsifier": self.sparsifier.state_dict(), "begun": self._begun}
+        state = {"sparsifier": self.sparsifier.state_dict(compact=True), "begun": self._begun}
         return state if self.distillation is None else state | {"distillation": self.distillation.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

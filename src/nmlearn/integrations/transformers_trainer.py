@@ -24,6 +24,7 @@ from torch import Tensor
 from nmlearn.errors import AttachError, StateError
 from nmlearn.files.atomic import write_atomic
 from nmlearn.integrations import distilling, torchvision
+from nmlearn.learn.compact import packed
 from nmlearn.learn.distillation import Distillation
 from nmlearn.learn.optimizers import innermost
 from nmlearn.learn.sparsifier import Sparsifier
@@ -207,7 +208,7 @@ class NMCallback(TrainerCallback):
             "format": FORMAT,
             "global_step": state.global_step,
             "best_fits": self._best_fits,
-            "sparsifier": gathered(self.sparsifier.state_dict()),
+            "sparsifier": packed(gathered(self.sparsifier.state_dict())),
             "distillation": None if self.distillation is None else self.distillation.state_dict(),
         }
         if args.should_save:

@@ -57,7 +57,7 @@ class Checkpoints:
             "data": self._data(),
             "model": setting.model.state_dict(),
             "optimizer": setting.optimizer.state_dict(),
-            "sparsifier": setting.sparsifier.state_dict(),
+            "sparsifier": setting.sparsifier.state_dict(compact=True),
             "average": setting.average.model.state_dict() if setting.average else None,
             "random": self.ranks.gather(random),
             "accounting": self.accounting.state_dict(),
