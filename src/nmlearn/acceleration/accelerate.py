@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nmlearn.acceleration import measured, replacement, whole
 from nmlearn.acceleration.candidates import Found, find
@@ -146,7 +147,7 @@ def accelerate(
             return _report(rows, before, before, images, gpu)
         change = replacement.replace_layers(model, choices, seen, images)
         try:
-            _compare(seen.output, call(), int8)
+            _compare(seen.output, _called(call), int8)
             after = whole.time("after", call, gpu)
         except BaseException:
             change.undo()
@@ -202,14 +203,36 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (row.name, sizes[0], row.pattern, sizes[1], *times, row.kernel if row.chosen else row.why)
 
 
+def _called(call: Callable[[], Any]) -> Any:
+    """What the model with packed layers gives."""
+    try:
+        return call()
+    except Exception as error:
+        raise _restored("the example", f"the model's forward said: {type(error).__name__}: {error}") from error
+
+
 def _compare(expected: Any, got: Any, int8: bool) -> None:
     """Up to a tolerance: packed kernels sum in another order."""
-    for a, b in zip(example.tensors(expected), example.tensors(got), strict=True):
+    before, now = example.tensors(expected), example.tensors(got)
+    if [x.shape for x in before] != [x.shape for x in now]:
+        shapes = [str([tuple(x.shape) for x in outputs]) for outputs in (before, now)]
+        raise _restored(f"outputs of shapes {shapes[0]}", f"they have the shapes {shapes[1]}")
+    for a, b in zip(before, now, strict=True):
         if not a.is_floating_point():
             continue
         tolerance = 0.1 if int8 else _TOLERANCE.get(a.dtype, 2e-3)
-        worst = (a.double() - b.double()).abs().max() if a.numel() else torch.zeros((), device=a.device)
-        if not worst <= tolerance * a.double().abs().max().clamp_min(1e-6):
-            wrong = f"an output differs by up to {float(worst):.3g} with the packed layers; the model was restored"
-            fix = "leave it dense and report the model: a layer is used in a way that the example run did not show"
-            raise KernelError(where="accelerate", given=f"output of shape {tuple(a.shape)}", wrong=wrong, fix=fix)
+        worst, largest = _difference(a.double(), b.double()) if a.numel() else (0.0, 0.0)
+        if not worst <= tolerance * max(largest, 1e-6):
+            raise _restored(f"output of shape {tuple(a.shape)}", f"an output differs by up to {worst:.3g}")
+
+
+def _difference(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """The largest difference, and the largest finite value of the first; infinities and NaN are equal to themselves."""
+    same = (a == b) | (a.isnan() & b.isnan())
+    return float((a - b).abs().masked_fill(same, 0).max()), float(a.abs().masked_fill(~a.isfinite(), 0).max())
+
+
+def _restored(given: str, wrong: str) -> KernelError:
+    wrong = f"with the packed layers {wrong}; the model was restored"
+    fix = "leave it dense and report the model: a layer is used in a way that the example run did not show"
+    return KernelError(where="accelerate", given=given, wrong=wrong, fix=fix)

@@ -14,7 +14,7 @@ from nmlearn.acceleration.fusing import Choice
 from nmlearn.acceleration.gpu import gpu_of
 from nmlearn.acceleration.gpu_candidates import GpuChoice
 from nmlearn.acceleration.measured import Measured, Times
-from nmlearn.acceleration.observing import Dense, Seen
+from nmlearn.acceleration.observing import Dense, Seen, hooked, replaceable
 from nmlearn.acceleration.timing import interleaved
 from nmlearn.maths.pattern import Pattern
 from nmlearn.maths.zeros import tightest
@@ -99,6 +99,10 @@ def find(name: str, layer: Dense, seen: Seen, times: Times, int8: bool) -> Found
 def _refusal(name: str, layer: Dense, pattern: Pattern, seen: Seen, int8: bool) -> str:
     if name in seen.readers:
         return "its parent reads the weight directly"
+    if not replaceable(name):
+        return "it is a whole model, or compiled alone: only what a module calls can be replaced"
+    if hooked(layer):
+        return "it has hooks, which a packed layer would not have"
     if not seen.inputs[name]:
         return "the example did not call it"
     if gpu_of(layer.weight.device):

@@ -30,10 +30,12 @@ def first_run(model: nn.Module, inputs: Any, where: str) -> tuple[Callable[[], A
     if call is None:
         raise _refused(model, inputs, f"it is a {type(inputs).__name__}", where)
     try:
-        return call, observe(model, call)
+        seen = observe(model, call)
     except Exception as error:
         wrong = f"the model's forward said: {type(error).__name__}: {error}"
         raise _refused(model, inputs, wrong, where) from error
+    seen.readers |= replacement.still_read(model, seen)
+    return call, seen
 
 
 def _refused(model: nn.Module, inputs: Any, wrong: str, where: str) -> KernelError:
