@@ -118,6 +118,17 @@ def test_flows(function: Any, expected: set[str]) -> None:
     assert last(Calls(function), X) == expected
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda a, b, x: b(torch.from_numpy(a(x).numpy())),
+        lambda a, b, x: torch.func.vmap(lambda row: b(a(row)))(x),  # hooks are given tensors without a storage
+    ],
+)
+def test_what_is_given_unknown_tensors_begins_nothing(function: Any) -> None:
+    assert ends(Calls(function), X) == ({"a"}, {"b"})
+
+
 class Standardized(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True))

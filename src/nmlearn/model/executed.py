@@ -1,9 +1,9 @@
 """Which layers a model begins and ends with, seen by running it once on an example.
 
-A layer begins the model where a call of it is given nothing that another layer computed. It ends the model where what a
-call of it computes reaches the model's output, and no other call of a layer is given it. Hooks see the calls. A
-dispatch mode follows their results through all other operators, from storage to storage, until the next call. A weight
-that is multiplied with outside its layer's call (in attention, in functional code) is a call too.
+A layer begins the model where a call of it is given the model's input, and nothing that another layer computed. It ends
+the model where what a call of it computes reaches the model's output, and no other call of a layer is given it. Hooks
+see the calls. A dispatch mode follows their results through all other operators, from storage to storage, until the
+next call. A weight that is multiplied with outside its layer's call (in attention, in functional code) is a call too.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _aten = torch.ops.aten
 _PRODUCTS = {_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm, _aten.mv, _aten.addmv, _aten.linear, _aten.convolution}
 _SHAPES_ONLY = re.compile(r"^aten\.(new_\w+|\w+_like)\.")  # what they make holds nothing of what they are given
 _NOTHING: frozenset[int] = frozenset()
+_INPUT = frozenset({-1})  # flows where calls do
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def execute(model: nn.Module, found: Sequence[Found], inputs: Any) -> Executed:
     call = example.caller(inner, inputs)
     if call is None:
         raise _refused(inner, inputs, f"it is a {type(inputs).__name__}")
-    flows = _Flows(found)
+    flows = _Flows(found, _tensors(inputs))
     try:
         with example.quiet(inner), _hooked(inner, found, flows), flows:
             output = call()
@@ -123,13 +124,13 @@ class _Flows(TorchDispatchMode):
 
     Attributes:
         calls: the weights of each, by their places in what was found.
-        first: the calls that were given no other's result.
+        first: the calls that were given the input, and no other's result.
         fed: the calls whose results others were given.
     """
 
     supports_higher_order_operators = True
 
-    def __init__(self, found: Iterable[Found]) -> None:
+    def __init__(self, found: Iterable[Found], inputs: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[frozenset[int]] = []
         self.first: set[int] = set()
@@ -142,6 +143,7 @@ class _Flows(TorchDispatchMode):
             key = _storage(item.parameter)
             # Of weights that lie in one storage none is known by it.
             self._weights[key] = _NOTHING if key in self._weights else frozenset({number})
+        self._set(inputs, _INPUT, _NOTHING)
 
     def enter(self, given: Iterable[Tensor]) -> None:
         """Before a call."""
@@ -152,14 +154,14 @@ class _Flows(TorchDispatchMode):
         call = len(self.calls)
         self.calls.append(weights)
         live, ended = self._of(given)
-        if not live | ended:
+        if live | ended == _INPUT:
             self.first.add(call)
         self._set(made, frozenset({call}), ended)
 
     def reaching(self, output: Any) -> frozenset[int]:
         """The calls that reach the model's output."""
         live, ended = self._of(_tensors(output))
-        return live | ended
+        return (live | ended) - _INPUT
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
