@@ -133,19 +133,50 @@ def _mismatch(name: str, own: Any, tensors: Mapping[str, Tensor], there: set[Has
 
 def _not_castable(tensor: Tensor, dtype: torch.dtype) -> str:
     """Why a tensor cannot be converted to a type; empty if it can. Rounding to fewer digits is fine, among floats."""
-    if tensor.dtype == dtype or dtype.is_complex:
+    if tensor.dtype == dtype:
         return ""
-    if tensor.is_complex():
+    if tensor.is_complex() and not dtype.is_complex:
         return f"{tensor.dtype} in the file, {dtype} in the model"
-    if dtype.is_floating_point:
+    if dtype.is_complex:
+        parts = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+        lost = _lost(parts, dtype.to_real())
+    else:
+        lost = _lost(tensor, dtype)
+    return f"{lost:,} values of {tensor.dtype} in the file that {dtype} of the model does not have" if lost else ""
+
+
+def _lost(tensor: Tensor, dtype: torch.dtype) -> int:
+    """How many values of a real tensor another real type does not have."""
+    if tensor.is_floating_point() and dtype.is_floating_point:
         x_w, y_w = _wide(tensor), _wide(tensor.to(dtype))  # a type without infinity has its largest number instead
         lost_w = (x_w.isfinite() != y_w.isfinite()) | (x_w.isfinite() & (x_w.abs() > torch.finfo(dtype).max))
+        lost_w |= (x_w <= 0) & (y_w > 0)  # a type of powers of two alone
+    elif dtype.is_floating_point:
+        lost_w = _inexact(tensor, tensor.to(dtype).double())
     else:
         low, high = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
-        x_w = tensor.double()
-        lost_w = (x_w < low) | (x_w >= high + 1) | (x_w != x_w.trunc())
-    lost = int(lost_w.sum())
-    return f"{lost:,} values of {tensor.dtype} in the file that {dtype} of the model does not have" if lost else ""
+        if tensor.is_floating_point():
+            x_w = tensor.double()
+            lost_w = (x_w < low) | (x_w >= float(high + 1)) | (x_w != x_w.trunc())
+        else:
+            x_w = _as_int64(tensor)
+            least = 0 if tensor.dtype == torch.uint64 else low
+            lost_w = (x_w < least) | (x_w > min(high, torch.iinfo(torch.int64).max))
+    return int(lost_w.sum())
+
+
+def _inexact(whole: Tensor, found: Tensor) -> Tensor:
+    """Where float64 numbers are not those whole ones, of up to 64 bits: bool. In halves, each of which is exact."""
+    x_w = _as_int64(whole)
+    upper, lower = x_w >> 32, x_w & 0xFFFFFFFF
+    if whole.dtype == torch.uint64:
+        upper &= 0xFFFFFFFF
+    return (found - upper.double() * 2.0**32) != lower.double()
+
+
+def _as_int64(whole: Tensor) -> Tensor:
+    """Whole numbers as int64; those of uint64 from 2**63 on are negative."""
+    return whole.view(torch.int64) if whole.dtype == torch.uint64 else whole.long()
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn, optim
 
+from nmlearn.errors import check_choice
 from nmlearn.maths import elimination as eliminate
 from nmlearn.maths import masks
 from nmlearn.maths import scores as scoring
@@ -25,7 +26,7 @@ from nmlearn.maths.pattern import Pattern
 from nmlearn.maths.reconstruction import refit_pcg
 from nmlearn.maths.schedules import Falling
 from nmlearn.methods.method import GRAM, At, Method, Setting, State, Weight
-from nmlearn.methods.options import check_choice, check_not_negative, refuse
+from nmlearn.methods.options import PREFIX, check_not_negative, refuse
 
 # Above this many combinations a group (8:16 has 12870) "auto" eliminates weights: the set of survivors would not fit.
 MOST_COMBINATIONS = 200
@@ -88,7 +89,7 @@ class LBC(Method):
         Falling(self.start, self.end, self.power)
         check_not_negative(self, "momentum", "weight_decay")
         if not (isinstance(self.prior, Mapping) or callable(self.prior)):
-            check_choice("prior", self.prior, ("equal", "magnitude"))
+            check_choice(f"{PREFIX}prior", self.prior, ("equal", "magnitude"))
         if self.criterion != "learned" and self.scores == "explicit":
             refuse("criterion", self.criterion, "explicit scores are learned", 'set scores="factored"')
         if self.criterion != "learned" and self.prior != "equal":

@@ -27,13 +27,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn, optim
 
-from nmlearn.errors import AttachError, DataError
+from nmlearn.errors import AttachError, DataError, settle
 from nmlearn.maths import masks
 from nmlearn.maths.groups import Grouping
 from nmlearn.maths.inputs import Inputs, finite, from_rows, to_rows
 from nmlearn.maths.pattern import Pattern
 from nmlearn.maths.reconstruction import refit_pcg
-from nmlearn.methods.options import refuse, settle
+from nmlearn.methods.options import PREFIX, refuse
 from nmlearn.native.training import ScorePass, score_step_
 
 State = dict[str, Tensor]
@@ -103,7 +103,7 @@ class Method:
 
     Raises:
         PatternError: not a pattern.
-        ConfigError: a setting that its annotation does not allow: :func:`nmlearn.methods.options.settle`.
+        ConfigError: a setting that its annotation does not allow: :func:`nmlearn.errors.settle`.
     """
 
     pattern: Pattern | str
@@ -121,7 +121,7 @@ class Method:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pattern", Pattern(self.pattern))
-        settle(self)
+        settle(self, PREFIX)
 
     @property
     def needs(self) -> Needs:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from nmlearn.errors import ConfigError, PatternError
+from nmlearn.errors import ConfigError, PatternError, settle
 from nmlearn.maths.pattern import Pattern
 
 # How pydantic (recipe.py) validates the dataclass and those nested in it.
 STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False, "use_attribute_docstrings": True}
+_MOST = 2**31 - 1  # epochs, steps, examples: what is computed from them has 64 bits
+_MOST_THREADS = 4096  # more fail to start, within the library that starts them
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,9 @@ class DataConfig:
     """File or folder of a data set that does not come with nmlearn."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of this data set, e.g. train_limit, augment, mixup; `nmlearn doctor` lists them."""
+
+    def __post_init__(self) -> None:
+        settle(self, "data.")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,9 @@ class ModelConfig:
     """Safetensors file of a classifier with the initial weights of a detector's backbone, whose norms are frozen."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of this model, e.g. width; `nmlearn doctor` lists them."""
+
+    def __post_init__(self) -> None:
+        settle(self, "model.")
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,7 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         check_pattern("method.pattern", self.pattern)
+        settle(self, "method.")
         for glob, pattern in self.rules.items():
             if pattern is not None:
                 check_pattern(f"method.rules[{glob!r}]", pattern)
@@ -91,11 +100,17 @@ class OptimConfig:
     """Maximum total gradient norm, for clipping."""
 
     def __post_init__(self) -> None:
+        settle(self, "optim.")
         _at_least("optim.lr", self.lr, 0)
         _at_least("optim.weight_decay", self.weight_decay, 0)
         _at_least("optim.warmup_epochs", self.warmup_epochs, 0)
         _between("optim.momentum", self.momentum, 0, 1)
         _between("optim.label_smoothing", self.label_smoothing, 0, 1)
+        for epoch in self.milestones:
+            _at_least("optim.milestones", epoch, 0)
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            wrong, fix = "must be above 0: by no other norm can a gradient be clipped", "give null for no clipping"
+            raise ConfigError(where="optim.clip_norm", given=self.clip_norm, wrong=wrong, fix=fix)
         if (self.schedule == "step") != bool(self.milestones):
             raise ConfigError(
                 where="optim.milestones",
@@ -159,10 +174,12 @@ class TrainConfig:
     from the folder's own once that is later)."""
 
     def __post_init__(self) -> None:
+        settle(self, "")
         for name in ("epochs", "batch_size", "accumulate", "eval_batch_size", "log_every", "eval_every"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("seed", "threads", "checkpoint_every"):
-            _at_least(name, getattr(self, name), 0)
+            _between(name, getattr(self, name), 1, _MOST)
+        _at_least("seed", self.seed, 0)
+        _between("threads", self.threads, 0, _MOST_THREADS)
+        _between("checkpoint_every", self.checkpoint_every, 0, _MOST)
         _between("ema", self.ema, 0, 1)
 
     @property
@@ -200,9 +217,12 @@ class CompareConfig:
     """Folder for the results file NAME.json."""
 
     def __post_init__(self) -> None:
-        _at_least("jobs", self.jobs, 1)
-        for pattern in self.patterns:
+        for pattern in self.patterns if isinstance(self.patterns, list | tuple) else ():
             check_pattern("patterns", pattern)
+        settle(self, "")
+        _at_least("jobs", self.jobs, 1)
+        for seed in self.seeds:
+            _at_least("seeds", seed, 0)
         for name in ("methods", "patterns", "seeds"):
             _some_once(name, getattr(self, name))
         for method in self.options:
@@ -241,7 +261,7 @@ def check_pattern(where: str, given: object) -> None:
 
 
 def _at_least(where: str, given: float, low: float) -> None:
-    if not given >= low:  # not (given < low): NaN is refused too
+    if given < low:
         raise ConfigError(where=where, given=given, wrong=f"must be at least {low}", fix="give another value")
 
 
