@@ -37,7 +37,8 @@ def run(arguments: list[str]) -> int:
     method = methods.build(config.method.name, config.method.pattern, **config.method.options)
     plan = nmlearn.Sparsifier(_model(config), method, rules=dict(config.method.rules)).plan
     console.out.print(_table(plan))
-    console.out.print(f"\n{plan.summary()}")
+    console.out.print()
+    console.out.print(plan.summary())
     return 0
 
 
