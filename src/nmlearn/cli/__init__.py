@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 
 import nmlearn
+from nmlearn.cli.escapes import plain
 from nmlearn.errors import ConfigError, NMLearnError
 from nmlearn.files.paths import refusal
 
@@ -91,7 +92,7 @@ def _of_files(error: OSError | ValueError, why: str, arguments: list[str]) -> NM
 def _show(error: NMLearnError) -> None:
     rank = os.environ.get("RANK", "0")
     if rank != "0":  # under torchrun all may fail alike: one panel, one line each from the others
-        sys.stderr.write(f"process {rank}: {error}\n")
+        sys.stderr.write(plain(f"process {rank}: {error}") + "\n")
         return
     from nmlearn.cli import console
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from nmlearn.cli import console
 from nmlearn.lab.train.config import TrainConfig
@@ -22,7 +23,7 @@ class TrainBar:
         pattern = "" if config.method.name == "dense" else f" {config.method.pattern}"
         self._title = f"{config.model.name} on {config.data.name}, {config.method.name}{pattern}"
         self._epochs = config.epochs
-        self._bar = _bar(MofNCompleteColumn(), _text("{task.fields[note]}"))
+        self._bar = _bar(MofNCompleteColumn(), _Line("{task.fields[note]}"))
         self._task: TaskID | None = None
         self._density: float | None = None
         self.started = False
@@ -85,7 +86,7 @@ class CompareBar:
     """
 
     def __init__(self, total: int) -> None:
-        self._bar = _bar(_text("{task.fields[note]}"))
+        self._bar = _bar(_Line("{task.fields[note]}"))
         self._all = self._bar.add_task("all runs", total=total, note="")
         self._runs: dict[str, TaskID] = {}
 
@@ -137,13 +138,17 @@ def _stop(bar: Progress) -> None:
             bar.stop()
 
 
-def _text(form: str) -> TextColumn:
-    return TextColumn(form, markup=False)
+class _Line(TextColumn):
+    """A column of text, escaped."""
+
+    def render(self, task: Task) -> Text:
+        """The text of a task."""
+        return console.say("", "", self.text_format.format(task=task))
 
 
 def _bar(*columns: Any) -> Progress:
     return Progress(
-        _text("{task.description}"),
+        _Line("{task.description}"),
         BarColumn(bar_width=24),
         *columns,
         TimeRemainingColumn(compact=True),

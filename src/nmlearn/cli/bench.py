@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nmlearn.cli import console
+from nmlearn.cli.escapes import Parser
 from nmlearn.errors import ConfigError, check_name
 
 DESCRIPTION = """Measure packed layers against two dense baselines on this machine: eager, and the best dense (oneDNN
@@ -53,7 +54,7 @@ def run(arguments: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(prog="nmlearn bench", description=DESCRIPTION)
+    parser = Parser(prog="nmlearn bench", description=DESCRIPTION)
     parser.add_argument("suite", nargs="*", help=f"any of {', '.join(SUITES)} (default: all)")
     parser.add_argument("--pattern", nargs="+", help="patterns (default: 2:4 4:8 1:4 2:8 1:8 2:16 1:16)")
     parser.add_argument("--dtype", nargs="+", default=["float32"], choices=DTYPES)
@@ -68,7 +69,7 @@ def _say(row: dict[str, Any]) -> None:
     times = f"dense {row['best_ms']:8.3f} ms, sparse {row['sparse_ms']:8.3f} ms, {ratio:5.2f} x"
     line = f"{row['suite']:12} {row['case']:34} {row['pattern']:5} {row['dtype']:9} {times}  {row['kernel']}"
     line += f"  NOISY: {row['noise']}" if row["noise"] else ""
-    console.out.print(line, soft_wrap=True, markup=False, highlight=False)
+    console.out.print(line, soft_wrap=True)
 
 
 def _table(found: list[dict[str, Any]]) -> None:

@@ -68,11 +68,13 @@ def _gap(row: dict[str, Any]) -> str:
 def _notes(results: dict[str, Any]) -> None:
     seeds = len(results["seeds"])
     paired = f"with its 95 % t-interval over {seeds} paired seeds" if seeds > 1 else "of a single seed"
+    console.out.print()
     console.out.print(
-        f"\ngap: percentage points to the dense run {paired}. time: training, median. state: peak bytes "
+        f"gap: percentage points to the dense run {paired}. time: training, median. state: peak bytes "
         "per sparse weight in addition to the model. arithmetic: training FLOPs of the sparse layers relative to "
-        "dense; fewer FLOPs save time only where a kernel exploits them.\n",
+        "dense; fewer FLOPs save time only where a kernel exploits them.",
         style="dim",
     )
+    console.out.print()
     for failure in results["failures"]:
         console.out.print(console.say("red", "failed", f" {failure['run']}: {failure['error']}"))

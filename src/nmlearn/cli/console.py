@@ -9,13 +9,23 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from nmlearn.cli.escapes import LONGEST_NAME, plain
 from nmlearn.errors import NMLearnError
 
-# Names of weights, files and options may hold square brackets: no markup unless one of our lines needs it.
-out = Console(highlight=False, markup=False)
-err = Console(stderr=True, highlight=False, markup=False)
+
+class _Console(Console):
+    """A console that escapes all plain text given to it: lines, the cells and headings of tables, titles."""
+
+    def render_str(self, text: str, **looks: Any) -> Text:
+        """The text as one line, escaped."""
+        return super().render_str(plain(text), **looks)
+
+
+# Names of weights, files and options may hold square brackets and colons: these are no markup and no emoji.
+out = _Console(highlight=False, markup=False, emoji=False)
+err = _Console(stderr=True, highlight=False, markup=False, emoji=False)
 DASH = "–"
-LONGEST_NAME, LONGEST_TEXT = 200, 2000  # characters shown of a name from a file, and of a part of an error
+LONGEST_PART = 2000  # characters shown of a part of an error
 
 
 def show_error(error: NMLearnError) -> None:
@@ -23,28 +33,21 @@ def show_error(error: NMLearnError) -> None:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
-    rows = (("where", error.where), ("given", error.given), ("wrong", error.wrong), ("to do", error.fix))
-    for name, text in rows:
-        grid.add_row(name, Text(plain(str(text), LONGEST_TEXT, keep="\n")))
+    for part, text in (("where", error.where), ("given", error.given)):
+        grid.add_row(part, Text(plain(str(text), LONGEST_PART)))
+    for part, text in (("wrong", error.wrong), ("to do", error.fix)):  # tables of ours have lines
+        grid.add_row(part, Text(plain(str(text), LONGEST_PART, keep="\n")))
     err.print(Panel(grid, title=type(error).__name__, title_align="left", border_style="red", expand=False))
 
 
-def plain(text: str, longest: int = LONGEST_NAME, keep: str = "") -> str:
-    """Text from a file, safe to show: what a terminal might obey is written as an escape, and the rest is cut off.
-
-    Args:
-        text: any text.
-        longest: how many of its characters are shown.
-        keep: control characters that may stay.
-    """
-    cut = text[:longest]
-    shown = "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in cut)
-    return f"{shown}... ({len(text) - longest:,} more characters)" if len(text) > longest else shown
+def name(text: str) -> str:
+    """A name from a file, escaped, and cut off where it is very long."""
+    return plain(text, LONGEST_NAME)
 
 
 def say(style: str, word: str, rest: str = "", width: int = 0) -> Text:
-    """A styled word followed by plain text; ``width`` pads the word."""
-    return Text.assemble((word.ljust(width), style), rest)
+    """A styled word followed by text, escaped; ``width`` pads the word."""
+    return Text.assemble((plain(word).ljust(width), style), plain(rest))
 
 
 def table(*columns: str, right: str = "") -> Table:

@@ -38,4 +38,4 @@ def written(source: Path, target: Path, write: Callable[[], None]) -> None:
     write()
     after = target.stat().st_size
     console.out.print(f"{before:,} bytes → {after:,} bytes ({console.percent(after / before, 1)})", soft_wrap=True)
-    console.out.print(f"written {target}", soft_wrap=True, markup=False)
+    console.out.print(f"written {target}", soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import io
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nmlearn.cli import choices
+from nmlearn.cli.escapes import Parser, plain
 from nmlearn.errors import NMLearnError
 from nmlearn.native import processor as cpuinfo
 
@@ -45,7 +45,7 @@ MARGIN = 26  # columns before the text of a row
 
 def run(arguments: list[str]) -> int:
     """Print what is available. A missing part is no error: all of them are optional."""
-    argparse.ArgumentParser(prog="nmlearn doctor", description=(__doc__ or "").split(": ", 1)[1]).parse_args(arguments)
+    Parser(prog="nmlearn doctor", description=(__doc__ or "").split(": ", 1)[1]).parse_args(arguments)
     parts = {
         "This machine": _machine(),
         "Kernels for packed weights": _kernels(),
@@ -67,8 +67,8 @@ def _print(state: bool | None, name: str, text: str) -> None:
     width = max(MARGIN + 20, shutil.get_terminal_size().columns)
     lines = [
         line
-        for part in text.splitlines()
-        for line in textwrap.wrap(part, width - MARGIN, break_long_words=False, break_on_hyphens=False)
+        for part in text.split("\n")
+        for line in textwrap.wrap(plain(part), width - MARGIN, break_long_words=False, break_on_hyphens=False)
     ]
     mark = {True: "yes", False: "no", None: ""}[state]
     sys.stdout.write(f"{mark:5}{name:{MARGIN - 6}} " + ("\n" + " " * MARGIN).join(lines) + "\n")

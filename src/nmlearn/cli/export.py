@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nmlearn.cli import console
+from nmlearn.cli.escapes import Parser
 from nmlearn.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def run(arguments: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(prog="nmlearn export", description=DESCRIPTION)
+    parser = Parser(prog="nmlearn export", description=DESCRIPTION)
     parser.add_argument("path", type=Path, help="a run folder, or a model in one: RUN/model/average.safetensors")
     parser.add_argument("--format", choices=["onnx"], default="onnx", help="what to write (default: onnx)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: next to the model)")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from nmlearn.cli import console
 from nmlearn.cli.conversion import written
+from nmlearn.cli.escapes import Parser
 from nmlearn.errors import FormatError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def run(arguments: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(prog="nmlearn import-lbc", description=DESCRIPTION)
+    parser = Parser(prog="nmlearn import-lbc", description=DESCRIPTION)
     add = parser.add_argument
     add("source", metavar="IN", type=Path, help="a checkpoint written by torch.save")
     add("target", metavar="OUT", type=Path, help="the file to write, packed")

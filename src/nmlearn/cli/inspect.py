@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nmlearn.cli import console
 from nmlearn.cli.conversion import locate
+from nmlearn.cli.escapes import Parser
 from nmlearn.errors import ConfigError, FormatError, PatternError
 from nmlearn.lab.train.run_files import PATTERNS, read_json
 from nmlearn.maths.pattern import Pattern
@@ -67,7 +68,7 @@ def run(arguments: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(prog="nmlearn inspect", description=DESCRIPTION)
+    parser = Parser(prog="nmlearn inspect", description=DESCRIPTION)
     parser.add_argument("path", type=Path, help="a safetensors file or a run folder")
     parser.add_argument(
         "--check",
@@ -147,10 +148,10 @@ def _table(weights: list[Weight]) -> Any:
         pattern = tightest(kept_w, axis)
         density = int(kept_w.sum()) / max(1, kept_w.numel())
         table.add_row(
-            console.plain(weight.name),
+            console.name(weight.name),
             "×".join(map(str, weight.tensor.shape)),
             f"{pattern}{_said(axis)}" if pattern else "dense",
-            *([console.plain(str(weight.pattern or "dense"))] if planned else []),
+            *([console.name(str(weight.pattern or "dense"))] if planned else []),
             *([weight.stored or "dense"] if packed else []),
             console.percent(density),
             f"{weight.nbytes:,}",
@@ -163,7 +164,7 @@ def _show_not_finite(tensors: list[Weight]) -> None:
     for each in tensors:
         wide = each.tensor.float() if each.tensor.dtype.itemsize == 1 else each.tensor  # isfinite takes none of 8 bits
         if bad := int((~wide.isfinite()).sum()):
-            text = f" {each.name}: {bad:,} of {wide.numel():,} values are not finite"
+            text = f" {console.name(each.name)}: {bad:,} of {wide.numel():,} values are not finite"
             console.out.print(console.say("yellow", "note", text), soft_wrap=True)
 
 
@@ -174,14 +175,14 @@ def _check(weights: list[Weight], given: argparse.Namespace) -> int:
     for weight, pattern, axis in wanted:
         why = Grouping(pattern, axis).violation(weight.tensor != 0)
         if why:
-            console.out.print(console.say("red", "bad", f" {console.plain(weight.name)}"), soft_wrap=True)
-            console.out.print(f"    {why}", markup=False, soft_wrap=True)
+            console.out.print(console.say("red", "bad", f" {console.name(weight.name)}"), soft_wrap=True)
+            console.out.print(f"    {why}", soft_wrap=True)
             return EXIT_BAD
     console.out.print(console.say("green", "good", f" every group of {len(wanted)} weights satisfies its pattern"))
     for weight, _, axis in wanted:
         if weight.axis is None and axis != 1:  # inferred; the reader may know better
             console.out.print(
-                console.say("yellow", "note", f" {console.plain(weight.name)}:{_said(axis)}"), soft_wrap=True
+                console.say("yellow", "note", f" {console.name(weight.name)}:{_said(axis)}"), soft_wrap=True
             )
     return 0
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nmlearn.cli import console
 from nmlearn.cli.conversion import locate, written
+from nmlearn.cli.escapes import Parser
 from nmlearn.errors import ConfigError
 
 DESCRIPTION = """Pack a model file: a weight whose zeros form an N:M pattern along its inputs is stored as N values and
@@ -28,7 +29,7 @@ def run(arguments: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(prog="nmlearn pack", description=DESCRIPTION)
+    parser = Parser(prog="nmlearn pack", description=DESCRIPTION)
     parser.add_argument("source", metavar="IN", type=Path, help="a safetensors file or a run folder")
     parser.add_argument("target", metavar="OUT", type=Path, help="the packed file")
     parser.add_argument(

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from nmlearn.cli import names
+from nmlearn.cli.escapes import Parser
 from nmlearn.errors import ConfigError, NMLearnError
 from nmlearn.lab.train import recipe
 from nmlearn.lab.train.config import CompareConfig, TrainConfig
@@ -70,7 +71,7 @@ def _parser(
     kind: type, known: Settings, program: str, description: str, hidden: tuple[str, ...], arguments: list[str]
 ) -> argparse.ArgumentParser:
     usage = f"{program} [--config RECIPE.yaml] [OPTIONS]"
-    parser = argparse.ArgumentParser(program, usage, description, exit_on_error=False, allow_abbrev=False)
+    parser = Parser(program, usage, description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--print_config", action="store_true", help="Print the resulting recipe and exit.")
     _add(parser, ["--config"], (), {}, help="YAML file that sets any of the options below.", metavar="RECIPE.yaml")
     groups = {"": parser.add_argument_group((kind.__doc__ or "").rstrip("."))}

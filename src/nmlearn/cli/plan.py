@@ -85,7 +85,8 @@ def run(arguments: list[str]) -> int:
     model, task = _built(config)
     plan = nmlearn.Sparsifier(model, method, rules=dict(config.method.rules), example=(_example(config, task),)).plan
     console.out.print(_table(plan))
-    console.out.print(f"\n{plan.summary()}")
+    console.out.print()
+    console.out.print(plan.summary())
     return 0
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from nmlearn.cli import console
+from nmlearn.cli.escapes import Parser
 
 
 def run(arguments: list[str]) -> int:
@@ -13,13 +14,13 @@ def run(arguments: list[str]) -> int:
     given = parser().parse_args(arguments)
     import nmlearn.lab.report
 
-    console.out.print(nmlearn.lab.report.write(given.path, given.out), soft_wrap=True)
+    console.out.print(str(nmlearn.lab.report.write(given.path, given.out)), soft_wrap=True)
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="nmlearn report",
         description="Write report.html for a run folder, a comparison folder or a results/*.json file: one page that "
         "needs no network. It also works while the run is in progress.",

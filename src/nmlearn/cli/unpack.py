@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from nmlearn.cli.conversion import locate, written
+from nmlearn.cli.escapes import Parser
 
 DESCRIPTION = """Convert a packed model file to an ordinary safetensors file that any reader understands. The zeros are
 in place, and every bit is as before packing except the sign of zeros."""
@@ -23,7 +24,7 @@ def run(arguments: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(prog="nmlearn unpack", description=DESCRIPTION)
+    parser = Parser(prog="nmlearn unpack", description=DESCRIPTION)
     parser.add_argument("source", metavar="IN", type=Path, help="a packed file")
     parser.add_argument("target", metavar="OUT", type=Path, help="the dense file")
     return parser

@@ -23,7 +23,9 @@ from nmlearn.files.formats.metadata import INDEX, OURS, VALUES, Contents
 from nmlearn.files.selection import check_plan, choose
 from nmlearn.files.tensors import fill, plain_state, ties
 from nmlearn.model import averages
+from nmlearn.model.finite import warn_of_not_finite
 from nmlearn.model.moving import warn_of_moving
+from nmlearn.model.names import parameters
 from nmlearn.model.plan import Plan, Rule, input_axes
 
 
@@ -56,7 +58,8 @@ def save(
             its subclasses, timm's averages) and other objects with a module in ``module`` are looked through: the file
             has the model's own names, without "module." and counters. Of an accelerated model the dense layers'
             tensors are stored, so that the dense model can load them. A model that a sparsifier is still removing
-            weights from is saved with a warning: its zeros are those of the moment.
+            weights from is saved with a warning: its zeros are those of the moment. So is one with NaN or infinite
+            values, by name.
         path: the file; its folder is created.
         packed: False for a dense file.
         patterns: a glob on a weight's or module's name -> the pattern to pack with, by default found from the zeros;
@@ -85,6 +88,7 @@ def save(
             raise ConfigError(where=f"metadata[{key!r}]", given=f"{text!r:.80}", wrong=wrong, fix="choose another key")
     axes = input_axes(model) if isinstance(model, nn.Module) else {}
     state = plain_state(model)
+    warn_of_not_finite(state, parameters(model) if isinstance(model, nn.Module) else None)
     if expect is not None:
         check_plan(state, expect)
     elif packed:

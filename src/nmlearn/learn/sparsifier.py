@@ -24,6 +24,8 @@ from nmlearn.learn.weight import SparseWeight, WeightStatus
 from nmlearn.methods.method import Method
 from nmlearn.model import averages
 from nmlearn.model import plan as planning
+from nmlearn.model.finite import warn_of_not_finite
+from nmlearn.model.names import parameters
 from nmlearn.model.plan import Plan, Rule
 from nmlearn.model.shards import is_sharded, local
 
@@ -224,7 +226,8 @@ class Sparsifier:
         """Verify every group of every sparse weight that the model has now, then detach and free the state.
 
         Steps count where the optimizer steps. A loop that will stop early, or a scaler that keeps the optimizer from
-        stepping, shows only here: the error names the causes that fit, and nothing is lost.
+        stepping, shows only here: the error names the causes that fit, and nothing is lost. NaN and infinite values are
+        no error: one warning lists the weights that have some.
 
         Args:
             model: an average (EMA, SWA) instead: a model or its wrapper, an object with ``module`` or
@@ -260,6 +263,7 @@ class Sparsifier:
             final = self.masks() or {row.name: local(row.parameter) != 0 for row in rows}
             self._verify({row.name: final[row.name] for row in rows})
             ending.clear(given, final)
+        warn_of_not_finite(parameters(self.model) if model is None else given, stacklevel=4)
         return ending.summary(rows, given, before)
 
     def _complete(self, own: dict[str, Tensor]) -> None:
