@@ -112,7 +112,8 @@ def test_code_is_in_fenced_blocks(page):
 @pytest.mark.parametrize("page", [page for page in PAGES if any(not block.not_run for block in python(page))])
 def test_python_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(nm.accelerate.__kwdefaults__, "cache", tmp_path / "kernels.json")
+    for measuring in (nm.accelerate, nm.allocate):
+        monkeypatch.setitem(measuring.__kwdefaults__, "cache", tmp_path / "kernels.json")
     with doc_pages.names(page) as names, warnings.catch_warnings():
         for message in doc_pages.WARNINGS.get(page, ()):
             warnings.filterwarnings("ignore", message)

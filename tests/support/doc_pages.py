@@ -75,6 +75,11 @@ def _acceleration() -> Iterator[Names]:
     yield {"model": sparse(linears(64, 64, 8), "2:4"), "example": x, "x": x, "linear": sparse(nn.Linear(64, 8), "2:4")}
 
 
+@of("docs/budgets.md")
+def _budgets() -> Iterator[Names]:
+    yield {"model": nets.convnet(), "loader": nets.batches(2), "example": torch.randn(1, 3, 8, 8)}
+
+
 @of("docs/calibration.md")
 def _calibration() -> Iterator[Names]:
     yield {"model": nets.convnet(), "loader": nets.batches(2)}
