@@ -22,6 +22,7 @@ import nmlearn as nm
 
 Names = dict[str, Any]
 NEEDS = {
+    "docs/distillation.md": ("transformers",),
     "docs/export.md": ("onnx", "onnxscript"),
     "docs/hf-accelerate.md": ("accelerate",),
     "docs/huggingface.md": ("transformers", "accelerate"),
@@ -83,6 +84,18 @@ def _budgets() -> Iterator[Names]:
 @of("docs/calibration.md")
 def _calibration() -> Iterator[Names]:
     yield {"model": nets.convnet(), "loader": nets.batches(2)}
+
+
+@of("docs/distillation.md")
+def _distillation() -> Iterator[Names]:
+    import transformers
+
+    small = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    config = transformers.BertConfig(num_attention_heads=2, **small)
+    model = transformers.BertForSequenceClassification(config)
+    tokens = torch.arange(16).view(2, 8)
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": torch.tensor([0, 1])}
+    yield {"model": model, "optimizer": torch.optim.AdamW(model.parameters(), 1e-3), "batches": [batch] * 5}
 
 
 @of("docs/ending.md")

@@ -90,8 +90,8 @@ class Twin:
             if isinstance(value, Tensor) and name not in shared and name not in tensors:
                 _refuse_state(name, "it was frozen when this was saved, or belongs to another model")
         for name, value in tensors.items():
-            if not isinstance(value, Tensor) or value.shape != getattr(state.get(name), "shape", None):
-                _refuse_state(str(name), "the model has no such tensor, or one of another shape")
+            if not isinstance(value, Tensor) or value.is_meta or _form(value) != _form(state.get(name)):
+                _refuse_state(str(name), "the model has no such tensor, or one of another shape or type")
         self._own(shared.keys() & tensors.keys())
         state = self.model.state_dict()
         for name, value in tensors.items():
@@ -107,6 +107,10 @@ class Twin:
             if id(p) not in copies:
                 copies[id(p)] = nn.Parameter(p.detach().clone(), requires_grad=False)
             setattr(self.model.get_submodule(module), own, copies[id(p)])
+
+
+def _form(value: object) -> object:
+    return (value.shape, value.dtype, value.layout) if isinstance(value, Tensor) else None
 
 
 def _check(model: nn.Module) -> None:

@@ -73,6 +73,36 @@ class MethodConfig:
 
 
 @dataclass(frozen=True)
+class DistillationConfig:
+    """Distillation from a teacher."""
+
+    teacher: str | None = None
+    """start for the model as it is when training begins; or the folder of a finished run, whose model may be another;
+    or a safetensors file of this model. Unset: none."""
+    hidden: dict[str, float] = field(default_factory=dict)
+    """Glob on modules -> weight of the error of their outputs, relative to the variance of the teacher's."""
+    logits: float = 0.0
+    """Weight of the divergence of the logits from the teacher's."""
+    temperature: float = 2.0
+    """Temperature of the logits."""
+
+    def __post_init__(self) -> None:
+        for name, value in {"logits": self.logits, **self.hidden}.items():
+            _at_least(f"distillation.{name}" if name == "logits" else f"distillation.hidden[{name!r}]", value, 0)
+        if not self.temperature > 0:
+            where, fix = "distillation.temperature", "give a temperature, e.g. 2.0"
+            raise ConfigError(where=where, given=self.temperature, wrong="must be more than 0", fix=fix)
+        compares = bool(self.hidden or self.logits)
+        if compares != (self.teacher is not None):
+            given = (
+                "hidden or logits without a teacher" if compares else f"{self.teacher} with neither hidden nor logits"
+            )
+            wrong = "a teacher needs something to compare, and a comparison a teacher"
+            fix = "set distillation.teacher, e.g. to start, and distillation.hidden or distillation.logits, or neither"
+            raise ConfigError(where="distillation", given=given, wrong=wrong, fix=fix)
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """Optimizer and learning rate."""
 
@@ -135,6 +165,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     epochs: int = 8
     """Passes over the training data."""

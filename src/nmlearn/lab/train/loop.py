@@ -144,7 +144,10 @@ class _Training:
         inputs = evaluation.to_device(inputs, self.ranks.device, self.config)
         with evaluation.autocast(self.ranks.device, self.config):
             forward, smoothing = self.setting.forward, self.config.optim.label_smoothing
-            return evaluation.training_loss(forward, inputs, targets, smoothing) / self.config.accumulate
+            loss = evaluation.training_loss(forward, inputs, targets, smoothing)
+            if self.setting.distillation is not None:
+                loss = loss + self.setting.distillation.loss()
+            return loss / self.config.accumulate
 
     def _leave_out(self) -> None:
         """Replaces a step whose loss is not finite: nothing is learned, and the schedule advances."""
@@ -187,9 +190,17 @@ class _Training:
             lr=self.setting.optimizer.param_groups[0]["lr"],
             examples_per_second=len(values) * self.config.batch_size / max(seconds, 1e-9),
             seconds=self.watch.seconds,
+            **self._taught(),
         )
         self.losses, self._logged_seconds = [], self.watch.seconds
         self.journal.write("sparsity", self.step, **self.masks.look())
+
+    def _taught(self) -> dict[str, float]:
+        """The part of the last loss that a teacher has, on the first process."""
+        distillation = self.setting.distillation
+        if distillation is None or distillation.last is None:
+            return {}
+        return {"distillation": float(distillation.last)}
 
     def _save(self) -> None:
         """Write a checkpoint, only if all weights are finite: it must be worth going back to."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,17 @@ import nmlearn.methods
 from nmlearn.errors import ConfigError, FormatError, PlanError
 from nmlearn.files.tensors import load_whole
 from nmlearn.lab.data import Task
-from nmlearn.lab.train import evaluation, optim
+from nmlearn.lab.train import evaluation, optim, recipe
 from nmlearn.lab.train.average import Average
 from nmlearn.lab.train.config import DataConfig, ModelConfig, TrainConfig
+from nmlearn.lab.train.folder import RunFolder
 from nmlearn.lab.train.journal import summary_writer
 from nmlearn.lab.train.ranks import Ranks
+from nmlearn.learn.distillation import Distillation
 from nmlearn.learn.sparsifier import Sparsifier
 from nmlearn.methods.method import Method
 
+START = "start"  # the teacher that is the model at the beginning
 _SHOWN = 4  # weights that an error names
 
 
@@ -38,6 +41,7 @@ class Setting:
         example: inputs of one example, the same in all processes.
         steps_per_epoch, total_steps: optimizer steps.
         part_size: examples that a process computes at once: batch_size / (processes * accumulate).
+        distillation: attached, if the recipe names a teacher.
     """
 
     task: Task
@@ -50,6 +54,7 @@ class Setting:
     steps_per_epoch: int
     total_steps: int
     part_size: int
+    distillation: Distillation | None = None
 
 
 def setting(config: TrainConfig, ranks: Ranks) -> Setting:
@@ -69,6 +74,7 @@ def setting(config: TrainConfig, ranks: Ranks) -> Setting:
     steps_per_epoch = _steps(config, task)
     torch.manual_seed(config.seed)
     model = build_model(config.model, task)
+    distillation = _distillation(config, task)
     # From now on the generators are used for dropout, which must differ between processes.
     torch.manual_seed(config.seed + ranks.rank)
     model = model.to(ranks.device)
@@ -81,9 +87,11 @@ def setting(config: TrainConfig, ranks: Ranks) -> Setting:
     sparsifier = _sparsifier(model, method, config, example)
     total_steps = steps_per_epoch * config.epochs
     forward = _wrapped(model, config, ranks)  # first: attach reads the weights that all ranks share
+    if distillation is not None:
+        distillation.attach(model)
     sparsifier.attach(optimizer, total_steps, travels=False)
-    parts = (task, model, forward, example, sparsifier, optimizer, average)
-    return Setting(*parts, steps_per_epoch, total_steps, part_size)
+    parts, counts = (task, model, forward, example, sparsifier, optimizer, average), (steps_per_epoch, total_steps)
+    return Setting(*parts, *counts, part_size, distillation)
 
 
 def check(configs: Sequence[TrainConfig]) -> None:
@@ -109,6 +117,41 @@ def check(configs: Sequence[TrainConfig]) -> None:
     example = evaluation.example(task, torch.device("cpu"), first)
     for method in made:
         _sparsifier(model, method, first, example)
+    distillation = _distillation(first, task)
+    if distillation is not None:
+        distillation.check(model)
+
+
+def _distillation(config: TrainConfig, task: Task) -> Distillation | None:
+    """The distillation of a recipe, not attached yet; None without a teacher.
+
+    Raises:
+        ConfigError: a folder without a finished run, or a model that refuses its settings.
+        FormatError: a file that is missing, or belongs to another model.
+    """
+    given = config.distillation
+    if given.teacher is None:
+        return None
+    teacher: Any = "copy"
+    if given.teacher != START:
+        path, model = Path(given.teacher), config.model
+        if path.is_dir():
+            path, model = _finished(path)
+        teacher = build_model(replace(model, weights=None), task)
+        load_weights(teacher, path, "distillation.teacher")
+        if config.channels_last:
+            teacher = teacher.to(memory_format=torch.channels_last)
+    return Distillation(teacher, hidden=given.hidden, logits=given.logits, temperature=given.temperature)
+
+
+def _finished(path: Path) -> tuple[Path, ModelConfig]:
+    """The file of a finished run's model, and what builds it."""
+    folder = RunFolder(path)
+    written = folder.config()
+    if written is None or folder.summary() is None:
+        fix = "give the folder of a finished run, a safetensors file, or start"
+        raise ConfigError(where="distillation.teacher", given=path, wrong="no finished run is there", fix=fix)
+    return folder.model, recipe.build(TrainConfig, written, f"{path}: ").model
 
 
 def _sparsifier(model: nn.Module, method: Method, config: TrainConfig, example: Any) -> Sparsifier:
@@ -162,14 +205,17 @@ def build_model(config: ModelConfig, task: Task) -> nn.Module:
     return model
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, where: str = "model.weights") -> None:
     """Load a safetensors file into a model; all keys must match exactly.
+
+    Args:
+        where: the setting that names the file, for errors.
 
     Raises:
         FormatError: the file is missing or not a safetensors file, or its keys or shapes belong to another model.
     """
     fix = "give a safetensors file of the same model, built with the same model.options"
-    with _refusing("model.weights", path, model, fix):
+    with _refusing(where, path, model, fix):
         load_whole(model, _tensors(path))
 
 
