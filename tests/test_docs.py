@@ -17,8 +17,9 @@ import nmlearn as nm
 import tables
 from loops.parts import MARK
 from nmlearn import cli
-from nmlearn.cli import bench, export, import_lbc, inspect, pack, parsing, plan, report, unpack
+from nmlearn.cli import bench, export, import_lbc, inspect, pack, parsing, plan, report, sparsify, unpack
 from nmlearn.lab.train import CompareConfig, TrainConfig
+from nmlearn.lab.train.config import SparsifyConfig
 from places import LOOPS, ROOT
 
 PAGES = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -194,7 +195,9 @@ def test_commands_parse(line, monkeypatch):
 
 
 def check_nmlearn(command, *words):
-    kinds = {"train": TrainConfig, "compare": CompareConfig, "plan": plan.PlanConfig}
+    if command == "sparsify":
+        words = sparsify.named(list(words))
+    kinds = {"sparsify": SparsifyConfig, "train": TrainConfig, "compare": CompareConfig, "plan": plan.PlanConfig}
     parsers = {"bench": bench, "export": export, "inspect": inspect, "pack": pack, "report": report, "unpack": unpack}
     if command in kinds:
         words = [word for word in words if word != "--print_config"]

@@ -224,6 +224,44 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class SparsifyConfig:
+    """From a pretrained model to a sparse one."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    pattern: str = "2:4"
+    """N:M, N of M kept."""
+    speedup: float | None = None
+    """Instead of one pattern: choose one for each layer, for this speedup of the whole model on this machine."""
+    rules: dict[str, str | None] = field(default_factory=dict)
+    """Glob on a module or weight -> a pattern, or null for dense; the last match wins."""
+    steps: int = 200
+    """Optimizer steps of fine-tuning; 0 stops after pruning and compensation."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW. Sparse models want more than dense ones, about three times at 1:4."""
+    batch_size: int = 32
+    """Examples per optimizer step."""
+    dense: bool = False
+    """Also fine-tune the dense model in the same way, and tell the difference."""
+    accelerate: bool = True
+    """Measure how much faster the packed kernels are."""
+    seed: int = 0
+    """Determines batches and a new classifier."""
+    threads: int = 0
+    """Number of torch threads; 0 leaves it to torch."""
+    out: str = "sparse"
+    """Folder for the sparse model."""
+
+    def __post_init__(self) -> None:
+        check_pattern("pattern", self.pattern)
+        for name, least in (("steps", 0), ("batch_size", 1), ("threads", 0)):
+            if getattr(self, name) < least:
+                given, fix = getattr(self, name), f"give at least {least}"
+                raise ConfigError(where=name, given=given, wrong=f"less than {least}", fix=fix)
+
+
+@dataclass(frozen=True)
 class CompareConfig:
     """Comparison of methods x patterns x seeds under one protocol."""
 
