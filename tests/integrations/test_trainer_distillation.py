@@ -153,6 +153,17 @@ def test_around_other_options(options, tmp_path):
     assert len(found) == 12 and found[-1] == distillation.last.item() and found[-1] < 0.8 * found[0]
 
 
+@pytest.mark.parametrize("options", [{}, {"bf16": True}], ids=str)
+def test_a_copy_is_a_network_of_its_own(options, tmp_path):
+    """Also where accelerate has replaced the model's forward: at first they give the same, and then they do not."""
+    distillation = nm.Distillation("copy", hidden=LAYERS, logits=1.0)
+    callback = NMCallback(nm.LBC("2:4"), distillation=distillation)
+    run = trainer(tmp_path, calm(), callback, logging_steps=1, max_steps=3, **options)
+    run.train()
+    first, *others = [logs["nm_distillation"] for logs in run.state.log_history if "nm_distillation" in logs]
+    assert first == 0 and min(others) > 0 and ("forward" in vars(distillation.teacher)) == bool(options)
+
+
 def test_an_epoch_that_fails_puts_everything_back(tmp_path):
     class Stop(transformers.TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:

@@ -9,12 +9,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch._dynamo.utils import counters
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import nmlearn as nm
+import taught
 from calibration_models import Language, tokens
 from nmlearn.errors import AttachError, ConfigError, StateError
+from scale_ranks import run_jobs
 from taught import LAYERS, MASK, other
 
 # torch's compilation looks at the gradients of whatever it traces.
@@ -191,6 +194,27 @@ def test_ddp(attach):
         if attach == "after":
             distillation.attach(wrapped)
         close(grads(wrapped, distillation, tokens(), MASK), expected(hidden=LAYERS, logits=1.0))
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.distributed
+def test_two_ranks_are_one_process(tmp_path):
+    """DDP and FSDP2, which is sharded after attach where the model is copied."""
+    pairs = [("ddp", "copy"), ("ddp", "other"), ("fsdp", "copy"), ("fsdp", "other")]
+    jobs = [(taught.trained, *pair) for pair in pairs]
+    for (_, teacher), of_ranks in zip(pairs, run_jobs(2, jobs, tmp_path), strict=True):
+        close(of_ranks[0], of_ranks[1], 0.0)
+        close(of_ranks[0], taught.trained("", teacher))
+
+
+def test_a_sharded_model_is_not_copied():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = Language()
+        fully_shard(model)
+        with pytest.raises(AttachError, match="its weights are sharded"):
+            nm.Distillation("copy", logits=1.0).attach(model)
     finally:
         dist.destroy_process_group()
 
