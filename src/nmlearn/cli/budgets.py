@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +29,9 @@ def run(config: PlanConfig, model: Any, task: Any) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     with joined(config.device) as ranks:
-        batches = None if task is None else [(x,) for x in _inputs(config, task, ranks.device)]
+        batches = (
+            None if task is None else [(x,) for x in evaluation.inputs(task, config.examples, ranks.device, config)]
+        )
         inputs = made_up(config) if config.input_shape else None
         example = evaluation.to_device(inputs, ranks.device, config) if batches is None else batches[0][0][:1]
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -51,14 +51,6 @@ def run(config: PlanConfig, model: Any, task: Any) -> None:
         rules = {name: _plain(rule) for name, rule in found.items()}
         run_files.write_text(Path(config.write), recipe.written({"method": {"rules": rules}}))
         console.out.print(f"rules  {config.write}", soft_wrap=True)
-
-
-def _inputs(config: PlanConfig, task: Any, device: torch.device) -> Iterator[Any]:
-    """Batches of training inputs, with as many examples as were asked for."""
-    size = min(config.batch_size, config.examples, task.train_size)
-    given = task.train_batches(size, epoch=0, seed=config.seed)
-    for x, _ in islice(given, max(1, config.examples // size)):
-        yield evaluation.to_device(x, device, config)
 
 
 def made_up(config: PlanConfig) -> torch.Tensor:

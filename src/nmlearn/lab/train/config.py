@@ -63,9 +63,12 @@ class MethodConfig:
     """Glob on a module or weight -> a pattern, or null for dense; the last match wins."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of this method, e.g. end; `nmlearn doctor` lists them."""
+    calibrate: int = 256
+    """Training examples whose inputs a one-shot method sees, where it needs any."""
 
     def __post_init__(self) -> None:
         check_pattern("method.pattern", self.pattern)
+        _at_least("method.calibrate", self.calibrate, 1)
         settle(self, "method.")
         for glob, pattern in self.rules.items():
             if pattern is not None:

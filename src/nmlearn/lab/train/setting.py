@@ -80,15 +80,17 @@ def setting(config: TrainConfig, ranks: Ranks) -> Setting:
     model = model.to(ranks.device)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = Average(model, config.ema) if config.ema else None
-    optimizer = optim.build(model, config.optim)
     method = nmlearn.methods.build(config.method.name, config.method.pattern, **config.method.options)
     example = evaluation.example(task, ranks.device, config)
     sparsifier = _sparsifier(model, method, config, example)
+    if distillation is not None:
+        distillation.attach(model)  # first: a copy is made of the dense model
+    if method.needs != "nothing" and not _sparse(sparsifier):
+        sparsifier.apply([(x,) for x in evaluation.inputs(task, config.method.calibrate, ranks.device, config)])
+    average = Average(model, config.ema) if config.ema else None
+    optimizer = optim.build(model, config.optim)
     total_steps = steps_per_epoch * config.epochs
     forward = _wrapped(model, config, ranks)  # first: attach reads the weights that all ranks share
-    if distillation is not None:
-        distillation.attach(model)
     sparsifier.attach(optimizer, total_steps, travels=False)
     parts, counts = (task, model, forward, example, sparsifier, optimizer, average), (steps_per_epoch, total_steps)
     return Setting(*parts, *counts, part_size, distillation)
@@ -159,7 +161,6 @@ def _sparsifier(model: nn.Module, method: Method, config: TrainConfig, example: 
 
     Raises:
         PlanError: no weight would be sparse; it names the first layers and why.
-        ConfigError: the method chooses by calibration data, and the model has yet to get its zeros.
     """
     sparsifier = Sparsifier(model, method, rules=dict(config.method.rules), example=(example,))
     rows = sparsifier.plan.rows
@@ -169,14 +170,12 @@ def _sparsifier(model: nn.Module, method: Method, config: TrainConfig, example: 
         wrong = f"no weight of {config.model.name} would be sparse: {reasons}{more}"
         fix = "give a pattern whose M divides the layers' inputs, such as 2:4, or other rules; nmlearn plan shows all"
         raise PlanError(where="method.pattern", given=method.pattern, wrong=wrong, fix=fix)
-    if method.needs != "nothing" and any(row.grouping.violation(row.parameter != 0) for row in sparsifier.plan.sparse):
-        raise ConfigError(
-            where="method.name",
-            given=method.name,
-            wrong="it chooses the mask by calibration data, which a recipe does not have",
-            fix="call sparsifier.apply(batches) in a script, save the model, and name it as model.weights",
-        )
     return sparsifier
+
+
+def _sparse(sparsifier: Sparsifier) -> bool:
+    """Whether the weights, say of ``model.weights``, have their zeros already."""
+    return not any(row.grouping.violation(row.parameter != 0) for row in sparsifier.plan.sparse)
 
 
 def _check_precision(config: TrainConfig, task: Task) -> None:
