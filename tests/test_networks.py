@@ -94,11 +94,6 @@ DENSE = {  # learned and stored, and then not replaced
     "transformers:gpt2": "its layers are Conv1D",
     "transformers:efficientnet": "its convolutions have padding='same'",
 }
-KNOWN = {  # faults of nm.accelerate
-    "transformers:mobilenet_v1": "its code reads kernel_size of what replaces a convolution",
-    "transformers:mobilenet_v2": "its code reads kernel_size of what replaces a convolution",
-    "timm:dla34": "its blocks have optional arguments, which are traced as what they were in the first call",
-}
 NAMES = [
     *(f"transformers:{name}" for name in TRANSFORMERS),
     *(f"torchvision:{name}" for name in TORCHVISION),
@@ -155,13 +150,7 @@ def same(model: nn.Module, expected: list[Tensor], inputs: Any, tolerance: float
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
 
 
-def known(name: str) -> Any:
-    raised = (AttributeError, TypeError)
-    marks = [pytest.mark.xfail(reason=KNOWN[name], raises=raised, strict=False)] if name in KNOWN else []
-    return pytest.param(name, marks=marks)
-
-
-@pytest.mark.parametrize("name", [known(name) for name in NAMES])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_network(name: str, tmp_path: Path) -> None:
     build, inputs = network(*name.split(":"))
     with pytest.raises(NMLearnError, match=REFUSED[name]) if name in REFUSED else nullcontext():
