@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import nmlearn as nm
 from nets import batches, convnet, sgd, train
@@ -296,3 +297,25 @@ def test_a_model_in_mid_schedule_is_not_accelerated() -> None:
     assert type(model.hidden) is torch.nn.Linear
     sparsifier.detach()
     nm.accelerate(copy.deepcopy(model).eval(), example, cache=None)
+
+
+def trained(model: nn.Module) -> nn.Module:
+    """Rows of different sizes, as training makes them."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter *= torch.linspace(0.5, 2.0, len(parameter)).view(-1, *[1] * (parameter.dim() - 1))
+    return model
+
+
+@pytest.mark.parametrize("make", [convnet, lambda: nn.Sequential(nn.Linear(32, 64), nn.Linear(64, 4))])
+def test_scores_that_begin_equal_on_trained_weights_are_warned_of(make: Callable[[], nn.Module]) -> None:
+    model = trained(make())
+    optimizer = sgd(model)
+    with pytest.warns(UserWarning, match=r'look trained.*prior="magnitude"'):
+        sparsifier = nm.Sparsifier(model, nm.LBC("2:4")).attach(optimizer, 100)
+    sparsifier.detach()
+    for method in (nm.LBC("2:4", prior="magnitude"), nm.LBC("2:4", criterion="fisher"), nm.SRSTE("2:4")):
+        nm.Sparsifier(model, method).attach(optimizer, 100).detach()
+    fresh = make()
+    nm.Sparsifier(fresh, nm.LBC("2:4")).attach(sgd(fresh), 100).detach()

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import warnings
 from collections.abc import Iterable
 
+import torch
+from torch import Tensor
+
 from nmlearn.methods.method import Method
 from nmlearn.model.plan import Plan
+from nmlearn.model.shards import local
 
 FEW_STEPS = 10  # a schedule that has ended before this many optimizer steps learned nothing to choose by
 SKIPPED_IN_A_ROW = 20  # a scaler halves its scale at each: from 65536 to less than 1
+TRAINED = 2.5  # times the spread between rows that equal draws have; those of initial weights were at most 1.5
 _STEPS = "epochs * batches // accumulation"
 
 
@@ -60,6 +67,30 @@ class Notices:
                 f"{_listed(names)}: no gradient in any of the {steps} steps that were seen, nothing learned of what "
                 "to keep. Were they frozen, or is the loss computed without them? A rule of None leaves them dense"
             )
+
+
+@torch.no_grad()
+def warn_of_trained(method: Method, plan: Plan) -> None:
+    """Warn when a method to which all weights are equal at the start is given weights that look trained."""
+    if not method.begins_equal:
+        return
+    spreads = [_spread_of_rows(local(row.parameter)) for row in plan.sparse if not row.parameter.is_meta]
+    if spreads and statistics.median(spreads) > TRAINED:
+        _warn(
+            f"the weights look trained, and to {method.name} all are worth the same at the start: large ones may go "
+            'first: for a pretrained model give prior="magnitude" and end=0.2'
+        )
+
+
+def _spread_of_rows(weight: Tensor) -> float:
+    """How much the deviations of rows differ, relative to what differs by chance between draws from one normal
+    distribution: about 1, or less, where rows are drawn alike."""
+    if weight.dim() < 2 or weight.shape[0] < 2 or not weight.numel():
+        return 0.0
+    rows = weight.float().flatten(1)
+    deviations = rows.std(1)
+    mean = float(deviations.mean())
+    return float(deviations.std()) / mean * math.sqrt(2 * rows.shape[1]) if mean > 0 else 0.0
 
 
 def warn_of_few_steps(method: Method, plan: Plan, total_steps: int) -> None:

@@ -19,7 +19,7 @@ from nmlearn.learn.attachment import Attachment
 from nmlearn.learn.compact import packed
 from nmlearn.learn.ending import Summary
 from nmlearn.learn.living import held_elsewhere
-from nmlearn.learn.notices import warn_of_few_steps
+from nmlearn.learn.notices import warn_of_few_steps, warn_of_trained
 from nmlearn.learn.weight import SparseWeight, WeightStatus
 from nmlearn.methods.method import Method
 from nmlearn.model import averages
@@ -170,6 +170,8 @@ class Sparsifier:
             attached.bond.hooks += travel.hooks(first, names, attached)
         warn_of_few_steps(self.method, self.plan, steps)
         if saved is None:
+            if resume is None:
+                warn_of_trained(self.method, self.plan)
             attached.begin()
             return self
         try:

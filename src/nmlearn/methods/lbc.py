@@ -183,6 +183,10 @@ class LBC(Method):
         return self.criterion == "learned"
 
     @property
+    def begins_equal(self) -> bool:
+        return self.criterion == "learned" and self.prior == "equal"
+
+    @property
     def follows_inputs(self) -> bool:
         return self.criterion == "output" or self.compensation == "pcg"
 

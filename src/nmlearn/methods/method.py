@@ -129,6 +129,11 @@ class Method:
         return "nothing"
 
     @property
+    def begins_equal(self) -> bool:
+        """Whether all weights are worth the same to it at the start, as suits training from scratch."""
+        return False
+
+    @property
     def follows_inputs(self) -> bool:
         """Whether ``state["gram"]`` has to be the running Gram matrix of a weight's inputs, until it is dropped."""
         return False
