@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nmlearn.cli import console
-from nmlearn.cli.conversion import locate
+from nmlearn.cli.conversion import locate, patterns
 from nmlearn.cli.escapes import Parser
-from nmlearn.errors import ConfigError, FormatError, PatternError
-from nmlearn.lab.train.run_files import PATTERNS, read_json
+from nmlearn.errors import ConfigError
+from nmlearn.lab.train.run_files import read_json
 from nmlearn.maths.pattern import Pattern
 
 if TYPE_CHECKING:
@@ -100,32 +99,13 @@ def _read(path: Path) -> list[Weight]:
     if path.is_dir() and plan.exists():
         rows = {row["name"]: row for row in read_json(plan)["rows"]}
     else:
-        rows = {name: {"pattern": pattern} for name, pattern in _patterns(file).items()}
+        rows = {name: {"pattern": pattern} for name, pattern in patterns(file).items()}
     names = [name for name in rows if name in tensors] + [name for name in tensors if name not in rows]
     return [
         _weight(name, tensors[name], stored.get(name), rows.get(name, {}))
         for name in names
         if tensors[name].is_floating_point()
     ]
-
-
-def _patterns(file: Path) -> dict[str, str]:
-    """The patterns that a run recorded in its model file; packing and unpacking keep them."""
-    from nmlearn.files import model_file
-
-    text = model_file.notes(file).get(PATTERNS, "{}")
-    try:
-        patterns = json.loads(text)
-        if not isinstance(patterns, dict):
-            raise ValueError("it is not a table")
-        return {name: str(Pattern(pattern)) for name, pattern in patterns.items()}
-    except (ValueError, RecursionError, PatternError) as error:
-        raise FormatError(
-            where=f"{file}: {PATTERNS}",
-            given="metadata",
-            wrong=f"its patterns cannot be read: {error}",
-            fix="give the model file of a run, or a file without this metadata",
-        ) from error
 
 
 def _weight(name: str, tensor: Tensor, stored: Stored | None, row: dict[str, Any]) -> Weight:
