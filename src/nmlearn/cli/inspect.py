@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from nmlearn.cli import console
 from nmlearn.cli.conversion import locate, patterns
 from nmlearn.cli.escapes import Parser
 from nmlearn.errors import ConfigError
-from nmlearn.lab.train.run_files import read_json
+from nmlearn.lab.train.run_files import read_json, refuse
 from nmlearn.maths.pattern import Pattern
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _read(path: Path) -> list[Weight]:
     tensors, stored = model_file.load(file), model_file.stored(file)
     plan = path / "plan.json"
     if path.is_dir() and plan.exists():
-        rows = {row["name"]: row for row in read_json(plan)["rows"]}
+        rows = _planned(plan, tensors)
     else:
         rows = {name: {"pattern": pattern} for name, pattern in patterns(file).items()}
     names = [name for name in rows if name in tensors] + [name for name in tensors if name not in rows]
@@ -106,6 +107,26 @@ def _read(path: Path) -> list[Weight]:
         for name in names
         if tensors[name].is_floating_point()
     ]
+
+
+def _planned(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """The rows of a run's plan, by the weight's name.
+
+    Raises:
+        FormatError: it has none, or one that is not of a plan, or does not fit its weight.
+    """
+    rows = read_json(path).get("rows")
+    if not isinstance(rows, list):
+        refuse(path, "it has no rows")
+    for row in rows:
+        if not isinstance(row, dict) or not isinstance(name := row.get("name"), str):
+            refuse(path, f"a row is no table with a name: {row!r:.80}")
+        if row.get("pattern") is not None:
+            Pattern(row["pattern"])
+        axis = row.get("axis")
+        if axis is not None and name in tensors and (type(axis) is not int or not 0 <= axis < tensors[name].ndim):
+            refuse(path, f"{name!r} has {tensors[name].ndim} dimensions, and no axis {axis!r:.40}")
+    return {row["name"]: row for row in rows}
 
 
 def _weight(name: str, tensor: Tensor, stored: Stored | None, row: dict[str, Any]) -> Weight:
