@@ -116,3 +116,16 @@ def test_what_is_no_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         with pytest.raises(SystemExit):
             cli.main(["export", str(run), *words])
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"3.weight": "4:2"}', '{"3.weight": null}'])
+def test_patterns_that_cannot_be_read_are_an_error(
+    text: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "config.yaml").write_text(recipe.dumps(toy.config(run, epochs=1)))
+    tensors = load_file(run / "model" / "model.safetensors")
+    save_file(tensors, tmp_path / "model" / "model.safetensors", metadata={"nmlearn.patterns": text})
+    assert cli.main(["export", str(tmp_path)]) == 2
+    shown = capsys.readouterr().err
+    assert "FormatError" in shown and "nmlearn.patterns" in shown

@@ -201,3 +201,23 @@ def test_errors_show_no_escapes_and_end(tmp_path: Path, capsys: pytest.CaptureFi
     assert cli.main(["inspect", str(tmp_path / "m.safetensors")]) == 2
     shown = capsys.readouterr().err
     assert "\x1b" not in shown and len(shown) < 8000 and "more characters)" in " ".join(shown.split())
+
+
+ODD = [-1, 7, 1.5, True, [], [1], {}, {"a": 1}, 10**30]
+PLAN_ROW = {"name": "fc", "kind": "Linear", "pattern": "2:4", "axis": 1}
+PLANS = [{}, {"rows": None}, {"rows": 5}, {"rows": {"a": 1}}, {"rows": [5]}, {"rows": [[]]}, {"rows": [{}]}]
+PLANS += [{"rows": [PLAN_ROW | {key: value}]} for key in ("name", "pattern", "axis") for value in ODD]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_a_plan_that_is_none_is_an_error(plan: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model").mkdir()
+    save_file({"fc": sparse((8, 8), 1, Pattern("2:4"))}, tmp_path / "model" / "model.safetensors")
+    other = PLAN_ROW | {"name": "not in the file", "axis": 7}
+    (tmp_path / "plan.json").write_text(json.dumps({"rows": [PLAN_ROW, other]}))
+    assert cli.main(["inspect", str(tmp_path), "--check"]) == 0
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    for check in ([], ["--check"], ["--check", "2:4"]):
+        capsys.readouterr()
+        assert cli.main(["inspect", str(tmp_path), *check]) == 2
+        assert "to do" in capsys.readouterr().err

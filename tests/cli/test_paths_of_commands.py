@@ -9,18 +9,12 @@ import pytest
 import torch
 
 import toy
+from impossible_paths import NAMES
 from nmlearn import cli
 from nmlearn.cli import console
 from nmlearn.lab import bench, data
 from nmlearn.lab.train import recipe, train
 
-NAMES = {
-    "a NUL": "a\0b",
-    "half a surrogate pair": "a\ud800",
-    "a long name": "x" * 300,
-    "a long folder": "x" * 300 + "/y",
-    "long in all": "y/" * 3000,
-}
 # {run} is a finished run, {model} its model, {out} a path that is free, PATH the one that no file can have.
 WORDS = {
     ("inspect", "path"): ["inspect", "PATH"],

@@ -12,17 +12,11 @@ import pytest
 import torch
 
 import nmlearn as nm
+from impossible_paths import NAMES
 from nmlearn.errors import ConfigError, FormatError, WriteError
 from nmlearn.files import atomic, model_file
 from nmlearn.files.formats import container
 
-NAMES = {
-    "a NUL": "a\0b",
-    "half a surrogate pair": "a\ud800",
-    "a long name": "x" * 300,
-    "a long folder": "x" * 300 + "/y",
-    "long in all": "y/" * 3000,
-}
 STATE = {"a": torch.ones(2)}
 
 

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 import nmlearn as nm
-from nmlearn.errors import ConfigError, FormatError, StateError
+from impossible_paths import NAMES
+from nmlearn.errors import ConfigError, FormatError, StateError, WriteError
 from nmlearn.files.model_file import stored
 from nmlearn.lab.models import build
 from packed_weights import same_bits
@@ -210,3 +211,10 @@ def test_what_is_refused_at_once(tmp_path):
     with pytest.raises(ConfigError, match="another quantization"):
         packed.save_packed(model, tmp_path / "packed")
     assert not (tmp_path / "packed").exists()
+
+
+@pytest.mark.parametrize("name", [*NAMES, "a file"])
+def test_a_folder_that_cannot_be(tmp_path, name):
+    (tmp_path / "a file").touch()
+    with pytest.raises(WriteError):
+        packed.save_packed(llama(), tmp_path / NAMES.get(name, name))

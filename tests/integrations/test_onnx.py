@@ -11,7 +11,8 @@ from torch import Tensor, nn
 import exported
 import nets
 import nmlearn as nm
-from nmlearn.errors import ConfigError, ExportError, PatternError, PlanError, ViolationError
+from impossible_paths import NAMES
+from nmlearn.errors import ConfigError, ExportError, PatternError, PlanError, ViolationError, WriteError
 from nmlearn.maths.groups import Grouping
 from nmlearn.maths.pattern import Pattern
 
@@ -245,6 +246,14 @@ def test_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(subject.importlib.util, "find_spec", lambda name: find(name) if name != "onnxscript" else None)
     with pytest.raises(ConfigError, match=r"pip install 'nmlearn\[onnx\]'"):
         export_onnx(model, inputs, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_path_that_no_file_can_have(name: str, tmp_path: Path) -> None:
+    model, inputs = exported.mlp("2:4")
+    with pytest.raises(WriteError):
+        export_onnx(model, inputs, tmp_path / NAMES[name])
+    assert not list(tmp_path.iterdir())
 
 
 def test_differences() -> None:

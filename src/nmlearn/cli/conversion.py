@@ -1,12 +1,15 @@
-"""The model file named on the command line, and the file written from it."""
+"""The model file named on the command line, the patterns recorded in it, and the file written from it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 from nmlearn.cli import console
-from nmlearn.errors import ConfigError
+from nmlearn.errors import ConfigError, FormatError, PatternError
+from nmlearn.lab.train.run_files import PATTERNS
+from nmlearn.maths.pattern import Pattern
 
 MODEL = Path("model") / "model.safetensors"
 SHOWN = 10  # runs that an error lists
@@ -26,6 +29,29 @@ def locate(path: Path) -> Path:
     wrong = "it is a folder of runs" if found else f"there is no finished run in it: no {MODEL}"
     fix = f"name one: {', '.join(found[:SHOWN])}{more}" if found else "give a file, or the folder of a finished run"
     raise ConfigError(where="the model", given=path, wrong=wrong, fix=fix)
+
+
+def patterns(file: Path) -> dict[str, str]:
+    """The patterns that a run recorded in its model file, by weight; packing and unpacking keep them.
+
+    Raises:
+        FormatError: the file cannot be read, or its metadata is no table of patterns.
+    """
+    from nmlearn.files import model_file
+
+    text = model_file.notes(file).get(PATTERNS, "{}")
+    try:
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError("it is not a table")
+        return {name: str(Pattern(pattern)) for name, pattern in found.items()}
+    except (ValueError, RecursionError, PatternError) as error:
+        raise FormatError(
+            where=f"{file}: {PATTERNS}",
+            given="metadata",
+            wrong=f"its patterns cannot be read: {error}",
+            fix="give the model file of a run, or a file without this metadata",
+        ) from error
 
 
 def written(source: Path, target: Path, write: Callable[[], None]) -> None:

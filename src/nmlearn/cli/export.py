@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nmlearn.cli import console
+from nmlearn.cli.conversion import MODEL, patterns
 from nmlearn.cli.escapes import Parser
 from nmlearn.errors import ConfigError, DataError
 
@@ -22,8 +22,6 @@ DESCRIPTION = """Write the model of a run, dense with its zeros, as an ONNX file
 
 If ONNX Runtime is installed, the file is run in it and the outputs are compared with the model's. Every sparse weight
 is looked up in the file: the table shows where it is stored, and whether TensorRT's 2:4 kernels can use it."""
-MODEL = Path("model", "model.safetensors")
-PATTERNS = "nmlearn.patterns"  # in a file's metadata: JSON, weight -> pattern
 EXAMPLES = 2  # exporters treat a free dimension as fixed when the batch size is one
 
 
@@ -42,7 +40,7 @@ def run(arguments: list[str]) -> int:
         model,
         inputs,
         given.out or file.with_suffix(".onnx"),
-        patterns=_patterns(file),
+        patterns=patterns(file) or None,  # where none are recorded, the zeros decide
         opset=given.opset,
         dynamic_batch=given.batch is None,
     )
@@ -82,14 +80,6 @@ def _found(path: Path) -> tuple[Path, Path]:
             fix="give a run of nmlearn train; export your own model with nmlearn.integrations.onnx.export_onnx",
         )
     return folder, file
-
-
-def _patterns(file: Path) -> dict[str, str] | None:
-    """The patterns recorded in the file; None where there are none, and the zeros decide."""
-    from safetensors import safe_open
-
-    with safe_open(file, "pt") as opened:
-        return json.loads((opened.metadata() or {}).get(PATTERNS, "{}")) or None
 
 
 def _of_data(config: TrainConfig, given: argparse.Namespace) -> tuple[nn.Module, Tensor]:

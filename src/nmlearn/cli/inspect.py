@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nmlearn.cli import console
-from nmlearn.cli.conversion import locate
+from nmlearn.cli.conversion import locate, patterns
 from nmlearn.cli.escapes import Parser
-from nmlearn.errors import ConfigError, FormatError, PatternError
-from nmlearn.lab.train.run_files import PATTERNS, read_json
+from nmlearn.errors import ConfigError
+from nmlearn.lab.train.run_files import read_json, refuse
 from nmlearn.maths.pattern import Pattern
 
 if TYPE_CHECKING:
@@ -98,9 +98,9 @@ def _read(path: Path) -> list[Weight]:
     tensors, stored = model_file.load(file), model_file.stored(file)
     plan = path / "plan.json"
     if path.is_dir() and plan.exists():
-        rows = {row["name"]: row for row in read_json(plan)["rows"]}
+        rows = _planned(plan, tensors)
     else:
-        rows = {name: {"pattern": pattern} for name, pattern in _patterns(file).items()}
+        rows = {name: {"pattern": pattern} for name, pattern in patterns(file).items()}
     names = [name for name in rows if name in tensors] + [name for name in tensors if name not in rows]
     return [
         _weight(name, tensors[name], stored.get(name), rows.get(name, {}))
@@ -109,23 +109,24 @@ def _read(path: Path) -> list[Weight]:
     ]
 
 
-def _patterns(file: Path) -> dict[str, str]:
-    """The patterns that a run recorded in its model file; packing and unpacking keep them."""
-    from nmlearn.files import model_file
+def _planned(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """The rows of a run's plan, by the weight's name.
 
-    text = model_file.notes(file).get(PATTERNS, "{}")
-    try:
-        patterns = json.loads(text)
-        if not isinstance(patterns, dict):
-            raise ValueError("it is not a table")
-        return {name: str(Pattern(pattern)) for name, pattern in patterns.items()}
-    except (ValueError, RecursionError, PatternError) as error:
-        raise FormatError(
-            where=f"{file}: {PATTERNS}",
-            given="metadata",
-            wrong=f"its patterns cannot be read: {error}",
-            fix="give the model file of a run, or a file without this metadata",
-        ) from error
+    Raises:
+        FormatError: it has none, or one that is not of a plan, or does not fit its weight.
+    """
+    rows = read_json(path).get("rows")
+    if not isinstance(rows, list):
+        refuse(path, "it has no rows")
+    for row in rows:
+        if not isinstance(row, dict) or not isinstance(name := row.get("name"), str):
+            refuse(path, f"a row is no table with a name: {row!r:.80}")
+        if row.get("pattern") is not None:
+            Pattern(row["pattern"])
+        axis = row.get("axis")
+        if axis is not None and name in tensors and (type(axis) is not int or not 0 <= axis < tensors[name].ndim):
+            refuse(path, f"{name!r} has {tensors[name].ndim} dimensions, and no axis {axis!r:.40}")
+    return {row["name"]: row for row in rows}
 
 
 def _weight(name: str, tensor: Tensor, stored: Stored | None, row: dict[str, Any]) -> Weight:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from nmlearn.errors import ConfigError, ExportError, PatternError, PlanError, ViolationError
+from nmlearn.files.atomic import explained
 from nmlearn.integrations.onnx_runtime import Difference, compare, reason
 from nmlearn.integrations.onnx_weights import OnnxWeight, find_weights
 from nmlearn.maths.groups import Grouping, misfit
@@ -111,6 +112,7 @@ def export_onnx(
         ViolationError: a weight that breaks its pattern, in the model or in the file, by name.
         ExportError: an LSTM with ``proj_size``; the exporter or ONNX Runtime fails, or the outputs differ by more than
             the tolerance.
+        WriteError: the system refuses the file or its folder.
     """
     _check_installed()
     _check_opset(opset)
@@ -119,8 +121,10 @@ def export_onnx(
     claimed = _claims(inner, patterns)
     _check_patterns(claimed)
     _check_projections(inner)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _evaluating(inner), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{path.name}."
+    with explained(path), _evaluating(inner), tempfile.TemporaryDirectory(prefix=prefix, dir=path.parent) as folder:
         _check_runs(inner, inputs)
         program = _exported(inner, inputs, opset, dynamic_batch)
         draft = Path(folder) / path.name

@@ -26,6 +26,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from nmlearn.errors import ConfigError, FormatError, StateError
 from nmlearn.files import model_file
+from nmlearn.files.atomic import explained
 from nmlearn.files.tensors import packed_layers, plain_state
 from nmlearn.integrations import torchvision
 from nmlearn.model import peft_names as adapters
@@ -57,6 +58,7 @@ def save_packed(model: Any, directory: str | os.PathLike[str], patterns: Mapping
         ConfigError: the model is quantized already, or has PEFT adapters.
         StateError: an accelerated layer whose weight is not recoverable; nothing is written.
         ViolationError, PatternError, PlanError: those of :func:`nmlearn.save`; the folder is then dense.
+        WriteError: the system refuses the folder or a file in it.
     """
     model, folder = unwrap(model), Path(directory)
     if adapters.wrapped(model):
@@ -72,10 +74,12 @@ def save_packed(model: Any, directory: str | os.PathLike[str], patterns: Mapping
     warn_of_moving(model.parameters())
     # save_pretrained itself would refuse a layer of an accelerated model when a part of the folder is written.
     state = plain_state(model) if packed_layers(model) else None
-    model.save_pretrained(folder, max_shard_size=_ONE_FILE, state_dict=state)
-    config = type(model.config).from_pretrained(folder)  # as written: with its architecture and type
-    config.quantization_config = {"quant_method": METHOD}
-    config.save_pretrained(folder)
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder, max_shard_size=_ONE_FILE, state_dict=state)
+        config = type(model.config).from_pretrained(folder)  # as written: with its architecture and type
+        config.quantization_config = {"quant_method": METHOD}
+        config.save_pretrained(folder)
     model_file.convert(folder / WEIGHTS, folder / WEIGHTS, patterns=patterns)
 
 
