@@ -93,7 +93,7 @@ def test_any_other_value_works_or_is_refused(name: str, field: str) -> None:
             assert "not finite" in str(error)
         else:
             worked.append(value)
-    words = {"start", "relative", "refit", "scores", "score_optimizer", "elimination"}
+    words = {"start", "relative", "refit", "scores", "score_optimizer", "elimination", "fall", "gradient", "stages"}
     assert worked or field in words
 
 
