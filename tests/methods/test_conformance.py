@@ -22,7 +22,11 @@ GAPS = {
     ("maskllm", "8:16"): "a logit for each of 12,870 combinations: refused",
     ("bimask", "compiles"): "a compiled backward pass reads the weight in use: refused",
 }
-OPTIONS = {"oneshot": {"at": 0.5}, "bimask": {"candidates": 4, "draws": 8}}  # a hundred draws of a hundred are slow
+OPTIONS = {
+    "oneshot": {"at": 0.5},
+    "bimask": {"candidates": 4, "draws": 8},  # a hundred draws of a hundred are slow
+    "stepadam": {"eps": 1e-2},  # the rates here are those of SGD
+}
 methods = pytest.mark.parametrize("name", list(nm.METHODS))
 
 

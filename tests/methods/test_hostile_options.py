@@ -93,13 +93,14 @@ def test_any_other_value_works_or_is_refused(name: str, field: str) -> None:
             assert "not finite" in str(error)
         else:
             worked.append(value)
-    words = {"start", "relative", "refit", "scores", "score_optimizer", "elimination"}
+    words = {"start", "relative", "refit", "scores", "score_optimizer", "elimination", "fall", "gradient", "stages"}
     assert worked or field in words
 
 
 @pytest.mark.parametrize(
     ("name", "field"),
     [(name, "decay") for name in ("srste", "bimask", "maxq")]
+    + [("stepadam", "weight_decay")]
     + [("lbc", "momentum"), ("lbc", "weight_decay")]
     + [("maskllm", field) for field in ("lr", "weight_decay", "regularization")],
 )

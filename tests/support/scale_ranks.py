@@ -38,6 +38,9 @@ METHODS = {
     "oneshot": nm.OneShot("1:4", at=0.5),
     "maskllm": nm.MaskLLM("2:4", lr=0.02, end=0.75),
     "sste": nm.SSTE("2:4"),
+    "stepadam": nm.STEP("2:4", eps=1e-2),  # the rates are those of SGD
+    "mdgf": nm.MdGf("2:4"),
+    "sdgf": nm.SdGf("1:4"),
     "maxq": nm.MaxQ("2:4", end=0.5, decay=1e-2),
     "bimask": nm.BiMask("2:4", candidates=5, draws=4, decay=1e-2),
     "dense": nm.methods.Dense("2:4"),

@@ -140,7 +140,7 @@ class Shadow:
 
 
 class Frozen(Shadow):
-    """The dense weight stays as it is: the optimizer sees no gradient of it."""
+    """The dense weight stays as it is, or its method steps it: the optimizer sees no gradient of it."""
 
     def __init__(self, method: Method, weights: Sequence[SparseWeight], layers: Sequence[Any]) -> None:
         super().__init__(method, weights, layers)
@@ -165,5 +165,6 @@ def hold(method: Method, weights: Sequence[SparseWeight], layers: Sequence[Any],
         around: the sparsifier's own step hooks on the optimizer, before and after.
     """
     if method.holds in ("shadow", "frozen"):
-        return (Shadow if method.holds == "shadow" else Frozen)(method, weights, layers)
+        passed_by = method.holds == "frozen" or method.own_step
+        return (Frozen if passed_by else Shadow)(method, weights, layers)
     return InPlace(method, weights if method.holds == "weight" else [], layers, around)

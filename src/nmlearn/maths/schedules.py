@@ -54,3 +54,10 @@ class Falling:
         left = 1.0 - (progress - self.start) / (self.end - self.start)
         # Float noise must not lift a whole number to the next one: 27 (5/6)^3 ... is meant, not 27.000000000000004.
         return min(first, last + math.ceil((first - last) * float(left**self.power) - 1e-9))
+
+
+def along(progress: float, start: float, end: float) -> float:
+    """The share of the way from start to end that progress has done, in [0, 1]; NaN has done nothing."""
+    if progress >= end:
+        return 1.0
+    return (progress - start) / (end - start) if progress > start else 0.0

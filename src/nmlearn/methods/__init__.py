@@ -22,6 +22,8 @@ from nmlearn.methods.r2dsnot import R2DSnoT as R2DSnoT
 from nmlearn.methods.gradual import Gradual as Gradual
 from nmlearn.methods.srste import SRSTE as SRSTE
 from nmlearn.methods.sste import SSTE as SSTE
+from nmlearn.methods.step import STEP as STEP
+from nmlearn.methods.decaying import MdGf as MdGf, SdGf as SdGf
 from nmlearn.methods.maxq import MaxQ as MaxQ
 from nmlearn.methods.bimask import BiMask as BiMask
 from nmlearn.methods.maskllm import MaskLLM as MaskLLM

@@ -17,11 +17,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from nmlearn.errors import ScheduleError
 from nmlearn.maths import masks
 from nmlearn.maths.pattern import Pattern
+from nmlearn.maths.schedules import along
 from nmlearn.methods.method import At, Method, Weight, grads, top_magnitudes
-from nmlearn.methods.options import check_not_negative, refuse
+from nmlearn.methods.options import check_not_negative, check_span, refuse
 
 
 @dataclass(frozen=True)
@@ -50,24 +50,14 @@ class MaxQ(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.start <= self.end <= 1.0:
-            raise ScheduleError(
-                where="maxq",
-                given=f"start={self.start}, end={self.end}",
-                wrong="progress lies in [0, 1], and groups cannot be sparse before they begin to be",
-                fix="write start=0, end=0.25",
-            )
+        check_span(self)
         check_not_negative(self, "decay")
         if not self.tau > 0:
             refuse("tau", self.tau, "a sigmoid has a width", "write 0.01")
 
     def setting(self, pattern: Pattern, progress: float) -> float:
         """The share of groups that is dense at this progress."""
-        if progress >= self.end:
-            return 0.0
-        if progress <= self.start:
-            return 1.0
-        return 1.0 - (progress - self.start) / (self.end - self.start)
+        return 1.0 - along(progress, self.start, self.end)
 
     def learn(self, weights: Sequence[Weight], at: At) -> None:
         for grad, w in zip(grads(weights), weights, strict=True):

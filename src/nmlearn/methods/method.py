@@ -116,6 +116,9 @@ class Method:
     """Whether pruned weights need their gradient, so that training never gets cheaper than the weight gradient."""
     other_backward: ClassVar[bool] = False
     """Whether the input gradient is computed with :meth:`used_back` in place of the weight in use."""
+    own_step: ClassVar[bool] = False
+    """Whether :meth:`learn` steps dense weights itself, since it changes what their optimizer would remember; "shadow".
+    The user's optimizer then passes them by."""
     whole: ClassVar[bool] = False
     """Whether it has to see whole weights, so that sharded ones (FSDP2, tensor parallel) are refused."""
 
