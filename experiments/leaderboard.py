@@ -184,14 +184,19 @@ def write(task: Task, out: Path, results: Path) -> None:
     told = [run.pop("environment") for run in runs]
     for run, each in zip(runs, told, strict=True):
         run |= {key: each[key] for key in ("source_commit", "started", "cpu")}
-    content = {"what": "leaderboard", "task": task.name, "recipe": task.recipe, "environment": told[0], "runs": runs}
+    content = {
+        "what": "leaderboard runs",
+        "task": task.name,
+        "recipe": task.recipe,
+        "environment": told[0],
+        "runs": runs,
+    }
     files.write_json(results / f"leaderboard-{task.name}.json", content | {"rows": rows(task.name, runs)})
-    every = [row for name in TASKS for row in rows_of(results / f"leaderboard-{name}.json")]
-    files.write_json(results / "leaderboard.json", {"what": "leaderboard", "rows": every})
-
-
-def rows_of(file: Path) -> list[dict[str, Any]]:
-    return read(file)["rows"] if file.exists() else []
+    found = [read(file) for name in TASKS if (file := results / f"leaderboard-{name}.json").exists()]
+    every = [row for one in found for row in one["rows"]]
+    files.write_json(
+        results / "leaderboard.json", {"what": "leaderboard", "environment": found[0]["environment"], "rows": every}
+    )
 
 
 def rows(task: str, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/benchmarks.md", "docs/methods.md", "docs/recipes.md")
+PAGES = ("README.md", "docs/benchmarks.md", "docs/leaderboard.md", "docs/methods.md", "docs/recipes.md")
 _MARKED = re.compile(r"(<!-- table (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -258,7 +258,42 @@ def _markdown(head: list[str], rows: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)]
 
 
+def leaderboard(result: dict[str, Any]) -> list[str]:
+    """A line per task, pattern, method and teacher; the smallest gap of each pattern first."""
+    rows = sorted(result["rows"], key=lambda row: (row["task"], _density(row["pattern"]), -row["gap"]))
+    cells = [
+        [
+            row["task"],
+            row["pattern"] or "dense",
+            row["method"],
+            f"{row['score']:.2f}",
+            _told([row["gap"], row["gap_low"], row["gap_high"]], 2),
+            str(row["seeds"]),
+            f"{row['rate']:g}",
+            f"{row['seconds']:.0f}",
+        ]
+        for row in rows
+    ]
+    return _markdown(["task", "pattern", "method", "points", "gap to dense (95 %)", "seeds", "rate", "seconds"], cells)
+
+
+def searches(result: dict[str, Any]) -> list[str]:
+    """The held-out points of the search, a line per arm and a column per learning rate."""
+    found = [run for run in result["runs"] if run["searching"]]
+    rates = sorted({run["rate"] for run in found})
+    arms = dict.fromkeys((run["pattern"], run["method"], run["teacher"]) for run in found)
+    cells = {(run["pattern"], run["method"], run["teacher"], run["rate"]): f"{run['score']:.2f}" for run in found}
+    rows = [
+        [pattern or "dense", method + ("+teacher" if teacher else "")]
+        + [cells.get((pattern, method, teacher, rate), "") for rate in rates]
+        for pattern, method, teacher in sorted(arms, key=lambda arm: (_density(arm[0] or None), *arm[1:]))
+    ]
+    return _markdown(["pattern", "method", *(f"{rate:g}" for rate in rates)], rows)
+
+
 KINDS = {
+    "leaderboard": leaderboard,
+    "leaderboard runs": searches,
     "nmlearn bench": kernels,
     "input pipeline": input_pipeline,
     "pretrained": pretrained,

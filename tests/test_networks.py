@@ -92,7 +92,6 @@ REFUSED = {
 }
 DENSE = {  # learned and stored, and then not replaced
     "transformers:gpt2": "its layers are Conv1D",
-    "transformers:efficientnet": "its convolutions have padding='same'",
 }
 NAMES = [
     *(f"transformers:{name}" for name in TRANSFORMERS),

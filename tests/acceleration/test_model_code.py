@@ -164,3 +164,24 @@ def test_outputs_that_are_infinite_before_and_after_are_equal():
     model = nn.Sequential(Masked()).eval()
     nm.accelerate(model, torch.randn(4, 16), cache=None)
     assert packed(model) == {"0.layer"}
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), ((3, 5), (2, 1)), (2, 2)])
+def test_padding_that_torch_works_out_is_packed(sparse_is_fast, kernel, dilation):  # noqa: F811
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(16, 16, kernel, padding="same", dilation=dilation)).eval()
+    sparse_(model[0].weight, "2:4")
+    x = torch.randn(2, 16, 9, 11)
+    expected = model(x)
+    nm.accelerate(model, x)
+    assert isinstance(model[0], nm.PackedConv2d)
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+def test_padding_that_differs_before_and_behind_stays_dense(sparse_is_fast):  # noqa: F811
+    model = nn.Sequential(nn.Conv2d(16, 16, 4, padding="same"), nn.Conv2d(16, 16, 3, padding_mode="circular")).eval()
+    for conv in model:
+        sparse_(conv.weight, "2:4")
+    report = nm.accelerate(model, torch.randn(1, 16, 9, 9))
+    assert [row.why for row in report.rows] == ["padding same", "padding circular"]

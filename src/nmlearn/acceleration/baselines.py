@@ -11,7 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nmlearn.model.layers import padding_of
+
 Call = Callable[[Tensor], Tensor]
+
+
+def even(conv: nn.Conv2d) -> bool:
+    """Whether it puts as many zeros before each dimension as behind: "same" does not where a kernel is even."""
+    return conv.padding_mode == "zeros" and all(before == behind for before, behind in padding_of(conv))
+
+
+def padding(conv: nn.Conv2d) -> tuple[int, int]:
+    """The zeros on each side of height and width, where they are :func:`even`."""
+    (height, _), (width, _) = padding_of(conv)
+    return height, width
 
 
 def eager(
@@ -39,6 +52,8 @@ def prepacked(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Call | None:
     if isinstance(layer, nn.Linear):
         packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), x.numel() // x.shape[-1])
         return lambda y: torch.ops.mkldnn._linear_pointwise(y, packed, bias, "none", [], "")
-    geometry = [list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups]
+    if not even(layer):
+        return None
+    geometry = [list(padding(layer)), list(layer.stride), list(layer.dilation), layer.groups]
     packed = torch.ops.mkldnn._reorder_convolution_weight(layer.weight.detach(), *geometry, list(x.shape))
     return lambda y: torch.ops.mkldnn._convolution_pointwise(y, packed, bias, *geometry, "none", [], "")

@@ -25,8 +25,8 @@ def refusal(layer: Dense, pattern: Pattern) -> str:
         return f"no kernel for {str(weight.dtype)[6:]} on {weight.device.type}"
     if not native.isa():
         return "the CPU kernels are not built (nmlearn doctor says why)"
-    if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
-        return f"padding {layer.padding if isinstance(layer.padding, str) else layer.padding_mode}"
+    if isinstance(layer, nn.Conv2d) and not baselines.even(layer):
+        return f"padding {layer.padding_mode if layer.padding_mode != 'zeros' else layer.padding}"
     form = layouts.form(weight, pattern, getattr(layer, "groups", 1))
     return layouts.refusal("tokens", form)
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from nmlearn.acceleration import baselines
 from nmlearn.acceleration.observing import Dense, hooked
 from nmlearn.maths.pattern import Pattern
 from nmlearn.model.example import tensors
@@ -48,7 +49,12 @@ def pack(choice: Choice, norm: nn.BatchNorm2d | None = None, activation: str = "
     same: dict[str, Any] = {"layout": choice.layout, "activation": activation, "name": choice.name, "int8": choice.int8}
     if isinstance(layer, nn.Linear):
         return PackedLinear(weight, bias, choice.pattern, **same).eval()
-    geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "groups": layer.groups}
+    geometry = {
+        "stride": layer.stride,
+        "padding": baselines.padding(layer),
+        "dilation": layer.dilation,
+        "groups": layer.groups,
+    }
     packed = PackedConv2d(weight, bias, choice.pattern, **geometry, **same)  # type: ignore[arg-type]
     packed.folded = norm is not None
     return packed.eval()

@@ -18,6 +18,7 @@ from nmlearn.acceleration.gpu_timing import Candidate
 from nmlearn.acceleration.observing import Dense
 from nmlearn.acceleration.timing import Timing
 from nmlearn.maths.pattern import Pattern
+from nmlearn.model.layers import padding_of
 from nmlearn.packed.gpu_modules import DecodeLinear, SemiStructuredConv2d, SemiStructuredLinear
 from nmlearn.packed.kernels import semi_structured, triton_decode
 
@@ -68,11 +69,7 @@ def refusals(layer: Dense, pattern: Pattern, shape: tuple[int, ...], dtype: torc
         return dict.fromkeys(KERNELS, f"its inputs are {str(dtype)[6:]}, its weight {str(layer.weight.dtype)[6:]}")
     x, (outputs, inputs) = torch.empty(shape, dtype=dtype, device=layer.weight.device), layer.weight.shape[:2]
     if isinstance(layer, nn.Conv2d):
-        if (
-            layer.kernel_size != (1, 1)
-            or layer.groups != 1
-            or not (layer.padding == (0, 0) or layer.padding == "valid")
-        ):
+        if layer.kernel_size != (1, 1) or layer.groups != 1 or padding_of(layer) != [(0, 0), (0, 0)]:
             return dict.fromkeys(KERNELS, "only 1x1 convolutions without padding and groups are supported")
         x = semi_structured.pixels(x)
     found = {"decode": triton_decode.obstacle(x, pattern, outputs, inputs)}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from nmlearn.learn import attention
 from nmlearn.maths.inputs import Inputs
 from nmlearn.model import trial
+from nmlearn.model.layers import padding_of
 from nmlearn.model.plan import PlanRow
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -139,7 +140,7 @@ def rows_of(owner: nn.Module, x: Tensor, piece: int) -> Iterator[Tensor]:
         yield (x[None] if x.dim() == 1 else x).unsqueeze(-2)
         return
     x = x[None] if x.dim() == len(owner.kernel_size) + 1 else x
-    pads = _padding(owner)
+    pads = padding_of(owner)
     lengths = [length + left + right for length, (left, right) in zip(x.shape[2:], pads, strict=True)]
     examples = max(1, piece // max(1, x.shape[1] * math.prod(lengths)))
     for some in x.split(examples):
@@ -156,16 +157,6 @@ def _windows(conv: Convolution, x: Tensor, pads: list[tuple[int, int]]) -> Tenso
     x = x.unflatten(1, (conv.groups, -1))  # [N, G, C / G, *out, *kernel]
     out, kernel = range(3, 3 + spatial), range(3 + spatial, 3 + 2 * spatial)
     return x.permute(0, *out, 1, *kernel, 2)
-
-
-def _padding(conv: Convolution) -> list[tuple[int, int]]:
-    """What is put before and behind each spatial dimension."""
-    if conv.padding == "valid":
-        return [(0, 0)] * len(conv.kernel_size)
-    if conv.padding == "same":
-        totals = [apart * (taps - 1) for taps, apart in zip(conv.kernel_size, conv.dilation, strict=True)]
-        return [(total // 2, total - total // 2) for total in totals]
-    return [(int(length), int(length)) for length in conv.padding]
 
 
 def token_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:

@@ -82,3 +82,13 @@ def straddles(module: nn.Module, grouping: Grouping) -> str:
     if inputs % grouping.pattern.m:
         return f"{inputs} input channels in each convolution group, not a multiple of {grouping.pattern.m}"
     return ""
+
+
+def padding_of(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> list[tuple[int, int]]:
+    """What a convolution puts before and behind each spatial dimension; of "same" the odd one goes behind."""
+    if conv.padding == "valid":
+        return [(0, 0)] * len(conv.kernel_size)
+    if conv.padding == "same":
+        totals = [apart * (taps - 1) for taps, apart in zip(conv.kernel_size, conv.dilation, strict=True)]
+        return [(total // 2, total - total // 2) for total in totals]
+    return [(int(length), int(length)) for length in conv.padding]
