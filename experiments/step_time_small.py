@@ -1,11 +1,12 @@
 r"""Step time with small layers and AdamW relative to dense: interleaved in one run, medians and quartiles of pairs.
 
-    python experiments/step_time_small.py --out results/step_time_small_cpu.json
+    python experiments/step_time_small.py --out results/step_time_small_cpu_zen4.json
 
+The file is named by the processor, as those of step_time.py are; a table of this name in docs/benchmarks.md shows it.
 nanoGPT's size for CPUs: 4 layers of width 128, 64 tokens, batches of 12, 65 characters, AdamW that is not fused. A copy
 of the network for every method and moment of its schedule processes the same batch in turn, in an order that rotates;
 a round's times are divided by its dense one. Steps that change masks are not among them. Calls of functions are counted
-as well: no noise reaches them.
+as well, in a step behind the rounds: no noise reaches them.
 """
 
 from __future__ import annotations
@@ -59,13 +60,15 @@ def main() -> None:
 def measure(rounds: int, runs: dict[str, Run]) -> list[dict[str, Any]]:
     x, y = torch.randint(VOCABULARY, (BATCH, LENGTH)), torch.randint(VOCABULARY, (BATCH * LENGTH,))
     times: dict[str, list[float]] = {name: [] for name in runs}
-    calls = {name: [run.step(x, y), run.calls(x, y)][1] for name, run in runs.items()}
     order = list(runs)
+    for run in runs.values():
+        run.step(x, y)  # optimizers make their states
     for _ in range(rounds):
         order.append(order.pop(0))
         for name in order:
             times[name].append(runs[name].step(x, y))
-    rows = [_row(name, times[name], times["dense"], int(calls[name] - calls["dense"])) for name in runs]
+    calls = {name: run.calls(x, y) for name, run in runs.items()}
+    rows = [_row(name, times[name], times["dense"], calls[name] - calls["dense"]) for name in runs]
     for row in rows:
         print(json.dumps(row))
     return rows

@@ -15,10 +15,12 @@ import pytest
 import doc_pages
 import nmlearn as nm
 import tables
+from loops.parts import MARK
 from nmlearn import cli
-from nmlearn.cli import bench, export, import_lbc, inspect, pack, parsing, plan, report, unpack
+from nmlearn.cli import bench, export, import_lbc, inspect, pack, parsing, plan, report, sparsify, unpack
 from nmlearn.lab.train import CompareConfig, TrainConfig
-from places import ROOT
+from nmlearn.lab.train.config import SparsifyConfig
+from places import LOOPS, ROOT
 
 PAGES = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 LIVING = [page for page in PAGES if not page.startswith(("CHANGELOG", "docs/decisions/0"))]  # the others are history
@@ -30,6 +32,7 @@ NOT_RUN = {
     "compiles C++ for half a minute; tests/packed/test_aot.py runs it": 1,
 }
 FOREIGN = {"trtexec"}  # commands of others
+LOOP = re.compile(r"`tests/support/loops/(\w+)\.py`")
 # Turns of phrase that are not the field's English.
 STILTED = re.compile(
     r"\ba training(?! (?:run|step|loop|script|example|image|set))\b|\btrainings\b|\bbeside\b|\banew\b|\bpictures?\b"
@@ -102,7 +105,7 @@ def test_plain_english(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_code_is_in_fenced_blocks(page):
-    assert {block.language for block in blocks(page)} <= {"python", "sh", "text"}
+    assert {block.language for block in blocks(page)} <= {"python", "sh", "text", "diff"}
     rest = BLOCK.sub("", (ROOT / page).read_text())
     assert not re.findall(r"^\s*```|^ {4,}.*(?:\bnm\.|\bimport |^ *nmlearn |\bpip ).*", rest, re.MULTILINE)
 
@@ -110,7 +113,8 @@ def test_code_is_in_fenced_blocks(page):
 @pytest.mark.parametrize("page", [page for page in PAGES if any(not block.not_run for block in python(page))])
 def test_python_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(nm.accelerate.__kwdefaults__, "cache", tmp_path / "kernels.json")
+    for measuring in (nm.accelerate, nm.allocate):
+        monkeypatch.setitem(measuring.__kwdefaults__, "cache", tmp_path / "kernels.json")
     with doc_pages.names(page) as names, warnings.catch_warnings():
         for message in doc_pages.WARNINGS.get(page, ()):
             warnings.filterwarnings("ignore", message)
@@ -122,6 +126,33 @@ def test_python_runs(page, tmp_path, monkeypatch):
                     exec(code, names)
                 if after is not None and after.comment == "printed":
                     assert printed.getvalue().startswith(after.text)
+
+
+def diffs():
+    """Program -> the diff that pages show of it: the program that is named last before it."""
+    found = []
+    for page in PAGES:
+        lines = (ROOT / page).read_text().splitlines()
+        named = [(LOOP.findall("\n".join(lines[: b.line])), b.text) for b in blocks(page) if b.language == "diff"]
+        found += [(names[-1] if names else page, text) for names, text in named]
+    return found
+
+
+def test_every_loop_has_one_diff():
+    programs = {path.stem for path in LOOPS.glob("*.py")} - {"parts"}
+    assert sorted(name for name, _ in diffs()) == sorted(programs)
+
+
+@pytest.mark.parametrize(("name", "text"), diffs(), ids=lambda each: each if each.isidentifier() else "diff")
+def test_diffs_are_of_programs_that_run(name, text):
+    """They add the lines that the program has of nmlearn, all of them, between lines that stand there as they do."""
+    program = (LOOPS / f"{name}.py").read_text()
+    assert {line[0] for line in text.splitlines()} <= {"+", " ", "@"}
+    added = [line[1:] + MARK for line in text.splitlines() if line[0] == "+"]
+    assert added == [line for line in program.splitlines() if line.endswith(MARK)]
+    for piece in re.split(r"^@@ .* @@\n", text, flags=re.MULTILINE):
+        lines = [line[1:] + MARK * (line[0] == "+") for line in piece.splitlines()]
+        assert lines and "\n".join(["", *lines, ""]) in program, piece
 
 
 def test_what_does_not_run_says_why():
@@ -164,7 +195,9 @@ def test_commands_parse(line, monkeypatch):
 
 
 def check_nmlearn(command, *words):
-    kinds = {"train": TrainConfig, "compare": CompareConfig, "plan": plan.PlanConfig}
+    if command == "sparsify":
+        words = sparsify.named(list(words))
+    kinds = {"sparsify": SparsifyConfig, "train": TrainConfig, "compare": CompareConfig, "plan": plan.PlanConfig}
     parsers = {"bench": bench, "export": export, "inspect": inspect, "pack": pack, "report": report, "unpack": unpack}
     if command in kinds:
         words = [word for word in words if word != "--print_config"]

@@ -17,11 +17,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from loops.parts import MARK
 from nets import same
-from places import ROOT
+from places import LOOPS
 from processes import apart
 
-LOOPS = ROOT / "tests" / "support" / "loops"
 # The weights of two or more dimensions that stay dense.
 DENSE = {
     "nanogpt": {"wte.weight", "wpe.weight", "lm_head.weight"},
@@ -33,7 +33,6 @@ DENSE = {
     "muon": {"7.weight"},
 }
 STEPS, KILLED = 24, 11  # the last checkpoint is at 8 or 10, in the middle of the schedule
-MARK = "  # nm"
 
 
 def added(text: str) -> list[str]:

@@ -19,6 +19,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "acceleration.accelerate": ("Acceleration", "accelerate"),
+    "acceleration.sparsify": ("Sparsified", "sparsify"),
+    "acceleration.allocate": ("allocate",),
+    "acceleration.allocation": ("Allocation",),
     "files.model_file": ("load", "save"),
     "errors": ("NMLearnError",),
     "maths.pattern": ("Pattern",),
@@ -27,6 +30,7 @@ _HOMES = {
     "packed.modules": ("PackedConv2d", "PackedLinear"),
     "packed.gpu_modules": ("DecodeLinear", "SemiStructuredConv2d", "SemiStructuredLinear"),
     "learn.calibration": ("Seen", "calibrate"),
+    "learn.distillation": ("Distillation",),
     "learn.sparsifier": ("Sparsifier",),
     "learn.weight": ("WeightStatus",),
     "model.plan": ("Plan", "PlanRow"),
@@ -36,11 +40,16 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 if TYPE_CHECKING:
     from nmlearn.acceleration.accelerate import Acceleration as Acceleration
     from nmlearn.acceleration.accelerate import accelerate as accelerate
+    from nmlearn.acceleration.allocate import allocate as allocate
+    from nmlearn.acceleration.allocation import Allocation as Allocation
+    from nmlearn.acceleration.sparsify import Sparsified as Sparsified
+    from nmlearn.acceleration.sparsify import sparsify as sparsify
     from nmlearn.errors import NMLearnError as NMLearnError
     from nmlearn.files.model_file import load as load
     from nmlearn.files.model_file import save as save
     from nmlearn.learn.calibration import Seen as Seen
     from nmlearn.learn.calibration import calibrate as calibrate
+    from nmlearn.learn.distillation import Distillation as Distillation
     from nmlearn.learn.sparsifier import Sparsifier as Sparsifier
     from nmlearn.learn.weight import WeightStatus as WeightStatus
     from nmlearn.maths.groups import Grouping as Grouping

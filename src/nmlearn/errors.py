@@ -20,8 +20,12 @@ Each says four things: where, what was given, what is wrong, what to do.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 
 class NMLearnError(Exception):
@@ -36,7 +40,7 @@ class NMLearnError(Exception):
 
     def __init__(self, *, where: str, given: object, wrong: str, fix: str) -> None:
         self.where = where
-        self.given = str(given)
+        self.given = given if isinstance(given, str) else shown(given, str)
         self.wrong = wrong
         self.fix = fix
         super().__init__(where, given, wrong, fix)
@@ -47,6 +51,14 @@ class NMLearnError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive Exception's own pickling, and errors cross process borders in `compare`.
         return (_rebuild, (type(self), self.where, self.given, self.wrong, self.fix))
+
+
+def shown(value: object, text: Callable[[object], str] = repr) -> str:
+    """A value as an error shows it, however it fails to: Python writes no number of more than 4,300 digits."""
+    try:
+        return text(value)
+    except Exception:
+        return f"a value of type {type(value).__name__}"
 
 
 def _rebuild(kind: type[NMLearnError], where: str, given: str, wrong: str, fix: str) -> NMLearnError:
@@ -101,7 +113,7 @@ class ExportError(NMLearnError):
     """A model that cannot be exported, or an export that computes something else."""
 
 
-# Options by name: the checks that data sources, models and methods share.
+# Options by name: the checks that configurations, data sources, models and methods share.
 
 _KINDS: dict[str, tuple[type, str]] = {
     "int": (Integral, "a whole number"),
@@ -109,6 +121,8 @@ _KINDS: dict[str, tuple[type, str]] = {
     "str": (str, "text"),
     "bool": (bool, "true or false"),
 }
+# A larger number is an error somewhere within torch: of int64, or of what float32 shall hold of sums and products.
+_LARGEST = {"int": 2**63 - 1, "float": 1e30}
 
 
 def check_name(where: str, name: str, known: Iterable[str], what: str, fix: str = "leave it out") -> None:
@@ -142,11 +156,85 @@ def check_type(where: str, value: object, annotation: str) -> None:
         annotation: int, float, str or bool, or one of them or None; values of other types are not checked.
 
     Raises:
-        ConfigError: it says what the value must be. True and false are no numbers.
+        ConfigError: it says what the value must be. True and false are no numbers; numbers are finite, whole ones below
+            2**63, others at most 1e30.
     """
     wanted = annotation.removesuffix(" | None")
     if wanted not in _KINDS or (wanted != annotation and value is None):
         return
     kind, said = _KINDS[wanted]
     if not isinstance(value, kind) or (isinstance(value, bool) and wanted != "bool"):
-        raise ConfigError(where=where, given=repr(value), wrong=f"must be {said}", fix=f"give {said}")
+        _refuse(where, value, f"must be {said}", f"give {said}")
+    largest = _LARGEST.get(wanted)
+    if largest is not None and not -largest <= value <= largest:  # type: ignore[operator]
+        wrong = f"must be {said} that is finite and at most {largest:.3g}"
+        _refuse(where, value, wrong, f"give {said} in that range")
+
+
+def check_choice(where: str, given: object, known: Iterable[str]) -> None:
+    """Refuse what is none of the known words.
+
+    Raises:
+        ConfigError: it lists them.
+    """
+    words = list(known)
+    if not isinstance(given, str) or given not in words:
+        _refuse(where, given, "there is no such choice", f"write {' or '.join(map(repr, words))}")
+
+
+def settle(settings: Any, prefix: str) -> None:
+    """Check the fields of a dataclass by their annotations; store numbers as Python's own, and lists as tuples.
+
+    Numbers (``int``, ``float``), ``str``, ``bool``, ``Literal``, tuples, mappings, dataclasses, and ``None`` with one
+    of them are known; fields of other annotations are left to the dataclass.
+
+    Args:
+        settings: the dataclass, which may be frozen.
+        prefix: what stands before a field's name in errors.
+
+    Raises:
+        ConfigError: a value of another type, a number that is not finite or too large, another word.
+    """
+    for name, hint in _hints(settings.__class__).items():
+        object.__setattr__(settings, name, _settled(f"{prefix}{name}", getattr(settings, name), hint))
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    try:
+        found = get_type_hints(kind)
+    except NameError:  # an annotation that only a type checker sees: such a dataclass is not ours, and checks itself
+        return {}
+    return {field.name: found[field.name] for field in fields(kind)}
+
+
+def _settled(where: str, value: Any, hint: Any) -> Any:
+    """A value as the annotation wants it."""
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind in (Union, UnionType) and len(parts) == 2 and NoneType in parts:
+        return None if value is None else _settled(where, value, parts[parts[0] is NoneType])
+    if kind is tuple:
+        return _settled_tuple(where, value, parts)
+    if kind is Literal:
+        check_choice(where, value, parts)
+    elif hint in (int, float, str, bool):
+        check_type(where, value, hint.__name__)
+        return hint(value)
+    elif kind is dict and not isinstance(value, Mapping):
+        _refuse(where, value, "must be a mapping of keys", "give a mapping")
+    elif isinstance(hint, type) and is_dataclass(hint) and not isinstance(value, hint):
+        _refuse(where, value, f"must be a {hint.__name__}", f"give a {hint.__name__}")
+    return value
+
+
+def _settled_tuple(where: str, value: Any, parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    any_length = parts[-1] is Ellipsis
+    if not isinstance(value, list | tuple) or not (any_length or len(value) == len(parts)):
+        count = "any number of" if any_length else len(parts)
+        _refuse(where, value, f"it has {count} parts", "give them as a list or a tuple")
+    kinds = parts[:1] * len(value) if any_length else parts
+    return tuple(_settled(where, part, kind) for part, kind in zip(value, kinds, strict=True))
+
+
+def _refuse(where: str, given: object, wrong: str, fix: str) -> NoReturn:
+    raise ConfigError(where=where, given=shown(given), wrong=wrong, fix=fix)

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 import nmlearn as nm
-from nmlearn.acceleration import accelerate as module
-from nmlearn.acceleration import candidates, gpu_candidates, gpu_timing
+from nmlearn.acceleration import candidates, gpu_candidates, gpu_timing, whole
 from nmlearn.acceleration.gpu import Gpu
 from nmlearn.acceleration.timing import Timing
 from nmlearn.lab.bench.weights import sparse_
@@ -68,7 +67,7 @@ def gpu(monkeypatch, times):
 
     gpu = Pretended()
     monkeypatch.setattr(candidates, "gpu_of", lambda device: gpu)
-    monkeypatch.setattr(module, "gpu_of", lambda device: gpu)
+    monkeypatch.setattr(whole, "gpu_of", lambda device: gpu)
     monkeypatch.setattr(gpu_candidates, "triton_decode", SimpleNamespace(obstacle=obstacle))
     monkeypatch.setattr(gpu_timing, "interleaved", told)
     monkeypatch.setattr(gpu_timing, "FEWEST", 1)
@@ -100,7 +99,7 @@ def accelerated_with_the_kernel():
     """The layer that became packed, and how far its outputs are from dense; runs in the interpreter's process."""
     model, x = layers("1:4"), torch.randn(3, 64)
     reference = copy.deepcopy(model)
-    candidates.gpu_of = module.gpu_of = lambda device: Pretended()
+    candidates.gpu_of = whole.gpu_of = lambda device: Pretended()
     gpu_timing.interleaved = lambda calls, **_: Timing({n: 0.5 if n in ("decode", "after") else 1.0 for n in calls})
     nm.accelerate(model, x, cache=None)
     with torch.no_grad():
@@ -217,7 +216,7 @@ def test_a_model_that_cannot_be_captured_is_compared_as_called(gpu):
     gpu.capturable = False
     report = nm.accelerate(layers("1:4"), torch.randn(3, 64), cache=None)
     assert not report.graph and report.rows[0].chosen and "called from Python" in str(report)
-    assert module._like({"called": 3.0, "graph": 1.0}, {"called": 2.0}) == 3.0
+    assert whole.like({"called": 3.0, "graph": 1.0}, {"called": 2.0}) == 3.0
 
 
 def test_times_and_failures_are_kept(gpu, cutlass, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 
 import pytest
@@ -94,3 +95,117 @@ def test_what_was_folded_or_rounded_is_not_saved_as_the_dense_model(tmp_path):
                 nm.save(again, tmp_path / "m.safetensors")
             assert caught.value.where == name
     assert not list(tmp_path.iterdir())
+
+
+def language_model():
+    """A bert with every layer 2:4, the decoder that is tied to the embeddings too."""
+    transformers = pytest.importorskip("transformers")
+    small = {"vocab_size": 80, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    model = transformers.BertForMaskedLM(transformers.BertConfig(num_attention_heads=2, **small)).eval()
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            sparse_(layer.weight, "2:4")
+    return model
+
+
+def transformers_folder(model, folder):
+    model.save_pretrained(folder)
+
+
+def transformers_shards(model, folder):
+    model.save_pretrained(folder, max_shard_size=10_000)
+    assert len(list(folder.glob("*.safetensors"))) > 1, "the test is about several files"
+
+
+def accelerates_state(model, folder):
+    model.save_pretrained(folder, state_dict=pytest.importorskip("accelerate").Accelerator().get_state_dict(model))
+
+
+def accelerates_file(model, folder):
+    pytest.importorskip("accelerate").Accelerator().save_model(model, folder)
+    model.config.save_pretrained(folder)
+
+
+def accelerates_pickle(model, folder):
+    accelerate = pytest.importorskip("accelerate")
+    accelerate.Accelerator().save_model(model, folder, safe_serialization=False)
+
+
+WRITERS = [transformers_folder, transformers_shards, accelerates_state, accelerates_file]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_what_other_libraries_write_of_an_accelerated_model_is_the_dense_model(tmp_path, write):
+    model, x = language_model(), torch.randint(80, (2, 6))
+    dense = copy.deepcopy(model)
+    nm.accelerate(model, x, cache=None)
+    assert len(packed(model)) == 2 * 6 + 2
+    write(model, tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    assert all(torch.equal(tensor, dense.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    same_logits(loaded, dense, x, 0)
+    same_logits(loaded, model, x, 1e-5)
+
+
+def same_logits(model, reference, x, tolerance):
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x).logits, reference(x).logits, rtol=tolerance, atol=tolerance)
+
+
+def test_a_pickle_by_accelerate_is_the_dense_model(tmp_path):
+    model = language_model()
+    dense = copy.deepcopy(model)
+    nm.accelerate(model, torch.randint(80, (2, 6)), cache=None)
+    accelerates_pickle(model, tmp_path)
+    state = torch.load(tmp_path / "pytorch_model.bin")
+    assert state.keys() == dense.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in dense.state_dict().items())
+
+
+def test_a_folder_of_the_hubs_mixin_is_the_dense_model(tmp_path):
+    mixin = pytest.importorskip("huggingface_hub").PyTorchModelHubMixin
+
+    class Small(nn.Module, mixin):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(32, 16)
+
+        def forward(self, x):
+            return self.layer(x)
+
+    model, x = Small().eval(), torch.randn(3, 32)
+    sparse_(model.layer.weight, "1:4")
+    nm.accelerate(model, x, cache=None)
+    assert packed(model)
+    model.save_pretrained(tmp_path)
+    same(Small.from_pretrained(tmp_path), model, x)
+
+
+def test_a_plain_state_and_a_checkpoint_to_resume_are_those_of_this_model(tmp_path):
+    """They are loaded into this model: by torch, and by accelerate's load_state."""
+    model, x = language_model(), torch.randint(80, (2, 6))
+    nm.accelerate(model, x, cache=None)
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    state = torch.load(io.BytesIO(file.getvalue()))
+    name = "bert.encoder.layer.0.output.dense"
+    assert name in packed(model) and {f"{name}.values", f"{name}.index"} <= state.keys()
+    assert f"{name}.weight" not in state
+    accelerator, twin = pytest.importorskip("accelerate").Accelerator(), copy.deepcopy(model)
+    prepared = accelerator.prepare_model(model, evaluation_mode=True)
+    accelerator.save_state(tmp_path)
+    for tensor in prepared.state_dict().values():
+        tensor.zero_()
+    accelerator.load_state(tmp_path)
+    same_logits(prepared, twin, x, 0)
+
+
+@pytest.mark.parametrize("write", [*WRITERS, accelerates_pickle])
+def test_other_libraries_write_no_weights_that_were_rounded(tmp_path, write):
+    model = language_model()
+    nm.accelerate(model, torch.randint(80, (2, 6)), int8=True, cache=None)
+    assert packed(model)
+    with pytest.raises(StateError, match="int8; save the model before accelerating it") as caught:
+        write(model, tmp_path)
+    assert caught.value.where == "bert.encoder.layer.0.attention.self.query.weight"
+    assert not [*tmp_path.glob("*.safetensors"), *tmp_path.glob("*.bin")]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import nmlearn
 import toy
 from nmlearn import cli
 from nmlearn.cli import console
@@ -96,7 +97,7 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert shown.startswith("╭")  # no empty line of a bar that never moved
 
 
-def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     shown = output(capsys, "plan", "--data.name", "toy", "--model.name", "toy-conv", "--method.pattern", "1:16")
     assert "0.weight" in shown and "first convolution" in shown
     assert "16×16×3×3" in shown and "1:16" in shown and "16, removed" in shown
@@ -106,8 +107,52 @@ def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
         "--method.rules", '{"layer3.*": 4:8, "layer1.*": null}',
     )  # fmt: skip
     assert "7×64" in shown and "4:8" in shown and "rule 'layer1.*'" in shown
+    monkeypatch.setattr(console.out, "width", 200)
+    for words in (
+        ["--data.name", "toy", "--model.name", "toy-swapped"],
+        ["--model.name", "toy-swapped", "--input_shape", "[16,4,4]", "--classes", "7"],
+        ["--model.name", "text-transformer", "--input_shape", "[16]", "--classes", "7"],
+    ):
+        assert "as in the paper (seen on the example)" in output(capsys, "plan", *words)
     assert cli.main(["plan", "--classes", "7"]) == 2
     assert cli.main(["plan", "--data.name", "toy", "--method.rules", '{"nothing.*": 2:4}']) == 2
+
+
+def test_plan_chooses_patterns_for_a_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rules, run = tmp_path / "rules.yaml", str(tmp_path / "run")
+    toys = ("--data", "toy", "--model", "toy-mlp", "--optim.lr", "0.01")
+    given = ("--patterns", "[2:4, 1:8]", "--method.rules", '{"1": 2:8}', "--examples", "40")
+    shown = output(capsys, "plan", *toys, *given, "--parameters", "0.26", "--write", str(rules))
+    assert "3.weight  32x32" in shown and "1:8 wherever it fits: " in shown and "change of the model's outputs" in shown
+    assert "% of parameters (asked for: 26.0 % of parameters" in shown and "untrained weights" in shown
+    assert recipe.load(rules) == {"method": {"rules": {"1": "2:8", "3.weight": "1:8"}}}
+    shown = output(capsys, "plan", *toys, "--config", str(rules))
+    assert "2:8" in shown and "1:8" in shown and "2 of 3 weights sparse" in shown
+    output(capsys, "train", *toys, "--config", str(rules), "--epochs", "1", "--batch_size", "50", "--out", run)
+    shown = output(capsys, "inspect", run)
+    assert "2:8" in shown and "1:8" in shown
+
+
+def test_plan_chooses_patterns_without_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(nmlearn.allocate.__kwdefaults__, "cache", tmp_path / "kernels.json")
+    shape = ("--input_shape", "[3,32,32]", "--classes", "7")
+    shown = output(capsys, "plan", "--model", "resnet8", *shape, "--flops", "0.5")
+    assert "% of multiply-adds (asked for: 50.0 % of multiply-adds)" in shown and "share of its squares" in shown
+    assert cli.main(["plan", "--model", "resnet8", *shape, "--speedup", "1000"]) == 2
+    assert "at best" in capsys.readouterr().err
+    text = ("--input_shape", "[16]", "--classes", "64", "--model.options", "{dim: 32, heads: 2}")
+    assert "multiply-adds" in output(capsys, "plan", "--model", "gpt", *text, "--flops", "0.6")
+    for words, said in (
+        (("--flops", "0.5", "--bytes", "0.5"), "flops"),
+        (("--write", "rules.yaml"), "rules are chosen for one budget"),
+        (("--flops", "0.5", "--criterion", "output"), "it needs the inputs of layers"),
+        (("--flops", "0.5", "--examples", "0"), "must be at least 1"),
+        (("--flops", "0.5", "--patterns", "[2:4, 5]"), "quote the pattern"),
+    ):
+        assert cli.main(["plan", "--model", "resnet8", *shape, *words]) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
 
 
 def test_plan_without_data_is_offered(capsys: pytest.CaptureFixture[str]) -> None:

@@ -179,6 +179,9 @@ def cut(state: dict[str, Tensor], part: str, tensor: Tensor | None) -> None:
         ("index_list", lambda t: torch.zeros(6, 4), "its rows contain 0 ones"),
         ("weight", lambda t: t.reshape(64, 2, 3, 3), "2 input channels, not a multiple of 4"),
         ("weight", lambda t: t.flatten(), "no axis 1"),
+        ("weight", lambda t: t[None], "linear or convolve in two dimensions"),
+        ("index_list", lambda t: torch.eye(70)[:6], f"{LAYER}.index_list"),
+        ("alpha", lambda t: None, f"{LAYER}.index_list needs it"),
     ],
 )
 def test_what_does_not_fit_is_named(
@@ -189,6 +192,128 @@ def test_what_does_not_fit_is_named(
     assert imported(resnet_file(tmp_path / "in.pt", state), tmp_path / "out") == 2
     shown = " ".join(capsys.readouterr().err.split())
     assert said in shown and LAYER in shown and not (tmp_path / "out").exists()
+
+
+def jagged(t: Tensor) -> Tensor:
+    return torch.nested.nested_tensor([t[0], t[1]])
+
+
+def quantized(t: Tensor) -> Tensor:
+    return torch.quantize_per_tensor(t.float(), 0.1, 0, torch.quint8)
+
+
+NO_VALUES: list[Any] = ["text", [0.5, 0.5], None, 3, {"a": 1}, jagged, quantized]
+NO_VALUES += [lambda t: t.to("meta"), lambda t: t.to_sparse(), lambda t: t.flatten(1).to_sparse_csr()]
+
+
+@pytest.mark.filterwarnings("ignore:.*(nested|Sparse CSR|quantize|TypedStorage)")
+@pytest.mark.parametrize("made", NO_VALUES)
+@pytest.mark.parametrize(
+    ("part", "average"), [*itertools.product(["weight", "alpha", "index_list", "bias"], [False]), ("weight", True)]
+)
+def test_what_is_no_tensor_in_plain_memory_is_named(
+    part: str, made: Any, average: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is left out in silence: a layer without its scores would be written dense."""
+    state = their_state(2, 4)
+    odd = state | {f"{LAYER}.{part}": made(torch.randn(8, 16)) if callable(made) else made}
+    source = deit_file(tmp_path / "in.pt", state if average else odd, odd if average else state, None)
+    assert imported(source, tmp_path / "out", *(["--ema"] if average else [])) == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    place = f"{'model_ema' if average else 'model'}: {LAYER}.{part}"
+    assert place in shown and ("plain memory" in shown or "not a tensor" in shown)
+    assert "to do" in shown and not (tmp_path / "out").exists()
+
+
+TYPES = [getattr(torch, name) for name in ("complex64", "uint16", "int64", "bool")]
+SMALL = [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16, torch.float64]
+
+
+@pytest.mark.parametrize(
+    ("part", "dtype", "words"),
+    [(part, dtype, ["--dense"]) for part in ("weight", "alpha") for dtype in TYPES]
+    + [("index_list", torch.complex64, []), ("weight", torch.complex64, ["--ema"]), ("weight", torch.int64, ["--ema"])],
+)
+def test_what_is_not_floating_point_is_named(
+    part: str, dtype: torch.dtype, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = their_state(2, 4)
+    odd = state | {f"{LAYER}.{part}": state[f"{LAYER}.{part}"].to(dtype)}
+    source = deit_file(tmp_path / "in.pt", state if "--ema" in words else odd, odd, None)
+    assert imported(source, tmp_path / "out", *words) == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert f"{LAYER}.{part}" in shown and str(dtype) in shown and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "dtype"),
+    [*itertools.product(["weight", "alpha", "index_list"], SMALL), *(("index_list", dtype) for dtype in TYPES[1:])],
+)
+def test_other_types_give_the_same_mask(part: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    state = their_state(2, 4)
+    mask = torch.from_numpy(their_mask(layers_of(state)[LAYER]))
+    state[f"{LAYER}.{part}"] = state[f"{LAYER}.{part}"].to(dtype)
+    assert imported(resnet_file(tmp_path / "in.pt", state), tmp_path / "out", "--strict") == 0
+    weight = state[f"{LAYER}.weight"]
+    expected = torch.where(mask, weight.double(), 0.0).to(weight.dtype)
+    assert torch.equal(nm.load(tmp_path / "out")[f"{LAYER}.weight"].double(), expected.double())
+
+
+@pytest.mark.parametrize("factor", [1e-60, 1e200])
+def test_scores_in_float64_are_as_alive_as_they_were(factor: float, tmp_path: Path) -> None:
+    state = their_state(2, 4)
+    mask = torch.from_numpy(their_mask(layers_of(state)[LAYER]))
+    state[f"{LAYER}.alpha"] = state[f"{LAYER}.alpha"].double() * factor
+    assert imported(resnet_file(tmp_path / "in.pt", state), tmp_path / "out", "--strict") == 0
+    assert torch.equal(nm.load(tmp_path / "out")[f"{LAYER}.weight"] != 0, mask)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({1: torch.ones(3)}, "state_dict: int"),
+        ({("a", "b"): torch.ones(3)}, "state_dict: tuple"),
+        ({None: torch.ones(3)}, "state_dict: NoneType"),
+        ({"fc.bias": torch.ones(10), "module.fc.bias": torch.ones(10)}, "module.fc.bias"),
+        ({"a\udcff": torch.ones(3)}, "a\\udcff"),
+    ],
+)
+def test_names_that_are_no_names_of_a_model(
+    more: dict[Any, Tensor], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"state_dict": their_state(2, 4) | more}, tmp_path / "in.pt")
+    assert imported(tmp_path / "in.pt", tmp_path / "out") == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert said in shown and "to do" in shown and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--scores", "weight"], "--scores and --table"),
+        (["--table", "weight"], "--scores and --table"),
+        (["--table", "alpha"], "--scores and --table"),
+        (["--scores", "index_list", "--table", "alpha"], "the names of a layer's scores and of its table"),
+        (["--scores", "bias"], "the names of a layer's scores and of its table"),
+        (["--scores", "x"], "give the name of the scores: --scores"),
+        (["--table", "x"], "--table"),
+        (["--state", ""], "no named tensors under ''"),
+        (["--pattern", ""], "this is not a pattern N:M"),
+    ],
+)
+def test_other_words_are_explained(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert imported(resnet_file(tmp_path / "in.pt", their_state(2, 4)), tmp_path / "out", *words) == 2
+    assert said in " ".join(capsys.readouterr().err.split()) and not (tmp_path / "out").exists()
+
+
+def test_an_entry_that_is_not_found_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"net": their_state(2, 4), "best": torch.tensor(1.0)}, tmp_path / "in.pt")
+    assert imported(tmp_path / "in.pt", tmp_path / "out") == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "checkpoint: net" in shown and "the entry that contains it: --state" in shown
+    assert imported(tmp_path / "in.pt", tmp_path / "out", "--state", "net") == 0
 
 
 class Evil:

@@ -289,6 +289,15 @@ def test_what_no_file_can_store(tmp_path, name, value, match):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.filterwarnings("ignore:.*nested")
+def test_a_nested_tensor_and_a_name_that_has_no_end_are_refused_too(tmp_path):
+    with pytest.raises(StateError, match=r"extra: given torch\.float32: it is not plain memory"):
+        nm.save({"extra": torch.nested.nested_tensor([torch.zeros(2)])}, tmp_path / "m.safetensors")
+    with pytest.raises(StateError, match=r"int: .* a name must be text"):  # Python refuses to write the number
+        nm.save({10**5000: torch.zeros(2)}, tmp_path / "m.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_of_another_model_changes_nothing(tmp_path):
     net = sparse_net()
     nm.save(net, tmp_path / "m.safetensors")

@@ -6,10 +6,13 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import nmlearn as nm
 from nmlearn.errors import ConfigError, FormatError, StateError
+from nmlearn.files import tensors
 from packed_weights import same_bits
 
 F8, F16, F32 = torch.float8_e5m2, torch.float16, torch.float32
@@ -37,6 +40,32 @@ F8, F16, F32 = torch.float8_e5m2, torch.float16, torch.float32
         (torch.tensor([255, 3]), torch.uint8, True),
         (torch.tensor([0, 1], dtype=torch.uint8), torch.bool, True),
         (torch.tensor([0, 2], dtype=torch.uint8), torch.bool, False),
+        (torch.tensor([2**53, -(2**53), 2**62, -(2**63)]), torch.float64, True),
+        (torch.tensor([2**53 + 1]), torch.float64, False),
+        (torch.tensor([-(2**53) - 1]), torch.float64, False),
+        (torch.tensor([2**63 - 1]), torch.float64, False),
+        (torch.tensor([2**24 + 1], dtype=torch.int32), F32, False),
+        (torch.tensor([2**24 + 1], dtype=torch.int32), torch.float64, True),
+        (torch.tensor([2**64 - 1], dtype=torch.uint64), torch.float64, False),
+        (torch.tensor([2**63, 2**63 + 2**11], dtype=torch.uint64), torch.float64, True),
+        (torch.tensor([65_535], dtype=torch.uint16), torch.bfloat16, False),
+        (torch.tensor([True]), F16, True),
+        (torch.tensor([2**63 - 1]), torch.uint64, True),
+        (torch.tensor([-1]), torch.uint64, False),
+        (torch.tensor([2.0**63]), torch.uint64, True),
+        (torch.tensor([2.0**64]), torch.uint64, False),
+        (torch.tensor([2.0**63]), torch.int64, False),
+        (torch.tensor([2**63 - 1], dtype=torch.uint64), torch.int64, True),
+        (torch.tensor([2**63], dtype=torch.uint64), torch.int64, False),
+        (torch.tensor([2**32], dtype=torch.uint64), torch.uint32, False),
+        (torch.tensor([1e300], dtype=torch.float64), torch.complex64, False),
+        (torch.tensor([1e300], dtype=torch.float64), torch.complex128, True),
+        (torch.tensor([1.0, torch.inf], dtype=torch.float64), torch.complex64, True),
+        (torch.tensor([2**53 + 1]), torch.complex128, False),
+        (torch.tensor([1 + 2j]), torch.complex128, True),
+        (torch.tensor([0.0]), torch.float8_e8m0fnu, False),  # it has powers of two alone
+        (torch.tensor([-2.0]), torch.float8_e8m0fnu, False),
+        (torch.tensor([2.0]), torch.float8_e8m0fnu, True),
     ],
 )
 def test_values_that_the_types_of_a_model_do_not_have(tmp_path, value, dtype, fits):
@@ -51,6 +80,18 @@ def test_values_that_the_types_of_a_model_do_not_have(tmp_path, value, dtype, fi
         with pytest.raises(StateError, match=r"extra: .* in the file"):
             nm.load(tmp_path / "m.safetensors", model)
         assert all(same_bits(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.integers(-(2**63), 2**64 - 1)
+    | st.builds(lambda power, more: 2**power + more, st.integers(0, 63), st.integers(-3, 3)),
+    st.sampled_from([torch.float64, F32, torch.bfloat16, torch.int64, torch.uint64, torch.int32, torch.uint16]),
+)
+def test_a_whole_number_is_taken_where_it_stays_itself(number: int, dtype: torch.dtype) -> None:
+    held = torch.tensor([number], dtype=torch.uint64 if number >= 2**63 else torch.int64)
+    stays = int(held.to(dtype).item()) == number
+    assert (not tensors._not_castable(held, dtype)) == stays
 
 
 def test_arguments_in_another_order(tmp_path):

@@ -18,6 +18,7 @@ import nmlearn as nm
 from nets import batches, convnet, same, snapshot, train
 from nmlearn.errors import AttachError, StateError, ViolationError
 from nmlearn.integrations import torchvision
+from nmlearn.learn import compact
 from places import SUPPORT
 
 torchvision.load()
@@ -77,6 +78,21 @@ def test_a_resumed_run_is_the_run(name, step, tmp_path):
     assert same(again.weights, whole.weights) and same(again.masks, whole.masks)
     assert all(torch.equal(a, b) for a, b in zip(again.moments, whole.moments, strict=True))
     assert again.callback.finalized
+
+
+@pytest.mark.parametrize("step", [5, 19])
+def test_a_checkpoint_with_masks_as_bytes_resumes(step, tmp_path):
+    """As the callback wrote them before it wrote bits."""
+    whole, again, file = (*(Watch(NMCallback(METHODS["lbc"])) for _ in range(2)), tmp_path / "x.ckpt")
+    fit(tmp_path, whole.callback, whole, Save(file, step))
+    saved = torch.load(file, weights_only=True)
+    [ours] = [state for key, state in saved["callbacks"].items() if key == whole.callback.state_key]
+    assert ours["sparsifier"]["format"] == compact.PACKED_FORMAT
+    ours["sparsifier"] = compact.unpacked(ours["sparsifier"])
+    assert ours["sparsifier"]["format"] != compact.PACKED_FORMAT
+    torch.save(saved, file)
+    fit(tmp_path, again.callback, again, ckpt_path=file)
+    assert same(again.weights, whole.weights) and same(again.masks, whole.masks)
 
 
 def test_what_a_checkpoint_must_agree_with(tmp_path):

@@ -98,8 +98,8 @@ def test_other_layers_are_found_in_their_layouts(tmp_path: Path) -> None:
         "conv3.weight": ("Conv", "[out, in, ...]", 1, True),
         "attention.in_proj_weight": ("MatMul", "[in, out]", 0, True),
         "attention.out_proj.weight": ("Gemm", "[out, in]", 1, True),
-        "rnn.weight_ih_l0": ("LSTM", "[1, out, in]", 2, False),  # whose gates ONNX orders otherwise
-        "rnn.weight_hh_l0": ("LSTM", "[1, out, in]", 2, False),
+        "rnn.weight_ih_l0": ("LSTM", "[directions, out, in]", 2, False),  # whose gates ONNX orders otherwise
+        "rnn.weight_hh_l0": ("LSTM", "[directions, out, in]", 2, False),
         "head.weight": ("Gemm", "[out, in]", 1, True),
     }
 

@@ -12,6 +12,7 @@ import torch
 import nmlearn as nm
 from nets import same
 from nmlearn.errors import AttachError, PlanError, StateError, ViolationError
+from nmlearn.learn import compact
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -69,6 +70,22 @@ def test_resumes_bit_for_bit(method, tmp_path):
     assert same(one.optimizer.state_dict()["state"], other.optimizer.state_dict()["state"])
     assert same(whole.sparsifier.masks(), second.sparsifier.masks())
     assert same(whole.sparsifier.state_dict(), second.sparsifier.state_dict())
+
+
+def test_a_checkpoint_with_masks_as_bytes_resumes(tmp_path):
+    """As the callback wrote them before it wrote bits."""
+    options = {"save_strategy": "steps", "save_steps": 3}
+    one = trainer(tmp_path / "one", bert(), NMCallback(nm.LBC("2:4")), **options)
+    one.train()
+    checkpoint = tmp_path / "one" / "checkpoint-3"
+    saved = torch.load(checkpoint / FILE, weights_only=True)
+    assert saved["sparsifier"]["format"] == compact.PACKED_FORMAT
+    saved["sparsifier"] = compact.unpacked(saved["sparsifier"])
+    assert saved["sparsifier"]["format"] != compact.PACKED_FORMAT
+    torch.save(saved, checkpoint / FILE)
+    other = trainer(tmp_path / "two", bert(seed=1), NMCallback(nm.LBC("2:4")))
+    other.train(resume_from_checkpoint=str(checkpoint))
+    assert same(one.model.state_dict(), other.model.state_dict())
 
 
 def test_logs_reach_the_callbacks_that_write_them(tmp_path):

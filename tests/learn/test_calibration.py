@@ -146,9 +146,14 @@ def state_of(model: nn.Module) -> tuple[object, ...]:
 
 
 class Noisy(nn.Module):
-    """Draws numbers in evaluation mode too."""
+    """Draws numbers and counts its calls in evaluation mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
         return x + torch.rand_like(x)
 
 

@@ -14,6 +14,7 @@ import nmlearn as nm
 import wrong_states
 from nets import batches, convnet, same, sgd, snapshot, train
 from nmlearn.errors import StateError
+from nmlearn.learn import compact
 
 STEPS = 8
 METHODS = {
@@ -65,6 +66,13 @@ def test_any_garbage_is_refused(pair: tuple[nm.Sparsifier, dict[str, Any]], garb
     try_it(sparsifier, sound | garbage if isinstance(garbage, dict) else {"weights": garbage})
 
 
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_one_change_of_a_state_for_files(pair: tuple[nm.Sparsifier, dict[str, Any]], data: st.DataObject) -> None:
+    sparsifier, sound = pair
+    try_it(sparsifier, wrong_states.with_one_change(compact.packed(sound), data))
+
+
 def try_it(sparsifier: nm.Sparsifier, state: Any) -> None:
     before = copy.deepcopy(sparsifier.state_dict()), snapshot(sparsifier.model)
     try:
@@ -75,6 +83,7 @@ def try_it(sparsifier: nm.Sparsifier, state: Any) -> None:
         assert same(list(before), list(after))
     else:
         after = sparsifier.state_dict()
+        state = compact.unpacked(state)
         assert same_bits(after, {key: state[key] for key in after})
         sparsifier.load_state_dict(before[0])
         sparsifier.model.load_state_dict(before[1])

@@ -5,6 +5,7 @@ The jobs of a test run one after the other in the same processes, which take lon
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -220,30 +221,60 @@ def test_a_checkpoint_read_without_its_weights_is_refused() -> None:
     assert sparsifier.step == 3 and sparsifier.total_steps == STEPS
 
 
-def stated_bytes() -> list[tuple[str, str, torch.dtype, tuple[float, float]]]:
-    """The table of bytes a weight in docs/scale.md: method, pattern, the weights' type, before and after."""
+def stated_bytes() -> list[tuple[str, str, torch.dtype, list[float]]]:
+    """The table of bytes a weight in docs/scale.md: method, pattern, the weights' type, and a row's numbers."""
     page = (ROOT / "docs" / "scale.md").read_text()
-    rows = re.findall(
-        r"^\| (\w+) (\d+:\d+) \| ([\d.]+)(?: \((\d+)\))? \| ([\d.]+)(?: \((\d+)\))? \|$", page, re.MULTILINE
-    )
-    plain = [(row[0], row[1], torch.float32, (float(row[2]), float(row[4]))) for row in rows]
-    return plain + [
-        (row[0], row[1], torch.bfloat16, (float(row[3] or row[2]), float(row[5] or row[4]))) for row in rows
-    ]
+    found = []
+    for name, pattern, cells in re.findall(r"^\| (\w+) (\d+:\d+) \| ([\d.() |]+) \|$", page, re.MULTILINE):
+        row = [[float(number) for number in re.findall(r"[\d.]+", cell)] for cell in cells.split(" | ")]
+        found.append((name, pattern, torch.float32, [numbers[0] for numbers in row]))
+        found.append((name, pattern, torch.bfloat16, [numbers[-1] for numbers in row]))
+    return found
+
+
+def bytes_in(state: Any) -> int:
+    """Of all tensors in a state."""
+    if isinstance(state, torch.Tensor):
+        return state.numel() * state.element_size()
+    return sum(map(bytes_in, state.values())) if isinstance(state, dict) else 0
 
 
 @pytest.mark.parametrize("name, pattern, dtype, stated", stated_bytes())
-def test_bytes_per_weight(name: str, pattern: str, dtype: torch.dtype, stated: tuple[float, float]) -> None:
+def test_bytes_per_weight(name: str, pattern: str, dtype: torch.dtype, stated: list[float]) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Linear(32, 4)).to(dtype)
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     sparsifier = nm.Sparsifier(model, nm.methods.build(name, pattern)).attach(optimizer, 2)
-    before = sparsifier.state_bytes()
+    before = sparsifier.state_bytes(), bytes_in(sparsifier.state_dict(compact=True))
     for _ in range(2):
         model(torch.randn(4, 64, dtype=dtype)).sum().backward()
         optimizer.step()
+    after = sparsifier.state_bytes(), bytes_in(sparsifier.state_dict(compact=True))
     weights = sum(row.weights for row in sparsifier.plan.sparse)
     assert weights == 64 * 32
-    assert (before / weights, sparsifier.state_bytes() / weights) == stated
+    assert [each / weights for each in (before[0], after[0], before[1], after[1])] == stated
+
+
+def test_size_of_a_checkpoint() -> None:
+    """In bytes a weight, as docs/scale.md says: in the middle of the schedule and after it; bits, and bytes."""
+    page = " ".join((ROOT / "docs" / "scale.md").read_text().split())
+    [told] = re.findall(r"a checkpoint of weights and AdamW, (.*) \(`test_size_of_a_checkpoint`", page)
+    dense, bits, bits_after, octets, octets_after = map(float, re.findall(r"\d+\.\d", told))
+    model = torch.nn.Sequential(*(torch.nn.Linear(256, 256, bias=False) for _ in range(4)))
+    optimizer = torch.optim.AdamW(model.parameters())
+    sparsifier = nm.Sparsifier(model, nm.LBC("2:4"), {"": "2:4"}).attach(optimizer, 20, travels=False)
+    for step, expected in ((5, (dense, bits, octets)), (20, (dense, bits_after, octets_after))):
+        while sparsifier.step < step:
+            model(torch.randn(4, 256)).square().mean().backward()
+            optimizer.step()
+        states = (None, sparsifier.state_dict(compact=True), sparsifier.state_dict())
+        found = [size_of([model.state_dict(), optimizer.state_dict(), state]) / (4 * 256**2) for state in states]
+        assert found == pytest.approx(expected, abs=0.06)
+
+
+def size_of(state: Any) -> int:
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getbuffer().nbytes
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,10 @@ def test_priors():
         sparsifier.detach()
     with pytest.raises(ConfigError, match=r"conv.weight needs a saliency of shape \(32, 16, 3, 3\)"):
         nm.Sparsifier(model, nm.LBC("2:4", prior={})).attach(sgd(model), 9)
+    shape = (32, 16, 3, 3)
+    for odd in (3, torch.zeros(2), torch.zeros(shape, dtype=torch.complex64), torch.zeros(shape, device="meta")):
+        with pytest.raises(ConfigError, match=r"method.options.prior: .*conv.weight needs a saliency"):
+            nm.Sparsifier(model, nm.LBC("2:4", prior={"conv.weight": odd})).attach(sgd(model), 9)
     lost = nm.LBC("2:4", prior=lambda name, weight: weight / 0)
     with pytest.raises(ConfigError, match=r"values for conv\.weight that are not finite"):
         nm.Sparsifier(model, lost).attach(sgd(model), 9)

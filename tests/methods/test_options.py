@@ -27,11 +27,19 @@ def test_what_fits(value: object, annotation: str) -> None:
         (None, "float", "a number"),
         (1, "bool", "true or false"),
         (1, "str | None", "text"),
+        (float("nan"), "float", "a number that is finite"),
+        (float("-inf"), "float | None", "a number that is finite"),
+        (1e31, "float", "a number that is finite and at most 1e"),
+        pytest.param(10**5000, "float", "a number that is finite", id="long float"),
+        pytest.param(10**5000, "int", "a whole number that is finite and at most 9.22e", id="long int"),
+        (-(2**63), "int | None", "a whole number that is finite"),
+        pytest.param(10**5000, "bool", "true or false", id="long bool"),
     ],
 )
 def test_what_does_not(value: object, annotation: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=f"here: .*must be {said}"):
+    with pytest.raises(ConfigError, match=f"here: .*must be {said}") as caught:
         check_type("here", value, annotation)
+    assert caught.value.given
 
 
 def test_unknown_names() -> None:

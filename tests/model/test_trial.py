@@ -26,6 +26,29 @@ class StandardizedConv(nn.Conv2d):
         return super()._conv_forward(x, (weight - mean) / std, bias)
 
 
+class Gated(StandardizedConv):
+    """Says nothing at first: its gain starts at zero, as in the last convolution of a branch."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.gain = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return super().forward(x) * self.gain
+
+
+class Adapted(nn.Linear):
+    """Adds what goes another way, nothing at first: the weight's own zeros are multiplied all the same."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.down, self.up = nn.Linear(sizes[0], 2), nn.Linear(2, sizes[1])
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x):
+        return super().forward(x) + self.up(self.down(x))
+
+
 class PositiveUpsampling(nn.ConvTranspose2d):
     def forward(self, x):
         return F.conv_transpose2d(x, self.weight.exp(), self.bias, self.stride)
@@ -73,7 +96,12 @@ def row(layer, rules=None):
     return {row.name: row for row in nm.Sparsifier(model, nm.LBC("2:4"), rules).plan.rows}["layer.weight"]
 
 
-CHANGING = [CenteredLinear(16, 8), StandardizedConv(16, 8, 3, dilation=2, groups=2), PositiveUpsampling(16, 8, 2, 2)]
+CHANGING = [
+    CenteredLinear(16, 8),
+    StandardizedConv(16, 8, 3, dilation=2, groups=2),
+    Gated(16, 8, 3),
+    PositiveUpsampling(16, 8, 2, 2),
+]
 
 
 @pytest.mark.parametrize("layer", CHANGING, ids=lambda layer: type(layer).__name__)
@@ -84,7 +112,9 @@ def test_a_layer_that_multiplies_with_no_zero_stays_dense(layer):
             row(layer, {"layer": rule})
 
 
-@pytest.mark.parametrize("layer", [SamePadded(16, 8, 3), Ternary(16, 8), Noisy(16, 8), Inherited(16, 8)])
+@pytest.mark.parametrize(
+    "layer", [SamePadded(16, 8, 3), Ternary(16, 8), Noisy(16, 8), Inherited(16, 8), Adapted(16, 8)]
+)
 def test_a_layer_that_keeps_zeros_becomes_sparse(layer):
     assert row(layer).pattern and row(layer).reason == ""
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import nmlearn as nm
-from nmlearn.acceleration import accelerate as module
-from nmlearn.acceleration import candidates
+from nmlearn.acceleration import candidates, whole
 from nmlearn.acceleration.timing import Timing
 from nmlearn.lab import models
 from nmlearn.lab.bench.weights import sparse_network_
@@ -23,7 +22,7 @@ def sparse_is_fast(monkeypatch):
         return Timing({n: 1.0 if n.startswith(("eager", "prepacked", "now", "last")) else 0.5 for n in calls})
 
     monkeypatch.setattr(candidates, "interleaved", told)
-    monkeypatch.setattr(module, "interleaved", told)
+    monkeypatch.setattr(whole, "interleaved", told)
 
 
 def network(name="resnet8", pattern="1:4", size=(3, 32, 32)):

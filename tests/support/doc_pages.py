@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import itertools
 from collections.abc import Callable, Iterator
@@ -15,11 +16,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+import executed_nets
 import nets
 import nmlearn as nm
 
 Names = dict[str, Any]
 NEEDS = {
+    "docs/distillation.md": ("transformers",),
     "docs/export.md": ("onnx", "onnxscript"),
     "docs/hf-accelerate.md": ("accelerate",),
     "docs/huggingface.md": ("transformers", "accelerate"),
@@ -73,9 +76,26 @@ def _acceleration() -> Iterator[Names]:
     yield {"model": sparse(linears(64, 64, 8), "2:4"), "example": x, "x": x, "linear": sparse(nn.Linear(64, 8), "2:4")}
 
 
+@of("docs/budgets.md")
+def _budgets() -> Iterator[Names]:
+    yield {"model": nets.convnet(), "loader": nets.batches(2), "example": torch.randn(1, 3, 8, 8)}
+
+
 @of("docs/calibration.md")
 def _calibration() -> Iterator[Names]:
     yield {"model": nets.convnet(), "loader": nets.batches(2)}
+
+
+@of("docs/distillation.md")
+def _distillation() -> Iterator[Names]:
+    import transformers
+
+    small = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    config = transformers.BertConfig(num_attention_heads=2, **small)
+    model = transformers.BertForSequenceClassification(config)
+    tokens = torch.arange(16).view(2, 8)
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": torch.tensor([0, 1])}
+    yield {"model": model, "optimizer": torch.optim.AdamW(model.parameters(), 1e-3), "batches": [batch] * 5}
 
 
 @of("docs/ending.md")
@@ -107,6 +127,12 @@ def _export() -> Iterator[Names]:
     sparsifier = nm.Sparsifier(model, nm.OneShot("2:4")).attach(nets.sgd(model), 1)
     sparsifier.finalize()
     yield {"model": model.eval(), "sparsifier": sparsifier}
+
+
+@of("docs/pretrained.md")
+def _pretrained() -> Iterator[Names]:
+    data = torch.utils.data.TensorDataset(torch.randn(48, 16), torch.randint(4, (48,)))
+    yield {"model": linears(16, 16, 16, 4), "loader": torch.utils.data.DataLoader(data, 8)}
 
 
 @of("docs/faults.md")
@@ -186,7 +212,16 @@ def _lightning() -> Iterator[Names]:
 @of("docs/methods.md")
 def _methods() -> Iterator[Names]:
     block = nn.ModuleDict({"mlp": linears(16, 16)})
-    yield {"model": nn.ModuleDict({"blocks": nn.ModuleList([block]), "head": nn.Linear(16, 4)})}
+    example = {"unet": executed_nets.UNet(), "x": executed_nets.image(), "t": torch.zeros(2, 4)}
+    yield {"model": nn.ModuleDict({"blocks": nn.ModuleList([block]), "head": nn.Linear(16, 4)}), **example}
+
+
+@of("docs/optimizers.md")
+def _optimizers() -> Iterator[Names]:
+    model = linears(16, 16, 16, 4)
+    matrices = [layer.weight for layer in model]
+    muon, adamw = torch.optim.Muon(matrices[:2]), torch.optim.AdamW([matrices[2], *(layer.bias for layer in model)])
+    yield {"nm": nm, "model": model, "muon": muon, "adamw": adamw, "epochs": 2, "loader": nets.batches(16)}
 
 
 @of("docs/peft.md")
@@ -205,20 +240,9 @@ def _scale() -> Iterator[Names]:
 
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     whole = linears(16, 16, 16, 4)
-    pipeline = {"whole": whole, "stage": whole[1:], "method": nm.LBC("2:4")}
+    pipeline = {"whole": copy.deepcopy(whole).to("meta"), "stage": whole[1:], "method": nm.LBC("2:4")}
+    pipeline["x"] = torch.zeros(2, 16, device="meta")
     try:
         yield {"model": linears(16, 16, 4), "total_steps": 4, "folder": "checkpoint", **pipeline}
     finally:
         dist.destroy_process_group()
-
-
-@of("docs/timm.md")
-def _timm() -> Iterator[Names]:
-    model = nets.convnet()
-    counts = {"num_epochs": 2, "updates_per_epoch": 3}
-    ema = AveragedModel(model)
-
-    def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        nets.train(model, optimizer, nets.batches(6), after=lambda step: ema.update_parameters(model))
-
-    yield {"model": model, "optimizer": nets.sgd(model), "ema": ema, "train": train, **counts}

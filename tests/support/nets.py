@@ -96,6 +96,17 @@ def same(a: Any, b: Any) -> bool:
     return torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 
+class Versioned(nn.Linear):
+    """A layer in its second version, which refuses states of the first, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: dict[str, Any], *found: Any) -> None:
+        if metadata.get("version") != 2:
+            raise ValueError(f"version 2 is expected, not {metadata.get('version')}")
+        super()._load_from_state_dict(state, prefix, metadata, *found)
+
+
 class Layers(nn.Module):
     """The other layers that are taken: Conv1d, Conv3d, a transposed convolution, attention, a recurrent layer."""
 

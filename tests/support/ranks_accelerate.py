@@ -14,6 +14,7 @@ from accelerate_run import Run
 from nets import batches, convnet, same, sgd
 from nmlearn.integrations.accelerate import WholeState
 from nmlearn.lab.train.ranks import leave
+from nmlearn.learn import compact
 from nmlearn.model.shards import gathered
 from processes import as_torchrun
 
@@ -51,7 +52,13 @@ def fsdp(number: int, port: int, folder: Path) -> None:
     again.load_state_dict(kept[0])
     optimizer.load_state_dict(kept[1])
     dist.barrier()
-    WholeState(other).load_state_dict(torch.load(folder / "state.pkl", weights_only=True))
+    loaded = torch.load(folder / "state.pkl", weights_only=True)
+    older = compact.unpacked(loaded)  # with masks as bytes, as it was before
+    assert loaded["format"] != older["format"]
+    WholeState(other).load_state_dict(older)
+    of_older = gathered(other.state_dict())
+    WholeState(other).load_state_dict(loaded)
+    assert same(of_older, gathered(other.state_dict()))
     learn(again, optimizer, 4, 8)
     whole = [gathered(each.state_dict()) for each in (sparsifier, other)]
     assert same(*whole) and same(gathered(model.state_dict()), gathered(again.state_dict()))

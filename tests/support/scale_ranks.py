@@ -196,9 +196,9 @@ def thin(model: nn.Module, method: nm.Method) -> None:
             local(module.weight).unflatten(1, (-1, 4))[..., 1:3] = 0.0
 
 
-def attached(run: Run, method: nm.Method) -> nm.Sparsifier:
+def attached(run: Run, method: nm.Method, *, travels: bool = False) -> nm.Sparsifier:
     thin(run.model, method)
-    return nm.Sparsifier(run.forward, method, RULES).attach(run.optimizer, STEPS, travels=False)
+    return nm.Sparsifier(run.forward, method, RULES).attach(run.optimizer, STEPS, travels=travels)
 
 
 def counted(run: Run) -> list[dict[str, int]]:

@@ -80,11 +80,25 @@ def toy_mlp(classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     )
 
 
+class Swapped(nn.Module):
+    """Its output layer is registered first, and its first convolution last."""
+
+    def __init__(self, classes: int, input_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.classes, self.hidden = nn.Linear(32, classes), nn.Linear(16 * SIZE * SIZE, 32)
+        self.deep, self.stem = nn.Conv2d(16, 16, 1), nn.Conv2d(input_shape[0], 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.deep(self.stem(x).relu()).relu()
+        return self.classes(self.hidden(x.flatten(1)).relu())
+
+
 def register() -> None:
     """Make the toys known by name."""
     nmlearn.lab.data.DATASETS["toy"] = Toy
     nmlearn.lab.models.MODELS["toy-conv"] = toy_conv
     nmlearn.lab.models.MODELS["toy-mlp"] = toy_mlp
+    nmlearn.lab.models.MODELS["toy-swapped"] = Swapped
 
 
 def config(

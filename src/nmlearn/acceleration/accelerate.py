@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from nmlearn.acceleration import gpu_timing, measured, replacement
+from nmlearn.acceleration import measured, replacement, whole
 from nmlearn.acceleration.candidates import Found, find
-from nmlearn.acceleration.gpu import Gpu, gpu_of
+from nmlearn.acceleration.gpu import Gpu
 from nmlearn.acceleration.left_dense import left_dense
-from nmlearn.acceleration.observing import Seen, observe
-from nmlearn.acceleration.timing import interleaved
+from nmlearn.acceleration.observing import Seen
 from nmlearn.errors import KernelError
 from nmlearn.model import example
 from nmlearn.model.moving import moving
 from nmlearn.native import library as native
 
-FASTER = 0.97  # a kernel is chosen when it takes at most this share of the best dense time
 _TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.01}  # of the largest output
 
 
@@ -133,9 +131,8 @@ def accelerate(
             wrong="a sparsifier is still removing values, and layers that are replaced now would not follow",
             fix="call finalize() after the last step first; to measure what it has now, accelerate a copy.deepcopy",
         )
-    call = _caller(model, example_inputs)
     with torch.inference_mode():
-        seen = _first_run(model, call, example_inputs)
+        call, seen = whole.first_run(model, example_inputs, "accelerate: example_inputs")
         times = measured.Times(cache)
         found = {name: find(name, layer, seen, times, int8) for name, layer in seen.layers.items()}
         times.save()
@@ -143,19 +140,19 @@ def accelerate(
         rows = [_row(name, found[name], seen, images) for name in seen.layers]
         others = left_dense(model, seen.layers)
         rows += [_unmeasured(name, tuple(weight.shape), str(pattern), why) for name, weight, pattern, why in others]
-        gpu = _gpu(seen)
-        before = _dense_time(model, call, gpu)
+        gpu = whole.gpu_behind(seen)
+        before = whole.dense_time(model, call, gpu)
         choices = {row.name: found[row.name].choice(row.kernel) for row in rows if row.chosen}
         if not choices:
             return _report(rows, before, before, images, gpu)
         change = replacement.replace_layers(model, choices, seen, images)
         try:
-            _compare(seen.output, call(), int8)
-            after = _time("after", call, gpu)
+            _compare(seen.output, _called(call), int8)
+            after = whole.time("after", call, gpu)
         except BaseException:
             change.undo()
             raise
-        if _like(after, before) >= _like(before, after):
+        if whole.like(after, before) >= whole.like(before, after):
             change.undo()
             why = "the model as a whole was not faster"
             rows = [replace(row, chosen=False, why=why) if row.chosen else row for row in rows]
@@ -166,44 +163,10 @@ def accelerate(
 def _report(
     rows: list[Row], before: dict[str, float], after: dict[str, float], images: str, gpu: Gpu | None
 ) -> Acceleration:
-    times = (_like(before, after) * 1e3, _like(after, before) * 1e3)
+    times = (whole.like(before, after) * 1e3, whole.like(after, before) * 1e3)
     kernels, graph = native.isa() or "reference", "graph" in before and "graph" in after
     kernels = kernels if gpu is None else gpu.name()
     return Acceleration(rows, *times, kernels, torch.get_num_threads(), images, graph, gpu is not None)
-
-
-def _gpu(seen: Seen) -> Gpu | None:
-    """The GPU of the model's last layer, which finishes last."""
-    gpus = [gpu for layer in seen.layers.values() if (gpu := gpu_of(layer.weight.device))]
-    return gpus[-1] if gpus else None
-
-
-def _time(name: str, call: Callable[[], Any], gpu: Gpu | None) -> dict[str, float]:
-    """Seconds of the whole model, "called" and, on a GPU, as a "graph" if it can be captured."""
-    return {"called": interleaved({name: call}).seconds[name]} if gpu is None else gpu_timing.of_model(name, call, gpu)
-
-
-def _like(times: dict[str, float], others: dict[str, float]) -> float:
-    """The one of these times that is comparable with the others: the graph's if both have one."""
-    return times["graph" if "graph" in times and "graph" in others else "called"]
-
-
-def _caller(model: nn.Module, inputs: Any) -> Callable[[], Any]:
-    if call := example.caller(model, inputs):
-        return call
-    raise _refused(model, inputs, f"it is a {type(inputs).__name__}")
-
-
-def _first_run(model: nn.Module, call: Callable[[], Any], inputs: Any) -> Seen:
-    try:
-        return observe(model, call)
-    except Exception as error:
-        raise _refused(model, inputs, f"the model's forward said: {type(error).__name__}: {error}") from error
-
-
-def _refused(model: nn.Module, inputs: Any, wrong: str) -> KernelError:
-    fix = example.wanted(model, "a tensor, a tuple of arguments or a dict of keyword arguments")
-    return KernelError(where="accelerate: example_inputs", given=example.said(inputs), wrong=wrong, fix=fix)
 
 
 def _faster_format(found: dict[str, Found]) -> str:
@@ -222,7 +185,7 @@ def _row(name: str, found: Found, seen: Seen, images: str) -> Row:
         return _unmeasured(name, shape, pattern, found.why, given)
     kernel, seconds = found.best_sparse(images)
     dense, eager, sparse = found.dense(), found.eager(images), seconds * 1e3 if kernel else None
-    chosen = seconds <= FASTER * dense
+    chosen = found.gains(images)
     why = "" if chosen else "dense is as fast" if kernel else "no kernel supports all its inputs"
     errors = "; ".join(f"{kernel}: {reason}" for kernel, reason in found.failed.items())
     why = "; ".join(reason for reason in (why, errors, found.noise and f"noisy times: {found.noise}") if reason)
@@ -240,22 +203,36 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (row.name, sizes[0], row.pattern, sizes[1], *times, row.kernel if row.chosen else row.why)
 
 
-def _dense_time(model: nn.Module, call: Callable[[], Any], gpu: Gpu | None) -> dict[str, float]:
-    """The times in the faster of the two memory formats; the model keeps the one it had."""
-    now = _time("now", call, gpu)
-    with replacement.formatted(model, torch.channels_last) as changed:
-        last = _time("last", call, gpu) if changed else now
-    return {how: min(now[how], last[how]) for how in now if how in last}
+def _called(call: Callable[[], Any]) -> Any:
+    """What the model with packed layers gives."""
+    try:
+        return call()
+    except Exception as error:
+        raise _restored("the example", f"the model's forward said: {type(error).__name__}: {error}") from error
 
 
 def _compare(expected: Any, got: Any, int8: bool) -> None:
     """Up to a tolerance: packed kernels sum in another order."""
-    for a, b in zip(replacement.tensors(expected), replacement.tensors(got), strict=True):
+    before, now = example.tensors(expected), example.tensors(got)
+    if [x.shape for x in before] != [x.shape for x in now]:
+        shapes = [str([tuple(x.shape) for x in outputs]) for outputs in (before, now)]
+        raise _restored(f"outputs of shapes {shapes[0]}", f"they have the shapes {shapes[1]}")
+    for a, b in zip(before, now, strict=True):
         if not a.is_floating_point():
             continue
         tolerance = 0.1 if int8 else _TOLERANCE.get(a.dtype, 2e-3)
-        worst = (a.double() - b.double()).abs().max() if a.numel() else torch.zeros((), device=a.device)
-        if not worst <= tolerance * a.double().abs().max().clamp_min(1e-6):
-            wrong = f"an output differs by up to {float(worst):.3g} with the packed layers; the model was restored"
-            fix = "leave it dense and report the model: a layer is used in a way that the example run did not show"
-            raise KernelError(where="accelerate", given=f"output of shape {tuple(a.shape)}", wrong=wrong, fix=fix)
+        worst, largest = _difference(a.double(), b.double()) if a.numel() else (0.0, 0.0)
+        if not worst <= tolerance * max(largest, 1e-6):
+            raise _restored(f"output of shape {tuple(a.shape)}", f"an output differs by up to {worst:.3g}")
+
+
+def _difference(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """The largest difference, and the largest finite value of the first; infinities and NaN are equal to themselves."""
+    same = (a == b) | (a.isnan() & b.isnan())
+    return float((a - b).abs().masked_fill(same, 0).max()), float(a.abs().masked_fill(~a.isfinite(), 0).max())
+
+
+def _restored(given: str, wrong: str) -> KernelError:
+    wrong = f"with the packed layers {wrong}; the model was restored"
+    fix = "leave it dense and report the model: a layer is used in a way that the example run did not show"
+    return KernelError(where="accelerate", given=given, wrong=wrong, fix=fix)

@@ -14,11 +14,12 @@ from nmlearn.acceleration.fusing import Choice
 from nmlearn.acceleration.gpu import gpu_of
 from nmlearn.acceleration.gpu_candidates import GpuChoice
 from nmlearn.acceleration.measured import Measured, Times
-from nmlearn.acceleration.observing import Dense, Seen
+from nmlearn.acceleration.observing import Dense, Seen, hooked, replaceable
 from nmlearn.acceleration.timing import interleaved
 from nmlearn.maths.pattern import Pattern
 from nmlearn.maths.zeros import tightest
 
+FASTER = 0.97  # a kernel is chosen when it takes at most this share of the best dense time
 # From this many tokens or pixels on, arithmetic takes the time of a product by a weight; with fewer, reading the weight
 # does, and a packed one may fit a cache that the dense one does not.
 COMPUTE_BOUND = 64
@@ -68,6 +69,10 @@ class Found:
             return "", float("inf")
         return min(((candidate, self.times[candidate]) for candidate in candidates), key=lambda pair: pair[1])
 
+    def gains(self, images: str) -> bool:
+        """Whether a packed candidate takes the place of the dense layer."""
+        return self.best_sparse(images)[1] <= FASTER * self.dense()
+
     def best(self, images: str) -> tuple[str, float]:
         """The fastest candidate that the model can use: packed, or eager."""
         return min(self.best_sparse(images), (_EAGER[images], self.eager(images)), key=lambda pair: pair[1])
@@ -94,6 +99,10 @@ def find(name: str, layer: Dense, seen: Seen, times: Times, int8: bool) -> Found
 def _refusal(name: str, layer: Dense, pattern: Pattern, seen: Seen, int8: bool) -> str:
     if name in seen.readers:
         return "its parent reads the weight directly"
+    if not replaceable(name):
+        return "it is a whole model, or compiled alone: only what a module calls can be replaced"
+    if hooked(layer):
+        return "it has hooks, which a packed layer would not have"
     if not seen.inputs[name]:
         return "the example did not call it"
     if gpu_of(layer.weight.device):

@@ -1,13 +1,14 @@
 """Batch norm, residual addition and activation after a packed layer, found in a block's own code and folded into it.
 
-A block is the module whose forward calls the layer. Its forward is traced (torch.fx) with all its children as leaves;
-if that fails, the block does not change and only the layer itself is replaced.
+A block is the module whose forward calls the layer. Its forward is traced (torch.fx) with all its children as leaves.
+If that fails, or if the traced code computes something else on what the block was called with, the block does not
+change and only the layer itself is replaced.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from nmlearn.acceleration.observing import Dense, hooked
 from nmlearn.maths.pattern import Pattern
+from nmlearn.model.example import tensors
 from nmlearn.packed.kernels.layouts import Layout
 from nmlearn.packed.modules import Packed, PackedConv2d, PackedLinear
 
-Dense = nn.Linear | nn.Conv2d
 _FUNCTIONS: dict[Any, str] = {F.relu: "relu", torch.relu: "relu", F.gelu: "gelu", F.silu: "silu", torch.relu_: "relu"}
 _MODULES: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.SiLU: "silu"}
 _METHODS = {"relu": "relu", "relu_": "relu"}
@@ -67,17 +69,19 @@ def folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[T
 def rewritten(block: nn.Module, choices: Mapping[str, Choice], inputs: tuple[Any, ...]) -> fx.GraphModule | None:
     """The block with these children packed and what follows them folded in.
 
-    None where its code cannot be traced, or where it would lose state.
+    None where its code cannot be traced, where the trace is of another call than this one, and where state or hooks
+    would be lost.
 
     Args:
         block: is not changed.
         choices: by the child's name in the block.
-        inputs: what the block was called with; a run on them gives the shapes of additions.
+        inputs: what the block was called with, by position, each a tensor or a list of tensors; a run on them gives the
+            shapes of additions.
     """
-    graph = _trace(block)
-    if graph is None or _loses_state(block, graph):
+    traced = _traced(block, choices, inputs)
+    if traced is None:
         return None
-    shapes = _shapes(block, graph, inputs)
+    graph, shapes = traced
     modules = dict(block.named_modules())
     packed: dict[str, nn.Module] = {}
     for node in list(graph.nodes):
@@ -91,6 +95,22 @@ def rewritten(block: nn.Module, choices: Mapping[str, Choice], inputs: tuple[Any
     kept = {n.target: packed.get(n.target, modules.get(n.target)) for n in graph.nodes if n.op == "call_module"}
     kept |= {n.target: operator.attrgetter(n.target)(block) for n in graph.nodes if n.op == "get_attr"}
     return fx.GraphModule(kept, graph, type(block).__name__).eval()
+
+
+def drops_reads(block: nn.Module, child: str, inputs: tuple[Any, ...]) -> bool:
+    """Whether the block's traced code calls a layer only, where its own code reads the weight too, as for its type."""
+    return _traced(block, [child], inputs) is not None
+
+
+def _traced(
+    block: nn.Module, children: Container[str], inputs: tuple[Any, ...]
+) -> tuple[fx.Graph, Mapping[fx.Node, Any]] | None:
+    """The block's code with the shapes of its values; None where it cannot stand for the block."""
+    graph = None if hooked(block) else _trace(block)
+    if graph is None or _loses_state(block, graph) or _reads(graph, children) or not _takes(graph, len(inputs)):
+        return None
+    shapes = _shapes(block, graph, inputs)
+    return None if shapes is None else (graph, shapes)
 
 
 def _fold(graph: fx.Graph, node: fx.Node, choice: Choice, modules: Mapping[str, nn.Module], shapes: Any) -> Packed:
@@ -130,8 +150,10 @@ def _trace(block: nn.Module) -> fx.Graph | None:
         graph = Leaves().trace(block)
     except Exception:  # forward does something that torch.fx cannot trace: the block does not change
         return None
-    for node in graph.nodes:
+    for node in list(graph.nodes):
         node.type = None  # string annotations cannot be pickled
+        if node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
     return graph
 
 
@@ -141,8 +163,45 @@ def _loses_state(block: nn.Module, graph: fx.Graph) -> bool:
     return not all(f"{name}.".startswith(used) for name in block.state_dict())
 
 
-def _shapes(block: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:
-    """The shape of each node's output on these inputs; None if it is not a tensor."""
+def _reads(graph: fx.Graph, children: Container[str]) -> bool:
+    """Whether the block's code reads the weight of a layer to pack."""
+    return any(n.op == "get_attr" and str(n.target).rpartition(".")[0] in children for n in graph.nodes)
+
+
+def _takes(graph: fx.Graph, count: int) -> bool:
+    """Whether the traced code takes so many tensors. Arguments that were left out, it takes for tensors too."""
+    names = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+    return len(names) == count and not any(name.startswith("*") for name in names)
+
+
+def _shapes(block: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) -> dict[fx.Node, Any] | None:
+    """The shape of each node's output on these inputs and on a batch twice as large; None if it is not a tensor.
+
+    None for all where the code does not compute what the block does: it depends on what a trace does not see.
+    """
+    try:
+        with torch.inference_mode():
+            shapes, out = _run(block, graph, _each(torch.clone, inputs))
+            expected = tensors(block(*_each(torch.clone, inputs)))
+            if len(out) != len(expected) or not all(map(torch.equal, out, expected)):
+                return None
+    except Exception:
+        return None
+    try:
+        with torch.inference_mode():
+            twice, _ = _run(block, graph, _each(lambda x: torch.cat([x, x]) if x.dim() else x, inputs))
+    except Exception:  # for one size of batch: additions are of equal shapes whenever the block is called
+        twice = shapes
+    return {node: shape and (shape, twice[node]) for node, shape in shapes.items()}
+
+
+def _each(change: Callable[[Tensor], Tensor], inputs: Sequence[Any]) -> list[Any]:
+    """The inputs with each tensor changed."""
+    return [change(x) if isinstance(x, Tensor) else _each(change, x) for x in inputs]
+
+
+def _run(block: nn.Module, graph: fx.Graph, inputs: list[Any]) -> tuple[dict[fx.Node, Any], list[Tensor]]:
+    """The shape of each node's output, and all tensors that the code returns."""
     shapes: dict[fx.Node, Any] = {}
 
     class Shapes(fx.Interpreter):
@@ -151,12 +210,8 @@ def _shapes(block: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) -> dict[
             shapes[n] = tuple(value.shape) if isinstance(value, Tensor) else None
             return value
 
-    try:
-        with torch.inference_mode():
-            Shapes(fx.GraphModule(block, graph)).run(*inputs)
-    except Exception:  # called with keywords, for example: then no addition is folded
-        return {}
-    return shapes
+    out = Shapes(fx.GraphModule(block, graph)).run(*inputs)
+    return shapes, tensors(out)
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -165,7 +220,9 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 def _is_norm(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     module = modules.get(str(node.target)) if node.op == "call_module" else None
-    return type(module) is nn.BatchNorm2d and module.running_mean is not None and not module.training
+    if type(module) is not nn.BatchNorm2d or hooked(module):
+        return False
+    return module.running_mean is not None and not module.training
 
 
 def _addend(node: fx.Node | None, own: fx.Node, shapes: Mapping[fx.Node, Any]) -> fx.Node | None:
@@ -190,6 +247,8 @@ def _activation(node: fx.Node | None, modules: Mapping[str, nn.Module]) -> Liter
         return None
     if node.op == "call_module":
         module = modules[str(node.target)]
+        if hooked(module):
+            return None
         if isinstance(module, nn.GELU):
             name = "gelu" if module.approximate == "none" else None
         else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 from nmlearn.acceleration import fusing, gpu_candidates
 from nmlearn.acceleration.candidates import FORMATS
 from nmlearn.acceleration.fusing import Choice
+from nmlearn.acceleration.gpu import gpu_of
 from nmlearn.acceleration.gpu_candidates import GpuChoice
-from nmlearn.acceleration.observing import Seen
+from nmlearn.acceleration.observing import Seen, replaceable
 
 
 @dataclass
@@ -74,13 +74,24 @@ def _replace_all(
 
 def _replace_block(model: nn.Module, name: str, choices: Mapping[str, Choice], seen: Seen, change: Change) -> None:
     block = model.get_submodule(name)
-    # The model itself cannot be replaced in place by its rewritten form; a container has no code of its own.
-    new = fusing.rewritten(block, choices, seen.blocks[name]) if name and name in seen.blocks else None
+    inputs = seen.blocks.get(name) if replaceable(name) else None  # a container has no code of its own
+    new = None if inputs is None else fusing.rewritten(block, choices, inputs)
     if new is not None:
         change.put(model, name, new)
         return
     for child, choice in choices.items():
         change.put(model, f"{name}.{child}" if name else child, fusing.pack(choice))
+
+
+def still_read(model: nn.Module, seen: Seen) -> set[str]:
+    """The layers whose weight would be read also by the rewritten code of their block, as some casts are not."""
+    still = set()
+    for name in seen.read:
+        block, _, child = name.rpartition(".")
+        inputs = seen.blocks.get(block) if replaceable(block) and not gpu_of(seen.layers[name].weight.device) else None
+        if inputs is None or not fusing.drops_reads(model.get_submodule(block), child, inputs):
+            still.add(name)
+    return still
 
 
 def _to_format(model: nn.Module, images: torch.memory_format, change: Change) -> None:
@@ -99,12 +110,3 @@ def formatted(model: nn.Module, images: torch.memory_format) -> Iterator[bool]:
         yield bool(change.weights)
     finally:
         change.undo()
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """All tensors in nested tuples, lists and mappings, in order."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    return [t for item in value for t in tensors(item)] if isinstance(value, list | tuple) else []

@@ -18,6 +18,7 @@ from nmlearn.files.paths import refusal
 COMMANDS = {
     "train": "train a model and learn N:M sparsity during training",
     "compare": "train methods x patterns x seeds under one protocol and compare them",
+    "sparsify": "make a pretrained model sparse on your data, in one command",
     "plan": "show which weights of a model become sparse, and why the others stay dense",
     "inspect": "show which N:M patterns the weights in a file have",
     "export": "export the model of a run to ONNX and check the file",

@@ -31,9 +31,13 @@ def check(config: Any) -> None:
     check_name(f"{above}data.name", train.data.name, datasets(), "data set")
     if ":" not in train.model.name:
         check_name(f"{above}model.name", train.model.name, models(), "model")
-    where, chosen = ("method.name", [train.method.name]) if train is config else ("methods", config.methods)
-    for name in chosen:
-        check_name(where, name, methods(), "method")
+    if train is not config:
+        chosen = {"methods": config.methods}
+    else:
+        chosen = {"method.name": [train.method.name]} if hasattr(train, "method") else {}
+    for where, given in chosen.items():
+        for name in given:
+            check_name(where, name, methods(), "method")
 
 
 def datasets() -> list[str]:

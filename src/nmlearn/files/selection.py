@@ -15,7 +15,7 @@ from nmlearn.maths.zeros import input_axis, tightest
 from nmlearn.model.names import matches
 from nmlearn.model.plan import Plan, Rule
 
-_WORTH = 0.9  # of the dense bytes: what a packed weight may take at most, unless a rule asks for it
+WORTH = 0.9  # of the dense bytes: what a packed weight may take at most, unless a rule asks for it
 
 
 def choose(
@@ -59,7 +59,7 @@ def _by_zeros(weight: Tensor, axis: int | None) -> Grouping | None:
         return None
     encoding = Encoding(Grouping(pattern, axis), tuple(weight.shape), weight.dtype, smallest(pattern))
     meant = pattern.density <= 0.5 or _mostly_full(kept_w, encoding.grouping)
-    return encoding.grouping if meant and encoding.nbytes <= _WORTH * weight.nbytes else None
+    return encoding.grouping if meant and encoding.nbytes <= WORTH * weight.nbytes else None
 
 
 def _mostly_full(kept_w: Tensor, grouping: Grouping) -> bool:

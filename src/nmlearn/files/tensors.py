@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -24,8 +25,8 @@ def plain_state(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in state.items():
         why = _refusal(name, tensor)
         if why:
-            given = f"{tensor.dtype} {list(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise StateError(where=str(name), given=given, wrong=why, fix="save a state dict without it, or convert it")
+            fix = "save a state dict without it, or convert it"
+            raise StateError(where=_said(name), given=_said(tensor), wrong=why, fix=fix)
     return {name: tensor.detach() for name, tensor in state.items()}
 
 
@@ -81,7 +82,29 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
             else "give a model of the kind and of the types that were saved",
         )
     # Not strict: the further names of a tied tensor may be missing.
-    inner.load_state_dict({own[name][0]: tensor for name, tensor in tensors.items()}, strict=False)
+    inner.load_state_dict(of_now(inner, {own[name][0]: tensor for name, tensor in tensors.items()}), strict=False)
+
+
+def load_whole(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """``load_state_dict`` of a file's tensors, of any writer; all names must match.
+
+    Raises:
+        RuntimeError: a name or a shape differs; a module with versions may raise others.
+    """
+    # With other names it may be an older version's, which a module can convert if nothing is said.
+    same = tensors.keys() == module.state_dict().keys()
+    module.load_state_dict(of_now(module, tensors) if same else dict(tensors))
+
+
+def of_now(module: nn.Module, tensors: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """Tensors as a state of the version that a module's own state has, for ``load_state_dict``.
+
+    A state from a file says no versions, and a module with several (:attr:`torch.nn.Module._version`) takes it for one
+    from before there were any: it converts or refuses it. Our files are of this version, by their names and shapes.
+    """
+    state = OrderedDict(tensors)
+    state._metadata = getattr(module.state_dict(), "_metadata", OrderedDict())  # type: ignore[attr-defined]
+    return state
 
 
 def _misplaced(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
@@ -110,19 +133,50 @@ def _mismatch(name: str, own: Any, tensors: Mapping[str, Tensor], there: set[Has
 
 def _not_castable(tensor: Tensor, dtype: torch.dtype) -> str:
     """Why a tensor cannot be converted to a type; empty if it can. Rounding to fewer digits is fine, among floats."""
-    if tensor.dtype == dtype or dtype.is_complex:
+    if tensor.dtype == dtype:
         return ""
-    if tensor.is_complex():
+    if tensor.is_complex() and not dtype.is_complex:
         return f"{tensor.dtype} in the file, {dtype} in the model"
-    if dtype.is_floating_point:
+    if dtype.is_complex:
+        parts = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+        lost = _lost(parts, dtype.to_real())
+    else:
+        lost = _lost(tensor, dtype)
+    return f"{lost:,} values of {tensor.dtype} in the file that {dtype} of the model does not have" if lost else ""
+
+
+def _lost(tensor: Tensor, dtype: torch.dtype) -> int:
+    """How many values of a real tensor another real type does not have."""
+    if tensor.is_floating_point() and dtype.is_floating_point:
         x_w, y_w = _wide(tensor), _wide(tensor.to(dtype))  # a type without infinity has its largest number instead
         lost_w = (x_w.isfinite() != y_w.isfinite()) | (x_w.isfinite() & (x_w.abs() > torch.finfo(dtype).max))
+        lost_w |= (x_w <= 0) & (y_w > 0)  # a type of powers of two alone
+    elif dtype.is_floating_point:
+        lost_w = _inexact(tensor, tensor.to(dtype).double())
     else:
         low, high = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
-        x_w = tensor.double()
-        lost_w = (x_w < low) | (x_w >= high + 1) | (x_w != x_w.trunc())
-    lost = int(lost_w.sum())
-    return f"{lost:,} values of {tensor.dtype} in the file that {dtype} of the model does not have" if lost else ""
+        if tensor.is_floating_point():
+            x_w = tensor.double()
+            lost_w = (x_w < low) | (x_w >= float(high + 1)) | (x_w != x_w.trunc())
+        else:
+            x_w = _as_int64(tensor)
+            least = 0 if tensor.dtype == torch.uint64 else low
+            lost_w = (x_w < least) | (x_w > min(high, torch.iinfo(torch.int64).max))
+    return int(lost_w.sum())
+
+
+def _inexact(whole: Tensor, found: Tensor) -> Tensor:
+    """Where float64 numbers are not those whole ones, of up to 64 bits: bool. In halves, each of which is exact."""
+    x_w = _as_int64(whole)
+    upper, lower = x_w >> 32, x_w & 0xFFFFFFFF
+    if whole.dtype == torch.uint64:
+        upper &= 0xFFFFFFFF
+    return (found - upper.double() * 2.0**32) != lower.double()
+
+
+def _as_int64(whole: Tensor) -> Tensor:
+    """Whole numbers as int64; those of uint64 from 2**63 on are negative."""
+    return whole.view(torch.int64) if whole.dtype == torch.uint64 else whole.long()
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -138,13 +192,20 @@ def _identity(tensor: Tensor) -> Hashable:
     return (*place, tuple(tensor.shape), tensor.stride())
 
 
+def _said(given: object) -> str:
+    """A name, or what stands under it, for an error."""
+    if isinstance(given, Tensor):  # a nested one has no shape
+        return str(given.dtype) if given.is_nested else f"{given.dtype} {list(given.shape)}"
+    return given if isinstance(given, str) else type(given).__name__
+
+
 def _refusal(name: Any, tensor: object) -> str:
     """Why a safetensors file cannot store it; empty if it can."""
     if not isinstance(tensor, Tensor):
         return "it is not a tensor"
     if type(tensor) not in (Tensor, nn.Parameter):
         return f"a {type(tensor).__name__} is not plain memory: gather a sharded one, dequantize a quantized one"
-    if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
+    if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
         return "it is not plain memory"
     if tensor.dtype not in NAMES:
         return "safetensors has no such type"

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nmlearn.learn.compact import packed
 from nmlearn.learn.sparsifier import Sparsifier
 from nmlearn.model.shards import gathered
 
@@ -32,9 +33,8 @@ class WholeState:
     sparsifier: Sparsifier
 
     def state_dict(self) -> dict[str, Any]:
-        """The sparsifier's state, gathered; all processes must call it."""
-        state: dict[str, Any] = gathered(self.sparsifier.state_dict())
-        return state
+        """The sparsifier's state, gathered, and its masks as bits; all processes must call it."""
+        return packed(gathered(self.sparsifier.state_dict()))
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Load the sparsifier's state; every process keeps its part.

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nmlearn.errors import AttachError, StateError
+from nmlearn.integrations import distilling
+from nmlearn.learn.distillation import Distillation
 from nmlearn.learn.sparsifier import Sparsifier
 from nmlearn.maths import masks
 from nmlearn.methods.method import Method
@@ -36,6 +38,9 @@ class LearningHooks:
         optimizer: which of several optimizers has its weights: an index into what ``configure_optimizers`` returns.
         total_steps: the number of that optimizer's steps in the whole training run; by default the Trainer's estimate.
         log: whether to log ``nm/progress`` and ``nm/density`` every step and ``nm/mask_change`` every epoch.
+        distillation: is attached to ``module``, whose forward ``training_step`` must call, and adds its loss to what
+            that returns; "copy" is the module when training begins. Its last loss is logged as ``nm/distillation``.
+            With manual optimization add ``callback.distillation.loss()`` yourself.
 
     Attributes:
         sparsifier: the :class:`nmlearn.Sparsifier`; None before training first starts.
@@ -51,8 +56,9 @@ class LearningHooks:
         optimizer: int | None = None,
         total_steps: int | None = None,
         log: bool = True,
+        distillation: Distillation | None = None,
     ) -> None:
-        self.method, self.rules, self.module = method, rules, module
+        self.method, self.rules, self.module, self.distillation = method, rules, module, distillation
         self.optimizer, self.total_steps, self.log = optimizer, total_steps, log
         self.sparsifier: Sparsifier | None = None
         self.finalized = False
@@ -62,6 +68,7 @@ class LearningHooks:
         self._saved: dict[str, Any] = {}
         self._masks: dict[str, Tensor] = {}
         self._seen = (-1, 1.0)  # advances, and the density after them
+        self._undo: Callable[[], None] = lambda: None
 
     # Starting
 
@@ -77,6 +84,7 @@ class LearningHooks:
             return
         if self.sparsifier is not None:
             self.sparsifier.detach()
+        self._let_go()
         self.sparsifier, self.finalized, self._saved, self._masks = None, False, {}, {}
         self._epochs = trainer.max_epochs  # SWA adds one later, in which nothing steps
         others = [callback for callback in trainer.callbacks if callback is not self]
@@ -93,6 +101,8 @@ class LearningHooks:
         """
         _check_strategy(trainer)
         optimizer = self._chosen(trainer)
+        if self.distillation is not None:
+            self._distil(self.distillation, pl_module)
         self.sparsifier = Sparsifier(self._target(pl_module), self.method, self.rules)
         steps = self._steps(trainer) if self.total_steps is None else self.total_steps
         self.sparsifier.attach(optimizer, steps, travels=False)
@@ -100,10 +110,38 @@ class LearningHooks:
         self._compare_steps(trainer)
         if self._saved:
             self.sparsifier.load_state_dict(self._saved["sparsifier"])
+            distilling.resume(self.distillation, self._saved.get("distillation"), "ckpt_path")
             self._saved = {}
         self._settled = self.sparsifier.ended
         self._masks = self.sparsifier.masks() if self.log else {}
         self._seen = (-1, 1.0)
+
+    def _distil(self, distillation: Distillation, pl_module: Any) -> None:
+        """Add the loss of a distillation to the module's, before a sparsifier changes it."""
+        distillation.attach(self._target(pl_module))
+
+        def wrap(training_step: Callable[..., Any]) -> Callable[..., Any]:
+            def step(*args: Any, **kwargs: Any) -> Any:
+                output = training_step(*args, **kwargs)
+                loss = output.get("loss") if isinstance(output, Mapping) else output
+                if loss is None:  # a batch that is skipped
+                    return output
+                total = loss + self._taught(distillation)
+                return {**output, "loss": total} if isinstance(output, Mapping) else total
+
+            return step
+
+        if pl_module.automatic_optimization:
+            self._undo = distilling.replace(pl_module, "training_step", wrap)
+
+    def _taught(self, distillation: Distillation) -> Tensor:
+        try:
+            return distillation.loss()
+        except StateError as error:
+            if self.module:
+                raise
+            where, fix = "NMCallback(module=...)", 'name the submodule that training_step calls, such as module="model"'
+            raise StateError(where=where, given=error.given, wrong=error.wrong, fix=fix) from error
 
     def _target(self, pl_module: Any) -> nn.Module:
         module: nn.Module = pl_module.get_submodule(self.module)
@@ -172,7 +210,9 @@ class LearningHooks:
             for other in trainer.callbacks:
                 _restart(other)
         if self.log and not trainer.barebones:
-            values = {"nm/progress": self.sparsifier.progress, "nm/density": self._seen[1]}
+            values: dict[str, Any] = {"nm/progress": self.sparsifier.progress, "nm/density": self._seen[1]}
+            if self.distillation is not None and self.distillation.last is not None:
+                values["nm/distillation"] = self.distillation.last
             pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -221,6 +261,13 @@ class LearningHooks:
         if self.sparsifier is not None and self.sparsifier.total_steps:
             self._saved, self._masks = self.state_dict(), {}
             self.sparsifier.detach()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Put back the module's training step, and take the hooks off it."""
+        self._undo()
+        if self.distillation is not None:
+            self.distillation.remove()
 
     # Saving, resuming
 
@@ -230,7 +277,8 @@ class LearningHooks:
             return self._saved or {"finalized": True}
         if self.sparsifier is None or not self.sparsifier.total_steps:
             return {}
-        return {"sparsifier": self.sparsifier.state_dict(), "begun": self._begun}
+        state = {"sparsifier": self.sparsifier.state_dict(compact=True), "begun": self._begun}
+        return state if self.distillation is None else state | {"distillation": self.distillation.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until training starts: the Trainer passes it before optimizers exist.

@@ -110,7 +110,8 @@ def export_onnx(
         ConfigError: no package onnx or onnxscript, or an opset that is too old.
         PlanError, PatternError: a name in ``patterns`` that is not a weight, or a pattern that does not fit.
         ViolationError: a weight that breaks its pattern, in the model or in the file, by name.
-        ExportError: the exporter or ONNX Runtime fails, or the outputs differ by more than the tolerance.
+        ExportError: an LSTM with ``proj_size``; the exporter or ONNX Runtime fails, or the outputs differ by more than
+            the tolerance.
         WriteError: the system refuses the file or its folder.
     """
     _check_installed()
@@ -119,6 +120,7 @@ def export_onnx(
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     claimed = _claims(inner, patterns)
     _check_patterns(claimed)
+    _check_projections(inner)
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}."
@@ -205,6 +207,18 @@ def _check_patterns(claimed: Mapping[str, tuple[Tensor, Grouping]]) -> None:
             wrong="; ".join(f"{name}: {why}" for name, why in wrong.items()),
             fix="export after finalize(), and do not write to the weights in between",
         )
+
+
+def _check_projections(model: nn.Module) -> None:
+    """Refuse what torch.onnx writes without its projection: another network, or a file that no runtime loads."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LSTM) and module.proj_size:
+            raise ExportError(
+                where=plain_name(name) or type(module).__name__,
+                given=module,
+                wrong="torch.onnx writes no projection of an LSTM's states, and ONNX has no operator for it",
+                fix="train one with proj_size=0, and a Linear layer behind it",
+            )
 
 
 @contextlib.contextmanager

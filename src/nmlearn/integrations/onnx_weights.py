@@ -1,9 +1,9 @@
 """Where the weights of a model are in an ONNX file: under which name, in which layout, with which zeros.
 
 The exporter renames weights, and transposes them (Linear on three dimensions becomes MatMul with ``[in, out]``). It
-scales their rows (batch norm folded into a convolution), reorders them (an LSTM's gates) or cuts them (attention with
-separate keys). All of that preserves the set of rows along the inputs, or at least the set of their zeros. Weights are
-found by these sets, not by names.
+scales their rows (batch norm folded into a convolution), reorders them (an LSTM's gates), cuts them (attention with
+separate keys) or joins them (both directions of an LSTM). All of that preserves the set of rows along the inputs, or at
+least the set of their zeros. Weights are found by these sets, not by names.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Array = np.ndarray[Any, Any]
 LAYOUTS = {
     "Conv": "[out, in, ...]",
     "ConvTranspose": "[in, out, ...]",
-    "RNN": "[1, out, in]",
-    "GRU": "[1, out, in]",
-    "LSTM": "[1, out, in]",
+    "RNN": "[directions, out, in]",
+    "GRU": "[directions, out, in]",
+    "LSTM": "[directions, out, in]",
 }
 SPARSE_TACTICS = ("Conv", "Gemm", "MatMul")  # the operators for which TensorRT has sparse kernels
 
@@ -42,7 +42,7 @@ class OnnxWeight:
         pattern: the pattern that holds in the file.
         initializer: its name in the file.
         operator: the operators that use it, e.g. "Conv" or "MatMul".
-        shape: the initializer's, as written.
+        shape: the initializer's, as written; it may hold other weights as well: those of an LSTM's other direction.
         axis: the axis of that shape along which the groups run, over inputs.
         layout: what the axes are, e.g. "[in, out]".
         two_of_four: whether TensorRT may use a sparse tactic for it: the operator is a convolution or a matrix product
@@ -77,6 +77,10 @@ class _Rows:
         self.values = _hashed(np.ascontiguousarray(exact).view(f"u{exact.itemsize}"))
         self.zeros = _hashed(rows != 0)
 
+    def contain(self, others: Array) -> bool:
+        """Whether all rows of others, given as their values, are among these."""
+        return bool(np.isin(others, self.values).all())
+
 
 def _hashed(rows: Array) -> Array:
     """Sorted hashes of rows of unsigned integers, equal for equal rows: multilinear hashing modulo 2^64."""
@@ -106,10 +110,11 @@ def find_weights(path: Path, weights: Mapping[str, tuple[Tensor, Grouping]]) -> 
     ]
     found, wrong = [], {}
     for name, (tensor, grouping) in weights.items():
-        own = [(stored, axis) for stored, axis in _places(name, tensor, grouping, places)]
+        own = _places(name, tensor, grouping, places)
         why = "" if own else "none of its initializers has these zeros"
-        for stored, axis in own:
-            why = why or Grouping(grouping.pattern, axis).violation(torch.from_numpy(stored.values != 0))
+        for stored, axis, joined in own:
+            if not joined:  # of a joined one, the rows that are this weight's have exactly its values
+                why = why or Grouping(grouping.pattern, axis).violation(torch.from_numpy(stored.values != 0))
             found.append(_described(name, grouping.pattern, stored, axis))
         if why:
             wrong[name] = why
@@ -125,11 +130,11 @@ def find_weights(path: Path, weights: Mapping[str, tuple[Tensor, Grouping]]) -> 
 
 def _places(
     name: str, tensor: Tensor, grouping: Grouping, places: Iterable[tuple[_Stored, int, _Rows]]
-) -> list[tuple[_Stored, int]]:
-    """The initializers that contain a weight, each with the axis of the inputs.
+) -> list[tuple[_Stored, int, bool]]:
+    """The initializers that contain a weight, each with the axis of the inputs, and whether it is joined with others.
 
-    They are those with exactly its rows, or with its name and its zeros (batch norm folded in); else those with its
-    zeros; else parts that together contain all its rows.
+    They are those with exactly its rows, or with its name and its zeros (batch norm folded in); else those with all its
+    rows among others; else those with its zeros; else parts that together contain all its rows.
     """
     values = tensor.detach().cpu()
     mine = _Rows((values if values.dtype == torch.float64 else values.float()).numpy(), grouping.axis)
@@ -140,12 +145,13 @@ def _places(
         for stored, axis, rows in same_zeros
         if np.array_equal(rows.values, mine.values) or (stored.name == name and axis == grouping.axis)
     ]
-    found = found or same_zeros
+    joined = [] if found else [place for place in places if place[2].contain(mine.values)]
+    found = found or joined or same_zeros
     if not found:
-        parts = [place for place in places if np.isin(place[2].values, mine.values).all()]
+        parts = [place for place in places if mine.contain(place[2].values)]
         whole = bool(parts) and np.isin(mine.values, np.concatenate([rows.values for _, _, rows in parts])).all()
         found = parts if whole else []
-    return [(stored, axis) for stored, axis, _ in found]
+    return [(stored, axis, bool(joined)) for stored, axis, _ in found]
 
 
 def _read(path: Path) -> list[_Stored]:

@@ -72,7 +72,7 @@ def save_packed(model: Any, directory: str | os.PathLike[str], patterns: Mapping
         wrong = "its weights are stored in the format of another quantization, which cannot be packed"
         raise ConfigError(where="save_packed", given=given, wrong=wrong, fix="call model.dequantize() first")
     warn_of_moving(model.parameters())
-    # save_pretrained itself would write the kernels' buffers, which from_pretrained skips.
+    # save_pretrained itself would refuse a layer of an accelerated model when a part of the folder is written.
     state = plain_state(model) if packed_layers(model) else None
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,7 +23,9 @@ from torch import Tensor
 
 from nmlearn.errors import AttachError, StateError
 from nmlearn.files.atomic import write_atomic
-from nmlearn.integrations import torchvision
+from nmlearn.integrations import distilling, torchvision
+from nmlearn.learn.compact import packed
+from nmlearn.learn.distillation import Distillation
 from nmlearn.learn.optimizers import innermost
 from nmlearn.learn.sparsifier import Sparsifier
 from nmlearn.maths import masks
@@ -61,6 +63,8 @@ class NMCallback(TrainerCallback):
         method: the method; its pattern applies where no rule says otherwise.
         rules: see :func:`nmlearn.model.plan.plan`.
         finalize: False leaves ``callback.sparsifier.finalize()`` to the caller, for training that may stop early.
+        distillation: adds its loss to the Trainer's own; "copy" is the model when training begins. Its state stands in
+            the checkpoints too, and its last loss in the logs, as ``nm_distillation``.
 
     Raises:
         PlanError, PatternError: rules that do not fit the model, when the Trainer is created.
@@ -70,12 +74,19 @@ class NMCallback(TrainerCallback):
         ViolationError: training stopped before the schedule did.
     """
 
-    def __init__(self, method: Method, rules: Mapping[str, Rule] | None = None, *, finalize: bool = True) -> None:
-        self.method, self.rules, self.finalize = method, rules, finalize
+    def __init__(
+        self,
+        method: Method,
+        rules: Mapping[str, Rule] | None = None,
+        *,
+        finalize: bool = True,
+        distillation: Distillation | None = None,
+    ) -> None:
+        self.method, self.rules, self.finalize, self.distillation = method, rules, finalize, distillation
         self._sparsifier: Sparsifier | None = None
         self._last_masks: dict[str, Tensor] = {}
         self._best_fits = False
-        self._watched: Trainer | None = None
+        self._undo: list[Callable[[], None]] = []
 
     @property
     def sparsifier(self) -> Sparsifier:
@@ -101,6 +112,8 @@ class NMCallback(TrainerCallback):
         _refuse_arguments(args)
         if model is not None and not self._attached():
             self._sparsifier = Sparsifier(model, self.method, self.rules)
+            if self.distillation is not None:
+                self.distillation.check(model)
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
@@ -112,37 +125,60 @@ class NMCallback(TrainerCallback):
         if trainer is not None:
             self._move_first(trainer)
         self._release(model)
-        self._sparsifier = Sparsifier(model, self.method, self.rules)
-        self._sparsifier.attach(optimizer, state.max_steps, travels=False)  # a file of its own stands in checkpoints
-        self._best_fits = False
-        if state.global_step > 0:
-            self._resume(Path(folder or _checkpoint(args, state)) / FILE, state)
+        self._let_go()
+        try:
+            if self.distillation is not None:
+                self._distil(self.distillation, model, trainer)
+            self._sparsifier = Sparsifier(model, self.method, self.rules)
+            self._sparsifier.attach(optimizer, state.max_steps, travels=False)  # in checkpoints it has its own file
+            self._best_fits = False
+            if state.global_step > 0:
+                self._resume(Path(folder or _checkpoint(args, state)) / FILE, state)
+        except BaseException:
+            self._let_go()
+            raise
         self._last_masks = self._masks()
-        if trainer is not None:
-            self._watch(trainer)
+        if hasattr(trainer, "_run_epoch"):  # private: other versions may call it otherwise
+            self._undo.append(distilling.replace(trainer, "_run_epoch", self._watched))
 
-    def _watch(self, trainer: Trainer) -> None:
+    def _watched(self, run_epoch: Callable[..., Any]) -> Callable[..., Any]:
         """Detach when an epoch fails or is interrupted: no event tells callbacks of that."""
-        self._unwatch()
-        run_epoch = getattr(trainer, "_run_epoch", None)  # private: other versions may call it otherwise
-        if run_epoch is None:
-            return
 
         def run(*args: Any, **kwargs: Any) -> Any:
             try:
                 return run_epoch(*args, **kwargs)
             except BaseException:
-                self._unwatch()
+                self._let_go()
                 self.sparsifier.detach()
                 raise
 
-        self._watched = trainer
-        vars(trainer)["_run_epoch"] = run
+        return run
 
-    def _unwatch(self) -> None:
-        if self._watched is not None:
-            vars(self._watched).pop("_run_epoch", None)
-        self._watched = None
+    def _distil(self, distillation: Distillation, model: Any, trainer: Trainer | None) -> None:
+        """Add the loss of a distillation to the Trainer's, before a sparsifier changes the model."""
+        if trainer is None:
+            wrong = "the Trainer was not found in the call stack, and a callback cannot add to a loss"
+            _refuse("NMCallback(distillation=...)", "no Trainer", wrong, "call trainer.train() itself")
+        distillation.attach(model)
+
+        def wrap(compute_loss: Callable[..., Any]) -> Callable[..., Any]:
+            def compute(model: Any, *args: Any, **kwargs: Any) -> Any:
+                found = compute_loss(model, *args, **kwargs)
+                if not (model.training and torch.is_grad_enabled()):
+                    return found
+                more = distillation.loss() / _parts(trainer, kwargs.get("num_items_in_batch"))
+                return (found[0] + more, *found[1:]) if isinstance(found, tuple) else found + more
+
+            return compute
+
+        self._undo.append(distilling.replace(trainer, "compute_loss", wrap))
+
+    def _let_go(self) -> None:
+        """Put back what was replaced in the Trainer, and take the hooks off the model."""
+        while self._undo:
+            self._undo.pop()()
+        if self.distillation is not None:
+            self.distillation.remove()
 
     def _attached(self) -> bool:
         return self._sparsifier is not None and self._sparsifier.total_steps > 0
@@ -172,7 +208,8 @@ class NMCallback(TrainerCallback):
             "format": FORMAT,
             "global_step": state.global_step,
             "best_fits": self._best_fits,
-            "sparsifier": gathered(self.sparsifier.state_dict()),
+            "sparsifier": packed(gathered(self.sparsifier.state_dict())),
+            "distillation": None if self.distillation is None else self.distillation.state_dict(),
         }
         if args.should_save:
             write_atomic(_checkpoint(args, state) / FILE, lambda file: torch.save(saved, file))
@@ -193,6 +230,7 @@ class NMCallback(TrainerCallback):
                 fix = "resume from a complete checkpoint"
                 raise StateError(where=str(path), given="this file", wrong=wrong, fix=fix)
             self.sparsifier.load_state_dict(saved["sparsifier"])
+            distilling.resume(self.distillation, saved.get("distillation"), str(path))
         except StateError:
             self.sparsifier.detach()
             raise
@@ -211,6 +249,8 @@ class NMCallback(TrainerCallback):
             "nm_progress": self.sparsifier.progress,
             "nm_mask_change": changed / size,
         }
+        if self.distillation is not None and self.distillation.last is not None:
+            ours["nm_distillation"] = self.distillation.last.item()
         logs.update(ours)
         state.log_history[-1].update(ours)  # the Trainer put a copy there already
 
@@ -241,7 +281,7 @@ class NMCallback(TrainerCallback):
         if not self._attached():
             return
         self._last_masks = {}
-        self._unwatch()
+        self._let_go()
         pruned = state.is_hyper_param_search and state.global_step < state.max_steps  # an unpromising trial
         if pruned:
             self.sparsifier.detach()
@@ -283,6 +323,14 @@ def _refuse_optimizer(optimizer: Any) -> None:
 
 def _refuse(where: str, given: str, wrong: str, fix: str) -> NoReturn:
     raise AttachError(where=where, given=given, wrong=wrong, fix=fix)
+
+
+def _parts(trainer: Trainer, items: Any) -> int:
+    """Into how many parts of a step the mean of one has to be divided: 1 where the Trainer does it."""
+    scaled = getattr(trainer, "loss_is_scaled_for_ga", None)  # what transformers 5.23 calls it; others compute it alike
+    if scaled is None:
+        scaled = (trainer.model_accepts_loss_kwargs and items is not None) or trainer.compute_loss_func is not None
+    return trainer.current_gradient_accumulation_steps if scaled else 1
 
 
 def _calling_trainer() -> tuple[Trainer | None, str | None]:

@@ -8,13 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from nmlearn.errors import AttachError, ConfigError
 from nmlearn.learn import calibration, ending
 from nmlearn.learn.ending import Summary
 from nmlearn.learn.living import held_elsewhere
-from nmlearn.learn.refusals import replaced
+from nmlearn.learn.refusals import refuse_ranks, replaced
 from nmlearn.learn.weight import SparseWeight
 from nmlearn.maths import masks
 from nmlearn.maths.inputs import Inputs
@@ -37,7 +36,12 @@ def apply(sparsifier: Any, batches: Iterable[Any] | None, memory: int) -> Summar
         fix = "give batches: sparsifier.apply(batches)"
         raise ConfigError(where="apply", given="no batches", wrong=f"{method.name} needs to see inputs", fix=fix)
     else:
-        _check_ranks(model)
+        refuse_ranks(
+            model,
+            "apply",
+            "each rank would calibrate with its own batches, and remove its own weights",
+            "apply on one rank, or on all with the same batches, and wrap the model afterwards",
+        )
         calibration.by_stages(model, batches, rows, method.needs, memory, functools.partial(_solve, method))
     sparsifier.finalize()
     return ending.summary(rows, {row.name: local(row.parameter) for row in rows}, before)
@@ -90,15 +94,3 @@ def _reasons(sparsifier: Any) -> Iterator[tuple[str, str, list[PlanRow]]]:
         "finalize() or detach() that one first, or leave the weight to one of them with rules",
         [row for row in plan.sparse if id(row.parameter) in theirs],
     )
-
-
-def _check_ranks(model: nn.Module) -> None:
-    """Refuse a model whose copies on other ranks would get other zeros.
-
-    Raises:
-        AttachError: it is in DDP.
-    """
-    if any(kind.__name__ == "DistributedDataParallel" for kind in type(model).__mro__):
-        wrong = "each rank would calibrate with its own batches, and remove its own weights"
-        fix = "apply on one rank, or on all with the same batches, and wrap the model afterwards"
-        raise AttachError(where="apply", given="DistributedDataParallel", wrong=wrong, fix=fix)

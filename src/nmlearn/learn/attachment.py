@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nmlearn.learn import compact, ending, optimizers, refusals, states, stepping, wrapping
+from nmlearn.learn import compact, ending, following, optimizers, refusals, states, stepping, wrapping
 from nmlearn.learn.holding import Holding, hold
 from nmlearn.learn.learned import Learned
 from nmlearn.learn.living import Bond
@@ -76,6 +76,7 @@ class Attachment:
         self.backward = OtherBackward(model, method, self.weights, self.at) if method.other_backward else None
         hooks = self.backward.hooks() if self.backward else []
         hooks += wrapping.hooks(self, model, parameters)
+        hooks += following.hooks(model, plan.sparse, self.weights) if method.follows_inputs else []
         self.parts: list[Part] = []
         for layers, names in several:
             hooks += self._around(layers, [w for w in self.weights if w.name in names])

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from nmlearn.errors import ConfigError, DataError, PlanError
 from nmlearn.learn import collecting, stages
 from nmlearn.learn.collecting import Collector, Layer, Sums
-from nmlearn.learn.running import quiet, reached, run
+from nmlearn.learn.running import reached, run
 from nmlearn.maths.inputs import Inputs, finite
 from nmlearn.methods.oneshot import OneShot
 from nmlearn.model import plan as planning
+from nmlearn.model.example import quiet
 from nmlearn.model.found import find
 from nmlearn.model.names import unwrap
 from nmlearn.model.plan import Plan, PlanRow

@@ -69,7 +69,7 @@ class Layer:
     def bytes(self, gram: bool) -> int:
         """What the sums over its inputs take."""
         values = self.groups * self.inputs * (2 + self.inputs * gram)
-        return values * _sums_dtype(self.row.parameter.dtype).itemsize
+        return values * sums_dtype(self.row.parameter.dtype).itemsize
 
 
 def layer(row: PlanRow, owners: tuple[nn.Module, ...], attentions: Mapping[int, nn.MultiheadAttention]) -> Layer | str:
@@ -208,7 +208,8 @@ def pieces(rows: Tensor, keep: Tensor | None, tokens: int, most: int) -> Iterato
 # Adding up
 
 
-def _sums_dtype(dtype: torch.dtype) -> torch.dtype:
+def sums_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums over the inputs of weights of a dtype."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -218,13 +219,15 @@ class Sums:
     def __init__(self, of: Layer, gram: bool, piece: int) -> None:
         """``piece``: bytes of inputs to copy at once."""
         self.of, self.tokens = of, 0
-        weight = of.row.parameter
-        dtype = _sums_dtype(weight.dtype)
-        self._most = piece // dtype.itemsize
-        shape = (of.groups, of.inputs)
+        self.dtype, self.device = sums_dtype(of.row.parameter.dtype), of.row.parameter.device
+        self._most = piece // self.dtype.itemsize
         # With a Gram matrix the squares are its diagonal.
-        self._sum, self._square = (torch.zeros(shape, dtype=dtype, device=weight.device) for _ in range(2))
-        self._gram = torch.zeros((*shape, of.inputs), dtype=dtype, device=weight.device) if gram else None
+        self._sum, self._square = (self.zeros(of.groups, of.inputs) for _ in range(2))
+        self._gram = self.zeros(of.groups, of.inputs, of.inputs) if gram else None
+
+    def zeros(self, *shape: int) -> Tensor:
+        """A sum to begin with."""
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def add(self, owner: nn.Module, x: Tensor, mask: Tensor | None) -> None:
         """Add the input of one call, on the device of the weight.
@@ -236,7 +239,7 @@ class Sums:
         keep = None if spatial else token_mask(mask, x)
         for rows in rows_of(owner, x.detach(), self._most):
             for piece in pieces(rows, keep, rows.dim() - 2 - spatial, self._most):
-                self._add(piece.to(self._sum))
+                self._add(piece.to(self.device, self.dtype))
 
     def _add(self, x_gtk: Tensor) -> None:
         self.tokens += x_gtk.shape[1]
@@ -267,12 +270,13 @@ class Collector:
     mask: Tensor | None = None
     _hooks: list[Any] = field(default_factory=list)
 
-    def hang(self, layers: Collection[Layer]) -> None:
-        """Hang hooks on all owners, behind those that are there."""
+    def hang(self, layers: Collection[Layer]) -> list[Any]:
+        """Hang hooks on all owners, behind those that are there. Returns them."""
         for one in layers:
             for owner in one.owners:
                 hook = torch.compiler.disable(self._hook(one))
                 self._hooks.append(owner.register_forward_pre_hook(hook, with_kwargs=True))
+        return self._hooks
 
     def remove(self) -> None:
         """Take the hooks off."""

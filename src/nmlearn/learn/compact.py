@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nmlearn.errors import StateError
-from nmlearn.learn.states import FORMAT, equal
+from nmlearn.learn.states import FORMAT, equal, shown
 from nmlearn.maths import masks
 
 PACKED_FORMAT = 2
@@ -34,17 +34,24 @@ def unpacked(saved: Mapping[str, Any]) -> Mapping[str, Any]:
         raise StateError(
             where="load_state_dict",
             given="a state with packed masks",
-            wrong=f"they cannot be read: {type(error).__name__}: {error}",
+            wrong=f"they cannot be read: {type(error).__name__}: {shown(str(error))}",
             fix="load a state as it was saved",
         ) from error
 
 
 def _mapped(state: Mapping[str, Any], change: Callable[[str, Any], Any]) -> dict[str, Any]:
-    weights = {
-        name: {**entry, "state": {key: change(key, tensor) for key, tensor in entry["state"].items()}}
-        for name, entry in state["weights"].items()
-    }
-    return {**state, "weights": weights}
+    """The state with its tensors changed; what is none of a weight is left for the check that names it."""
+
+    def changed(entry: Any) -> Any:
+        tensors = entry.get("state") if isinstance(entry, Mapping) else None
+        if not isinstance(tensors, Mapping):
+            return entry
+        return {**entry, "state": {key: change(key, tensor) for key, tensor in tensors.items()}}
+
+    weights = state.get("weights")
+    if not isinstance(weights, Mapping):
+        return {**state}
+    return {**state, "weights": {name: changed(entry) for name, entry in weights.items()}}
 
 
 def _pack(key: str, tensor: Tensor) -> Tensor | dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from nmlearn.learn.optimizers import with_part
 from nmlearn.model import moving
 
 
@@ -41,8 +42,9 @@ class Bond:
 
     def counted(self) -> int | None:
         """The most steps that an optimizer itself has counted for one of the weights; None where they count none."""
-        states = [getattr(each(), "state", {}) for each in self._optimizers]
-        steps = [int(of["step"]) for s in states for p, of in s.items() if id(p) in self._held and "step" in of]
+        alive = [optimizer for each in self._optimizers if (optimizer := each()) is not None]
+        states = [each.state for optimizer in alive for each in with_part(optimizer)]
+        steps = [int(of["step"]) for s in states for p, of in s.items() if id(p) in self._held and of and "step" in of]
         return max(steps, default=None)
 
     def moving(self) -> Mapping[str, Tensor]:

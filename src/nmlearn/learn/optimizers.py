@@ -50,6 +50,12 @@ def _held(layer: Any) -> set[int]:
     return {id(p) for group in getattr(layer, "param_groups", ()) for p in group["params"]}
 
 
+def with_part(optimizer: Optimizer) -> list[Optimizer]:
+    """An optimizer, and the one that a ZeroRedundancyOptimizer steps this rank's part of the weights with."""
+    part = getattr(optimizer, "optim", None)
+    return [optimizer, part] if isinstance(part, Optimizer) else [optimizer]
+
+
 def passes_on(layer: Any) -> bool:
     """Whether it is torch's own, or a wrapper that is known to write no weights."""
     return type(layer).__module__.partition(".")[0] in _PASSING_ON
@@ -135,9 +141,13 @@ def has_stepped(optimizer: Optimizer, parameters: Iterable[Tensor]) -> bool:
     """Whether it has moved one of the parameters: it remembers a step, and something of it that is not zero.
 
     A step of nothing but zeros, by which torch.distributed.checkpoint makes a state, is none. SGD without momentum
-    remembers nothing.
+    remembers nothing. ZeroRedundancyOptimizer has None in place of what another rank remembers, or remembers only in
+    its part, which moves with the others: all ranks have to decide alike.
     """
     states = [optimizer.state[p] for p in parameters if p in optimizer.state]
+    if any(state is None for state in states):
+        return True
+    states += [state for part in with_part(optimizer)[1:] for state in part.state.values()]
     moved = [state for state in states if "step" not in state or float(state["step"]) > 0]
     tensors = [t for state in moved for t in state.values() if isinstance(t, Tensor) and t.dim()]
     return any(bool(local(t).any()) for t in tensors)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from nmlearn.errors import AttachError
+from nmlearn.learn.hooks import Hook
 from nmlearn.learn.weight import SparseWeight
 from nmlearn.methods.method import At, Method
 from nmlearn.model.names import unwrap
@@ -59,8 +60,9 @@ class OtherBackward:
         hung: list[Any] = []
         for owner, some in self._owners.items():
             layer = _Layer(some, self._followed, self._other)
-            hung.append(owner.register_forward_pre_hook(_Hook(layer.enter)))
-            hung.append(owner.register_forward_hook(_Hook(layer.leave), with_kwargs=True, always_call=True))
+            hung.append(owner.register_forward_pre_hook(Hook(torch.compiler.disable(layer.enter))))
+            leave = Hook(torch.compiler.disable(layer.leave))
+            hung.append(owner.register_forward_hook(leave, with_kwargs=True, always_call=True))
         return hung
 
     def settle(self, weights: Sequence[SparseWeight]) -> None:
@@ -148,23 +150,6 @@ class _Layer:
             _refuse(self._weights[0].name, "a compiled layer", wrong, fix)
         if made is not None and not any(t.requires_grad for t in _tensors([args, kwargs])):
             self._followed.update(w.name for w in self._weights)  # no input gradient: the weight may not be saved
-
-
-class _Hook:
-    """A hook on a module, which its copies and pickles do not take along, nor graphs that are exported: there is no
-    backward pass in them.
-    """
-
-    def __init__(self, call: Callable[..., None] | None = None) -> None:
-        self._call = call and torch.compiler.disable(call)
-
-    def __call__(self, *args: Any) -> None:
-        exported = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-        if self._call and not exported:
-            self._call(*args)
-
-    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
-        return _Hook, ()
 
 
 def _owners(model: nn.Module, parameter: nn.Parameter) -> Iterable[nn.Module]:

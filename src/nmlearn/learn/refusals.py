@@ -67,6 +67,16 @@ def check_model(model: nn.Module) -> None:
             )
 
 
+def refuse_ranks(model: nn.Module, where: str, wrong: str, fix: str) -> None:
+    """Refuse a model of which each rank would decide for itself what becomes of its copy.
+
+    Raises:
+        AttachError: it is in DDP.
+    """
+    if any(kind.__name__ == "DistributedDataParallel" for kind in type(model).__mro__):
+        raise AttachError(where=where, given="DistributedDataParallel", wrong=wrong, fix=fix)
+
+
 def refuse_second(several: Sequence[Optimizer]) -> NoReturn:
     """Refuse to attach a sparsifier that is attached."""
     raise AttachError(

@@ -1,12 +1,10 @@
-"""Running a model on batches to look at what passes through it, and leaving it as it was."""
+"""Running a model on batches to look at what passes through it."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from nmlearn.errors import ConfigError, NMLearnError
@@ -19,52 +17,36 @@ class _Reached(BaseException):
 
 
 def reached() -> None:
-    """Called in a hook: end the :func:`run` that is on."""
+    """Called in a hook: end the :func:`run` or the call :func:`until_reached` that is on."""
     raise _Reached
 
 
-@contextlib.contextmanager
-def quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without gradients, uncompiled; afterwards modes and random generators are as before.
-
-    Torch's encoder layers and attention call their layers here, where their fast path would read the weights.
-    """
-    training = [(module, module.training) for module in model.modules()]
-    devices = {p.device for p in model.parameters()} - {torch.device("cpu"), torch.device("meta")}
-    fast = torch.backends.mha.get_fastpath_enabled()
-    kind = next((device.type for device in devices), "cuda")
-    try:
-        model.eval()
-        torch.backends.mha.set_fastpath_enabled(False)
-        with (
-            torch.no_grad(),
-            torch.random.fork_rng(devices, device_type=kind),
-            torch.compiler.set_stance("force_eager"),
-        ):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in training:
-            module.training = mode
-
-
-def run(model: nn.Module, batch: Any) -> None:
+def run(model: nn.Module, batch: Any) -> Any:
     """Run a model on a batch, to the end or until a hook has :func:`reached` what it wanted.
 
     Args:
         batch: a tensor, a tuple of arguments or a dict of keyword arguments.
 
+    Returns:
+        what its forward returns; None where a hook ended it.
+
     Raises:
         ConfigError: its forward refuses the batch.
     """
     try:
-        _caller(unwrap(model), batch)()
-    except _Reached:
-        pass
+        return until_reached(_caller(unwrap(model), batch))
     except NMLearnError:
         raise
     except Exception as error:
         raise _refused(model, batch, f"the model's forward said: {type(error).__name__}: {error}") from error
+
+
+def until_reached(call: Callable[[], Any]) -> Any:
+    """What a call gives; None where a hook has :func:`reached` what it wanted."""
+    try:
+        return call()
+    except _Reached:
+        return None
 
 
 def _caller(model: nn.Module, batch: Any) -> Callable[[], Any]:

@@ -42,22 +42,25 @@ class Sparsifier:
         model: any module; it is never modified but for the values of its weights. With FSDP2, shard first.
         method: what to do; its pattern holds where no rule says otherwise.
         rules: see :func:`nmlearn.model.plan.plan`.
+        example: inputs of the model, to see on a run which its output layers are; see there too.
 
     Attributes:
         plan: which weights become sparse, and why the rest stays dense; print it.
 
     Raises:
-        ConfigError: a method that is none: a pattern, or a method's class.
+        ConfigError: a method that is none: a pattern, or a method's class; an example that the model refuses.
         PlanError, PatternError: rules that cannot be followed.
         AttachError: a model whose weights cannot be seen (FSDP1).
     """
 
-    def __init__(self, model: nn.Module, method: Method, rules: Mapping[str, Rule] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, method: Method, rules: Mapping[str, Rule] | None = None, example: Any | None = None
+    ) -> None:
         refusals.check_method(method)
         refusals.check_model(model)
         self.model = model
         self.method = method
-        self.plan: Plan = planning.plan(model, method, rules)
+        self.plan: Plan = planning.plan(model, method, rules, example)
         self._attached: Attachment | None = None
         self._advances = 0
         self._finalized = False

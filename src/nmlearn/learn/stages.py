@@ -52,7 +52,7 @@ def cut(
         runs: the names in the order of calls, of each batch.
         gram: whether Gram matrices are collected.
     """
-    blocks, stages, held = _blocks(model, layers.values()), list[list[Layer]](), 0
+    blocks, stages, held = blocks_of(model, layers.values()), list[list[Layer]](), 0
     for layer in [layers[name] for name in merged(runs)]:
         held += layer.bytes(gram)
         if not stages or held > most or blocks[layer.name] != blocks[stages[-1][-1].name]:
@@ -67,8 +67,8 @@ def _calls(layers: list[Layer], names: Sequence[str]) -> int:
     return sum(names.count(layer.name) for layer in layers)
 
 
-def _blocks(model: nn.Module, layers: Iterable[Layer]) -> dict[str, str]:
-    """The block of each weight: the innermost module that repeats, or the layer itself."""
+def blocks_of(model: nn.Module, layers: Iterable[Layer]) -> dict[str, str]:
+    """The name of the block of each weight: the innermost module that repeats, or the layer itself."""
     paths = {id(module): path for path, module in model.named_modules()}
     inside = {layer.name: paths[id(layer.owners[0])] for layer in layers}
     parents = {parent for path in inside.values() for parent in _around(path)}

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from torch.optim import Optimizer
 
 from nmlearn.learn import compact
+from nmlearn.learn.optimizers import with_part
 
 KEY = "nmlearn"
 # It fills what a template has, and fails where a checkpoint lacks a key or has one more.
@@ -53,8 +54,8 @@ def take_out(optimizer: Optimizer, names: Collection[str]) -> None:
     states = _states(optimizer.param_groups[0])
     if (place := _place(states, names)) is not None:
         del states[place]
-    for groups in _live(optimizer):
-        _put(groups[0], states)
+    for each in with_part(optimizer):
+        _put(each.param_groups[0], states)
 
 
 def hooks(optimizer: Optimizer, names: Collection[str], traveller: Traveller) -> list[Any]:
@@ -86,7 +87,7 @@ def hooks(optimizer: Optimizer, names: Collection[str], traveller: Traveller) ->
         held.append(found[place])
         states.pop(place, None)
         _put(groups[0], states)
-        if hasattr(loading, "optim"):  # ZeroRedundancyOptimizer copies from what it was given again, after the hooks
+        if with_part(loading)[1:]:  # ZeroRedundancyOptimizer copies from what it was given again, after the hooks
             saved["param_groups"][0] = dict(groups[0])
         return {key: value for key, value in saved.items() if key != place} | {"param_groups": groups}
 
@@ -118,12 +119,6 @@ def _place(states: Mapping[str, Any], names: Collection[str]) -> str | None:
         if shares or key.removeprefix(f"{KEY}:") in names:
             return key
     return None
-
-
-def _live(optimizer: Optimizer) -> list[list[dict[str, Any]]]:
-    """Its parameter groups, and those of the optimizer that ZeroRedundancyOptimizer keeps in line with them."""
-    inner = getattr(optimizer, "optim", None)
-    return [optimizer.param_groups, *([inner.param_groups] if isinstance(inner, Optimizer) else [])]
 
 
 def _put(group: dict[str, Any], states: dict[str, Any]) -> None:

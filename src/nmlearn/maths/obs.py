@@ -54,6 +54,19 @@ def inverse_factor(gram_gkk: Tensor, damping: float, where: str) -> Tensor:
     )
 
 
+def saliency(rows_gok: Tensor, gram_gkk: Tensor, damping: float, where: str) -> Tensor:
+    """What pruning each weight alone costs in its row's outputs when all others make up: ``w_j^2 / [H^-1]_jj``.
+
+    Hassibi and Stork, *Optimal Brain Surgeon*, NIPS 1992, equation 5, without the factor 1/2.
+
+    Args:
+        rows_gok: the rows as they are; inputs whose weights are 0 count as if they could take over all the same.
+        gram_gkk: ``x^T x``, or its mean; ``damping`` and ``where`` as in :func:`inverse_factor`.
+    """
+    factor_gkk = inverse_factor(gram_gkk, damping, where)
+    return rows_gok.square() / factor_gkk.square().sum(-2)[:, None]
+
+
 def sweep(rows_gok: Tensor, factor_gkk: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
     """Prune from left to right; a group is chosen when its first weight is reached, by its weights of that moment.
 

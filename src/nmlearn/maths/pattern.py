@@ -6,10 +6,10 @@ import math
 import re
 from dataclasses import dataclass
 
-from nmlearn.errors import PatternError
+from nmlearn.errors import PatternError, shown
 
 LARGEST_M = 64
-_SPELLING = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*")
+_SPELLING = re.compile(r"\s*(\d{1,9})\s*:\s*(\d{1,9})\s*")  # Python reads no number of more than 4,300 digits
 
 
 @dataclass(frozen=True, init=False)
@@ -34,7 +34,7 @@ class Pattern:
         if not 1 <= n <= m <= LARGEST_M:
             raise PatternError(
                 where="pattern",
-                given=f"{n}:{m}",
+                given=f"{shown(n)}:{shown(m)}",
                 wrong=f"N:M needs 1 <= N <= M <= {LARGEST_M}, N being the number of weights kept",
                 fix='write for instance "2:4"',
             )
@@ -69,4 +69,4 @@ def _read(pattern: str | int | Pattern, m: int | None) -> tuple[int, int]:
             return int(match[1]), int(match[2])
     # YAML 1.1 reads an unquoted 2:4 as the base-60 number 124.
     fix = "quote the pattern" if isinstance(pattern, int) else 'write N:M, for instance "2:4"'
-    raise PatternError(where="pattern", given=repr(pattern), wrong="this is not a pattern N:M", fix=fix)
+    raise PatternError(where="pattern", given=shown(pattern), wrong="this is not a pattern N:M", fix=fix)

@@ -24,6 +24,21 @@ def errors(change_gok: Tensor, gram_gkk: Tensor) -> Tensor:
     return ((change_gok @ gram_gkk) * change_gok).sum(-1)
 
 
+def share_lost(rows_gok: Tensor, change_gok: Tensor, gram_gkk: Tensor | None = None) -> float:
+    """The squared error of all outputs over the sum of their squares: 1 where nothing is left, 0 for no outputs.
+
+    Args:
+        rows_gok: the dense rows.
+        change_gok: pruned minus dense rows.
+        gram_gkk: ``x^T x``, of the same dtype; None for inputs that are alike: the share of squared magnitudes.
+    """
+    over, under = (
+        (some.square() if gram_gkk is None else errors(some, gram_gkk)).double().sum()
+        for some in (change_gok, rows_gok)
+    )
+    return float((over / under).clamp_min(0)) if under > 0 else 0.0
+
+
 def refit_pcg(rows_gok: Tensor, keep_gok: Tensor, gram_gkk: Tensor, target_gok: Tensor, steps: int) -> Tensor:
     """Least squares on the support: the kept weights whose outputs are closest to the dense row's.
 

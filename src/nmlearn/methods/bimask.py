@@ -18,7 +18,11 @@ from torch import Tensor
 
 from nmlearn.maths import masks, noise
 from nmlearn.maths.pattern import Pattern
-from nmlearn.methods.method import At, Method, Setting, State, Weight, decay_pruned_, refuse, top_magnitudes
+from nmlearn.methods.method import At, Method, Setting, State, Weight, decay_pruned_, top_magnitudes
+from nmlearn.methods.options import check_not_negative, refuse
+
+# All candidates are drawn at once: more would not fit.
+MOST = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class BiMask(Method):
         seed: of the permutations.
 
     Raises:
-        ConfigError: fewer than one candidate, or draws below 0.
+        ConfigError: no candidate, a number below 0, or more than a million candidates or draws.
     """
 
     decay: float = 2e-4
@@ -51,10 +55,13 @@ class BiMask(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.candidates < 1:
-            refuse("candidates", self.candidates, "a permutation is chosen of at least one", "write 100")
-        if self.draws < 0:
-            refuse("draws", self.draws, "permutations cannot be drawn less than never", "write 100, or 0 for none")
+        check_not_negative(self, "decay")
+        if not 1 <= self.candidates <= MOST:
+            wrong = f"a permutation is chosen of at least one, and at most {MOST:,}"
+            refuse("candidates", self.candidates, wrong, "write 100")
+        if not 0 <= self.draws <= MOST:
+            wrong = f"permutations are drawn between never and {MOST:,} times"
+            refuse("draws", self.draws, wrong, "write 100, or 0 for none")
 
     def init(self, w: Weight) -> State:
         return {"rows": torch.arange(w.tensor.shape[w.grouping.output_axes()[-1]], device="cpu")}

@@ -17,7 +17,8 @@ from torch import Tensor
 from nmlearn.maths.exchange import exchange
 from nmlearn.maths.importance import live, top_of_groups, wanda
 from nmlearn.maths.inputs import Inputs
-from nmlearn.methods.method import Calibrated, Weight, check_choice, refuse
+from nmlearn.methods.method import Calibrated, Weight
+from nmlearn.methods.options import check_not_negative
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,7 @@ class DSnoT(Calibrated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("start", self.start, ("wanda", "magnitude"))
-        for option in ("cycles", "threshold", "power"):
-            if not getattr(self, option) >= 0:
-                refuse(option, getattr(self, option), "it cannot be negative", "leave it out")
+        check_not_negative(self, "cycles", "threshold", "power")
 
     def solve(self, w: Weight, rows_gok: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         by_wanda = wanda(rows_gok, inputs.norm_gk)

@@ -10,22 +10,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn, optim
 
+from nmlearn.errors import check_choice
 from nmlearn.maths import elimination as eliminate
 from nmlearn.maths import masks
 from nmlearn.maths import scores as scoring
 from nmlearn.maths.combinations import LARGEST_TABLE
+from nmlearn.maths.inputs import from_rows, to_rows
+from nmlearn.maths.obs import saliency
 from nmlearn.maths.pattern import Pattern
+from nmlearn.maths.reconstruction import refit_pcg
 from nmlearn.maths.schedules import Falling
-from nmlearn.methods.method import At, Method, Setting, State, Weight, refuse
+from nmlearn.methods.method import GRAM, At, Method, Setting, State, Weight
+from nmlearn.methods.options import PREFIX, check_not_negative, refuse
 
 # Above this many combinations a group (8:16 has 12870) "auto" eliminates weights: the set of survivors would not fit.
 MOST_COMBINATIONS = 200
 Prior = Literal["equal", "magnitude"] | Mapping[str, Tensor] | Callable[[str, Tensor], Tensor]
+Criterion = Literal["learned", "magnitude", "product", "fisher", "output"]
+_AVERAGE = 0.1  # the share of the newest gradient in the averages of "product" and "fisher"
+_DAMPING = 0.01  # of running Gram matrices, as SparseGPT's
+_REFIT_STEPS = 10  # of conjugate gradients at each removal
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,17 @@ class LBC(Method):
             best-scored with C(r, N) >= survivors; "auto" is "combination" up to 200 combinations a group.
         prior: "equal" scores at the start as in the paper; "magnitude" starts them at w^2 / 2, for pretrained models; a
             mapping from qualified names to saliencies of the weights' shapes; or a function (name, weight) -> saliency.
+        criterion: what scores a weight when some have to go. "learned" is the paper. The others are not LBC but its
+            schedule and its elimination with another score: "magnitude" w^2 / 2 of that moment; "product" a running
+            mean of |g w| (first order, Molchanov et al. 2019, arXiv 1906.10771); "fisher" w^2 times a running mean of
+            g^2 (the diagonal Fisher of Theis et al. 2018, arXiv 1801.05787); "output" what pruning it alone costs in
+            the layer's outputs when the others make up for it, w^2 / [H^-1]_jj (optimal brain surgeon).
+        compensation: "pcg" lets the survivors of a row take over what was removed, by least squares on the outputs of
+            the layer at each removal (conjugate gradients, :func:`nmlearn.maths.reconstruction.refit_pcg`). "none" is
+            the paper.
+
+    "output" and "pcg" know the inputs by a running Gram matrix of every layer, K^2 values a layer while the schedule
+    is on; one process, unsharded weights.
 
     Raises:
         PatternError, ScheduleError, ConfigError: settings that make no sense, named.
@@ -59,17 +79,21 @@ class LBC(Method):
     weight_decay: float = 1e-4
     elimination: Literal["auto", "combination", "weight"] = "auto"
     prior: Prior = "equal"
+    criterion: Criterion = "learned"
+    compensation: Literal["none", "pcg"] = "none"
 
     name: ClassVar[str] = "lbc"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         Falling(self.start, self.end, self.power)
-        _check(self.scores, "scores", ("factored", "explicit"))
-        _check(self.score_optimizer, "score_optimizer", ("sgd", "adamw"))
-        _check(self.elimination, "elimination", ("auto", "combination", "weight"))
-        if isinstance(self.prior, str):
-            _check(self.prior, "prior", ("equal", "magnitude"))
+        check_not_negative(self, "momentum", "weight_decay")
+        if not (isinstance(self.prior, Mapping) or callable(self.prior)):
+            check_choice(f"{PREFIX}prior", self.prior, ("equal", "magnitude"))
+        if self.criterion != "learned" and self.scores == "explicit":
+            refuse("criterion", self.criterion, "explicit scores are learned", 'set scores="factored"')
+        if self.criterion != "learned" and self.prior != "equal":
+            refuse("prior", "given", f"{self.criterion} has no scores that start anywhere", 'set criterion="learned"')
         if self.scores == "factored" and self.score_optimizer != "sgd":
             refuse("score_optimizer", self.score_optimizer, "scores factor only under SGD", 'set scores="explicit"')
         if self.scores == "explicit" and self.elimination == "weight":
@@ -95,15 +119,18 @@ class LBC(Method):
         state = super().init(w)
         if w.pattern.combinations == 1:  # M:M, nothing to choose
             return state
-        start = self._start(w)
-        if self.scores == "explicit":
-            state["score"] = scoring.of_combinations(w.grouping.view(start), w.pattern).to(start.dtype)
-        else:
-            state |= {"score": start, "momentum": torch.zeros_like(start)}
+        if self.criterion in ("learned", "product", "fisher"):
+            state |= self._scores(self._start(w), w)
         if self.eliminates(w.pattern) == "combination":
             shape = (*w.grouping.groups_shape(tuple(w.tensor.shape)), w.pattern.combinations)
             state["alive"] = torch.ones(shape, dtype=torch.bool, device=w.tensor.device)
         return state
+
+    def _scores(self, start: Tensor, w: Weight) -> State:
+        if self.scores == "explicit":
+            return {"score": scoring.of_combinations(w.grouping.view(start), w.pattern).to(start.dtype)}
+        momentum = {"momentum": torch.zeros_like(start)} if self.criterion == "learned" else {}
+        return {"score": start, **momentum}
 
     def _start(self, w: Weight) -> Tensor:
         """The scores of the weights at the start, in the weight's shape and memory layout."""
@@ -114,14 +141,7 @@ class LBC(Method):
         if self.prior == "magnitude":
             return weight.to(dtype).square().div_(2)
         given = self.prior(name, weight) if callable(self.prior) else self.prior.get(name)
-        if given is None or given.shape != weight.shape:
-            refuse(
-                "prior",
-                "no entry" if given is None else f"shape {tuple(given.shape)}",
-                f"{name} needs a saliency of shape {tuple(weight.shape)}",
-                "give one for every sparse weight",
-            )
-        start = torch.empty_like(weight, dtype=dtype).copy_(given)
+        start = torch.empty_like(weight, dtype=dtype).copy_(_saliency(name, given, tuple(weight.shape)))
         if not bool(start.isfinite().all()):
             lost = f"{int((~start.isfinite()).sum())} values for {name} that are not finite"
             refuse("prior", lost, "scores start at the prior, and none could be chosen by", "give finite saliencies")
@@ -130,7 +150,11 @@ class LBC(Method):
     def learn(self, weights: Sequence[Weight], at: At) -> None:
         if self.scores == "explicit":
             return
-        learning = [w for w in weights if "score" in w.state]
+        learning = [w for w in weights if "score" in w.state and w.grad is not None]
+        if self.criterion != "learned":
+            for w in learning:
+                self._average(w)
+            return
         scores, momenta = [w.state["score"] for w in learning], [w.state["momentum"] for w in learning]
         grads, tensors = [w.grad for w in learning if w.grad is not None], [w.tensor for w in learning]
         decay, momentum = self.weight_decay, self.momentum
@@ -146,9 +170,21 @@ class LBC(Method):
                 score_pass=at.score_pass,
             )
 
+    def _average(self, w: Weight) -> None:
+        """Follow |g w| or g^2 in ``w.state["score"]``; a gradient that is not finite is left out."""
+        assert w.grad is not None
+        grad = w.grad.to(w.state["score"].dtype)
+        now = (grad * w.tensor).abs() if self.criterion == "product" else grad.square()
+        if bool(now.sum().isfinite()):
+            w.state["score"].lerp_(now, _AVERAGE)
+
     @property
     def needs_rate(self) -> bool:
-        return True
+        return self.criterion == "learned"
+
+    @property
+    def follows_inputs(self) -> bool:
+        return self.criterion == "output" or self.compensation == "pcg"
 
     def learned(self, state: State) -> tuple[str, ...]:
         return ("score",) if self.scores == "explicit" and "score" in state else ()
@@ -164,7 +200,7 @@ class LBC(Method):
 
     def advance(self, w: Weight, setting: Setting) -> bool:
         assert isinstance(setting, int)
-        if "score" not in w.state:
+        if self._over(w):
             return False
         by_weight = self.eliminates(w.pattern) == "weight"
         if setting >= (w.pattern.m if by_weight else w.pattern.combinations):
@@ -172,24 +208,49 @@ class LBC(Method):
         if w.tensor.numel():  # a rank without rows of this weight follows the others
             eliminate.check_finite(w.name, w.tensor, "values")
             self._remove(w, setting, by_weight)
+            if self.compensation == "pcg":
+                _take_over_(w)
         if self.ended(w.pattern, setting):  # the best combination is left: nothing to learn any more
             for key in [key for key in w.state if key != masks.KEEP]:
                 del w.state[key]
         return True
 
+    def _over(self, w: Weight) -> bool:
+        """Whether nothing is left to choose."""
+        return w.pattern.combinations == 1 or self.ended(w.pattern, w.setting)
+
     def _remove(self, w: Weight, left: int, by_weight: bool) -> None:
-        eliminate.check_finite(w.name, w.state["score"], "scores")
+        scores = self._judged(w)
+        eliminate.check_finite(w.name, scores, "scores")
         keep_gm = w.grouping.view(w.state[masks.KEEP])
         explicit = self.scores == "explicit"
-        score = w.state["score"] if explicit else w.grouping.view(w.state["score"])
+        score = scores if explicit else w.grouping.view(scores)
         if by_weight:
             kept = eliminate.weights(keep_gm != 0, score, left)
         else:
             kept = eliminate.combinations_(w.state["alive"], score, w.pattern, left, explicit=explicit)
         keep_gm.copy_(masks.bits(kept))
 
+    def _judged(self, w: Weight) -> Tensor:
+        """The scores to remove by, of the weight's shape; explicit ones ``[..., C]``."""
+        if self.criterion in ("learned", "product"):
+            return w.state["score"]
+        if self.criterion == "output":
+            gram_gkk = w.state[GRAM]
+            rows = to_rows(w.tensor, w.grouping, len(gram_gkk)).to(gram_gkk.dtype)
+            return from_rows(saliency(rows, gram_gkk, _DAMPING, w.name), w.grouping, tuple(w.tensor.shape))
+        energy = w.tensor.to(scoring.dtype_for(w.tensor)).square().div_(2)
+        return energy.mul_(w.state["score"]) if self.criterion == "fisher" else energy
+
+    def describe(self) -> dict[str, Any]:
+        settings = super().describe()
+        for option, default in (("criterion", "learned"), ("compensation", "none")):
+            if settings[option] == default:  # states from before there was a choice say nothing of it
+                del settings[option]
+        return settings
+
     def survivors(self, w: Weight) -> int | None:
-        if "score" not in w.state:
+        if self._over(w):
             return 1
         if "alive" in w.state:
             return int(w.state["alive"].flatten(0, -2)[:1].sum()) or None
@@ -197,6 +258,23 @@ class LBC(Method):
         return math.comb(left, w.pattern.n) or None
 
 
-def _check(value: object, option: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        refuse(option, value, "there is no such choice", f"choose from {', '.join(known)}")
+def _take_over_(w: Weight) -> None:
+    """Let the weights that are kept now give the outputs that all gave before, as well as they can."""
+    gram_gkk = w.state[GRAM]
+    rows = to_rows(w.tensor, w.grouping, len(gram_gkk)).to(gram_gkk.dtype)
+    keep = to_rows(w.state[masks.KEEP], w.grouping, len(gram_gkk)) != 0
+    taken = refit_pcg(rows, keep, gram_gkk, rows, _REFIT_STEPS)
+    w.tensor.copy_(from_rows(taken, w.grouping, tuple(w.tensor.shape)))
+
+
+def _saliency(name: str, given: Any, shape: tuple[int, ...]) -> Tensor:
+    """What was given for a weight: a real tensor of its shape, with values."""
+    if not isinstance(given, Tensor):
+        what = "no entry" if given is None else f"a {type(given).__name__}"
+    elif given.is_complex() or given.is_meta or given.is_nested or given.is_quantized or given.layout != torch.strided:
+        what = f"a tensor of {given.dtype} on {given.device} that is not plain real numbers"
+    elif tuple(given.shape) != shape:
+        what = f"shape {tuple(given.shape)}"
+    else:
+        return given
+    refuse("prior", what, f"{name} needs a saliency of shape {shape}", "give one for every sparse weight")

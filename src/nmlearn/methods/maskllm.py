@@ -20,7 +20,8 @@ from nmlearn.maths import masks, noise
 from nmlearn.maths import scores as scoring
 from nmlearn.maths.combinations import table
 from nmlearn.maths.pattern import Pattern
-from nmlearn.methods.method import At, Method, State, Weight, grads, refuse, top_magnitudes
+from nmlearn.methods.method import At, Method, State, Weight, grads, top_magnitudes
+from nmlearn.methods.options import check_not_negative, refuse
 
 # A logit, its gradient, two moments and the noise of every combination: more would not fit, and learn nothing.
 MOST_COMBINATIONS = 200
@@ -63,15 +64,13 @@ class MaskLLM(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         for option in ("scale", "temperature"):
-            object.__setattr__(self, option, tuple(getattr(self, option)))
-            if len(getattr(self, option)) != 2 or not all(value > 0 for value in getattr(self, option)):
+            if not all(value > 0 for value in getattr(self, option)):
                 refuse(option, getattr(self, option), "it is two numbers above 0", "give the values at start and end")
         if not 0.0 < self.end <= 1.0:
             raise ScheduleError(
                 where="maskllm", given=f"end={self.end}", wrong="progress lies in (0, 1]", fix="write 1 or less"
             )
-        if self.prior not in ("magnitude", "none"):
-            refuse("prior", self.prior, "there is no such choice", "choose from magnitude, none")
+        check_not_negative(self, "lr", "weight_decay", "regularization")
 
     def init(self, w: Weight) -> State:
         if w.pattern.combinations > MOST_COMBINATIONS:

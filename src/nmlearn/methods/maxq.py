@@ -20,7 +20,8 @@ from torch import Tensor
 from nmlearn.errors import ScheduleError
 from nmlearn.maths import masks
 from nmlearn.maths.pattern import Pattern
-from nmlearn.methods.method import At, Method, Weight, grads, refuse, top_magnitudes
+from nmlearn.methods.method import At, Method, Weight, grads, top_magnitudes
+from nmlearn.methods.options import check_not_negative, refuse
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class MaxQ(Method):
 
     Raises:
         ScheduleError: not 0 <= start <= end <= 1.
-        ConfigError: tau is not above 0.
+        ConfigError: tau is not above 0, or a negative decay.
     """
 
     start: float = 0.0
@@ -56,6 +57,7 @@ class MaxQ(Method):
                 wrong="progress lies in [0, 1], and groups cannot be sparse before they begin to be",
                 fix="write start=0, end=0.25",
             )
+        check_not_negative(self, "decay")
         if not self.tau > 0:
             refuse("tau", self.tau, "a sigmoid has a width", "write 0.01")
 

@@ -22,23 +22,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn, optim
 
-from nmlearn.errors import AttachError, ConfigError, DataError
+from nmlearn.errors import AttachError, DataError, settle
 from nmlearn.maths import masks
 from nmlearn.maths.groups import Grouping
 from nmlearn.maths.inputs import Inputs, finite, from_rows, to_rows
 from nmlearn.maths.pattern import Pattern
 from nmlearn.maths.reconstruction import refit_pcg
+from nmlearn.methods.options import PREFIX, refuse
 from nmlearn.native.training import ScorePass, score_step_
 
 State = dict[str, Tensor]
 Setting = int | float | tuple[float, ...]
 Needs = Literal["nothing", "sums", "gram"]
 DENSE = "dense"  # the key of the dense weight behind the one in use
+GRAM = "gram"  # the key of the running Gram matrix [G, K, K] of a weight's inputs
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,10 @@ class Method:
 
     Attributes:
         pattern: the pattern N:M of every weight that no rule gives another one; text is read by :class:`Pattern`.
+
+    Raises:
+        PatternError: not a pattern.
+        ConfigError: a setting that its annotation does not allow: :func:`nmlearn.errors.settle`.
     """
 
     pattern: Pattern | str
@@ -115,11 +121,17 @@ class Method:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pattern", Pattern(self.pattern))
+        settle(self, PREFIX)
 
     @property
     def needs(self) -> Needs:
         """What calibration must have seen of each weight's inputs (:class:`nmlearn.maths.inputs.Inputs`)."""
         return "nothing"
+
+    @property
+    def follows_inputs(self) -> bool:
+        """Whether ``state["gram"]`` has to be the running Gram matrix of a weight's inputs, until it is dropped."""
+        return False
 
     # The schedule
 
@@ -240,7 +252,6 @@ class Calibrated(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("refit", self.refit, ("none", "pcg"))
         if self.refit_steps < 1:
             refuse("refit_steps", self.refit_steps, "a refit takes at least one step", "write 10")
 
@@ -323,31 +334,12 @@ def zeros_that_fit(w: Weight) -> Tensor:
     return mask_w
 
 
-def check_choice(option: str, given: object, known: Sequence[str]) -> None:
-    """Refuse a setting that is none of the known words.
-
-    Raises:
-        ConfigError: it lists them.
-    """
-    if given not in known:
-        refuse(option, repr(given), "there is no such choice", f"write {' or '.join(map(repr, known))}")
-
-
 def _plain(value: object) -> Any:
     if isinstance(value, int | float | str | None):
         return value
     if isinstance(value, tuple):
         return list(value)
     return str(value) if isinstance(value, Pattern) else "given"
-
-
-def refuse(option: str, given: object, wrong: str, fix: str) -> NoReturn:
-    """Refuse the setting of an option.
-
-    Raises:
-        ConfigError: always.
-    """
-    raise ConfigError(where=f"method.options.{option}", given=given, wrong=wrong, fix=fix)
 
 
 def grads(weights: Sequence[Weight]) -> list[Tensor]:

@@ -15,7 +15,8 @@ from nmlearn.errors import ScheduleError
 from nmlearn.maths.importance import top_of_groups
 from nmlearn.maths.inputs import Inputs
 from nmlearn.maths.pattern import Pattern
-from nmlearn.methods.method import Calibrated, Method, Needs, Setting, State, Weight, keep_top_, refuse
+from nmlearn.methods.method import Calibrated, Method, Needs, Setting, State, Weight, keep_top_
+from nmlearn.methods.options import refuse
 
 
 @dataclass(frozen=True)

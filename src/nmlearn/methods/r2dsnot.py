@@ -19,7 +19,8 @@ from torch import Tensor
 from nmlearn.maths.exchange import exchange
 from nmlearn.maths.importance import live, relative, ria, top_of_groups, wanda
 from nmlearn.maths.inputs import Inputs
-from nmlearn.methods.method import Calibrated, Weight, check_choice, refuse
+from nmlearn.methods.method import Calibrated, Weight
+from nmlearn.methods.options import check_not_negative
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,7 @@ class R2DSnoT(Calibrated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("start", self.start, ("ria", "wanda", "magnitude"))
-        check_choice("relative", self.relative, ("prune", "grow"))
-        for option in ("grow_penalty", "prune_penalty", "norm", "cycles", "threshold", "power"):
-            if not getattr(self, option) >= 0:
-                refuse(option, getattr(self, option), "it cannot be negative", "leave it out")
+        check_not_negative(self, "grow_penalty", "prune_penalty", "norm", "cycles", "threshold", "power")
 
     def solve(self, w: Weight, rows_gok: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         size, norm_gk = rows_gok.abs(), inputs.norm_gk

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nmlearn.maths import masks
 from nmlearn.methods.method import At, Method, Weight, decay_pruned_, top_magnitudes
+from nmlearn.methods.options import check_not_negative
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class SRSTE(Method):
     Attributes:
         decay: the pull on pruned weights, the paper's lambda_w; 2e-4 in the paper, 0 is the plain straight-through
             estimator.
+
+    Raises:
+        ConfigError: a negative decay.
     """
 
     decay: float = 2e-4
@@ -30,6 +34,10 @@ class SRSTE(Method):
     name: ClassVar[str] = "srste"
     holds: ClassVar[Literal["shadow"]] = "shadow"
     dense_gradient: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_not_negative(self, "decay")
 
     def learn(self, weights: Sequence[Weight], at: At) -> None:
         decay_pruned_(weights, self.decay)

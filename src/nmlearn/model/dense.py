@@ -6,6 +6,7 @@ import re
 
 from torch import nn
 
+from nmlearn.model.executed import Executed
 from nmlearn.model.found import Found
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -17,20 +18,44 @@ _FIRST = "first convolution: dense by default, as in the paper"
 _LAST = "output layer: dense by default, as in the paper"
 
 
-def dense_by_default(found: list[Found]) -> dict[str, str]:
+def dense_by_default(found: list[Found], seen: Executed | None = None) -> dict[str, str]:
     """The reasons by the weights' names, those of what PEFT added too.
 
-    Output layers are those that are named so. Without any, the last layer is taken for one, unless it repeats another
-    block's, is a gate, or the model's head is tied to an embedding.
+    Output layers are those that ended the model on an example, but for gates and what other blocks repeat. Without an
+    example they are those that are named so; without any of these, the last layer is taken for one, unless it repeats
+    another block's, is a gate, or the model's head is tied to an embedding.
+
+    Args:
+        found: all weights of a model.
+        seen: what a run on an example showed.
     """
     own = [item for item in found if not item.aside]
     layers = [item for item in own if isinstance(item.owners[0], _OUTPUTS)]
-    reasons = {item.names[0]: _LAST for item in _heads(own)}
-    if not reasons and not any(_tied_to_embedding(item) for item in own):
-        reasons = _guess(layers)
-    first = [item for item in layers if isinstance(item.owners[0], _CONVOLUTIONS)][:1]
+    reasons = _named_or_guessed(own, layers, seen) if seen is None or seen.last is None else _seen(own, layers, seen)
+    convolutions = [item for item in layers if isinstance(item.owners[0], _CONVOLUTIONS)]
+    first = convolutions[:1] if seen is None else [item for item in convolutions if item.names[0] in seen.first]
     reasons |= {item.names[0]: _FIRST for item in first}
     return reasons | {item.names[0]: item.aside for item in found if item.aside}
+
+
+def _seen(own: list[Found], layers: list[Found], seen: Executed) -> dict[str, str]:
+    """The layers that end the model, but for those tied to an embedding; attention is no layer of these kinds.
+
+    So does a layer that is named so and reaches the output, but goes on to others: boxes that masks are drawn in.
+    """
+    last = (seen.last or frozenset()) | {item.names[0] for item in _heads(own) if item.names[0] in seen.reached}
+    ends = [item for item in layers if item.names[0] in last and not (_is_gate(item) or _tied_to_embedding(item))]
+    others = [item for item in layers if item.names[0] not in last]
+    alone = [item for item in ends if not any(_same_place(item, other) for other in others)]
+    return {item.names[0]: f"{_LAST} (seen on the example)" for item in alone}
+
+
+def _named_or_guessed(own: list[Found], layers: list[Found], seen: Executed | None) -> dict[str, str]:
+    reasons = {item.names[0]: _LAST for item in _heads(own)}
+    if reasons or any(_tied_to_embedding(item) for item in own):
+        return reasons
+    lost = "on the example no layer was seen to reach the model's output: give a rule"
+    return _guess(layers, "give an example or a rule" if seen is None else lost)
 
 
 def _heads(own: list[Found]) -> list[Found]:
@@ -44,13 +69,13 @@ def _heads(own: list[Found]) -> list[Found]:
     return [item for item in last.values() if not _tied_to_embedding(item)]
 
 
-def _guess(layers: list[Found]) -> dict[str, str]:
+def _guess(layers: list[Found], advice: str) -> dict[str, str]:
     """The last layer by registration, which need not be the last that is called."""
     layers = [item for item in layers if not _is_gate(item)]
     if not layers or any(_same_place(layers[-1], other) for other in layers[:-1]):
         return {}
     last = layers[-1].names[0]
-    return {last: _LAST if f".{last}".endswith(".fc.weight") else f"{_LAST} (a guess: give a rule)"}
+    return {last: _LAST if f".{last}".endswith(".fc.weight") else f"{_LAST} (a guess: {advice})"}
 
 
 def _is_gate(item: Found) -> bool:

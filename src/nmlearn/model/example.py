@@ -1,12 +1,15 @@
-"""Examples of a model's inputs: a tensor, a tuple of arguments or a dict of keyword arguments."""
+"""Examples of a model's inputs: a tensor, a tuple of arguments or a dict of keyword arguments; and trying them."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import reprlib
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -19,6 +22,18 @@ def caller(model: nn.Module, inputs: Any) -> Callable[[], Any] | None:
     if isinstance(inputs, tuple | list):
         return lambda: model(*inputs)
     return None
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the context; afterwards each module has the mode that it had."""
+    training = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in training:
+            module.training = mode
 
 
 def wanted(model: nn.Module, forms: str) -> str:
@@ -35,3 +50,58 @@ def said(inputs: Any) -> str:
     if isinstance(inputs, tuple | list):
         return f"({', '.join(map(said, inputs))})"
     return reprlib.repr(inputs)
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """All tensors in nested tuples, lists and mappings, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return [t for item in value for t in tensors(item)] if isinstance(value, list | tuple) else []
+
+
+@contextlib.contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without gradients, uncompiled; afterwards modes, buffers and random generators are as before.
+
+    Torch's encoder layers and attention call their layers here, where their fast path would read the weights.
+    """
+    devices = {p.device for p in model.parameters()} - {torch.device("cpu"), torch.device("meta")}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    kind = next((device.type for device in devices), "cuda")
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with (
+            evaluating(model),
+            torch.no_grad(),
+            torch.random.fork_rng(devices, device_type=kind),
+            _uncompiled(),
+            _lent(model),
+        ):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """What torch compiled runs as it was written; its compiler is not imported for this, which takes seconds."""
+    compiles = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if compiles else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _lent(model: nn.Module) -> Iterator[None]:
+    """Copies in place of the buffers: not all operators that write to one say so."""
+    own = [
+        (module, dict(module._buffers)) for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)
+    ]
+    copies = {id(buffer): buffer.clone() for _, buffers in own for buffer in buffers.values() if buffer is not None}
+    try:
+        for module, buffers in own:
+            module._buffers |= {name: copies.get(id(buffer)) for name, buffer in buffers.items()}
+        yield
+    finally:
+        for module, buffers in own:
+            module._buffers.clear()
+            module._buffers.update(buffers)

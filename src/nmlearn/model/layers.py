@@ -54,6 +54,11 @@ def input_axis(module: nn.Module, own: str, parameter: nn.Parameter) -> int | st
     return "a parameter of a layer nmlearn does not know"
 
 
+def is_known(module: nn.Module) -> bool:
+    """Whether a module is a layer of a kind that is known here."""
+    return any(isinstance(module, layer) for layer, _, _ in _LAYERS) or _foreign_axis(module) is not None
+
+
 def _foreign_axis(module: nn.Module) -> int | None:
     """The axis of inputs in a layer of another library; None for one that is not known."""
     kind = type(module)

@@ -15,6 +15,7 @@ from nmlearn.maths.pattern import Pattern
 from nmlearn.methods.method import Method
 from nmlearn.model import layers, memory, trial
 from nmlearn.model.dense import dense_by_default
+from nmlearn.model.executed import execute
 from nmlearn.model.found import Found, find
 from nmlearn.model.names import plain_name
 
@@ -76,7 +77,7 @@ class Plan:
         return f"{len(self.sparse)} of {len(self.rows)} weights sparse, {some:,} of {every:,} values ({share:.1f} %)"
 
 
-def plan(model: nn.Module, method: Method, rules: Mapping[str, Rule] | None = None) -> Plan:
+def plan(model: nn.Module, method: Method, rules: Mapping[str, Rule] | None = None, example: Any | None = None) -> Plan:
     """Decide for every weight of two or more dimensions.
 
     Args:
@@ -86,14 +87,18 @@ def plan(model: nn.Module, method: Method, rules: Mapping[str, Rule] | None = No
             :class:`Grouping` where the input axis must be said. The last match wins, over the defaults too: the first
             convolution and the output layer stay dense, as in the paper. Of a model with adapters of PEFT, the names
             from before PEFT match as well; an adapter's own weights stay dense unless a rule names them (``*lora_A*``).
+        example: inputs of the model: a tensor, a tuple of arguments or a dict of keyword arguments. The model is run on
+            it once, and stays as it was, to see which layers its output comes from and which convolution is called
+            first. Without one, output layers are known by their names, or else the last layer is taken for one.
 
     Raises:
+        ConfigError: an example that the model's forward refuses.
         PlanError: a rule matches nothing, or gives a pattern to no weight that it fits.
     """
     found = list(find(model))
     overlaps = memory.shared(model.named_parameters())
     read = {glob: _read(glob, rule) for glob, rule in (rules or {}).items()}
-    defaults = dense_by_default(found)
+    defaults = dense_by_default(found, None if example is None else execute(model, found, example))
     rows: list[PlanRow] = []
     hits: dict[str, list[PlanRow]] = {glob: [] for glob in read}
     decided: dict[str, list[PlanRow]] = {glob: [] for glob in read}

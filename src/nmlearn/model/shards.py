@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nmlearn.maths.groups import Grouping
 
@@ -39,6 +39,13 @@ def gathered(state: Any) -> Any:
 def is_sharded(tensor: Tensor) -> bool:
     """Whether it is a DTensor: sharded or replicated over a mesh of ranks."""
     return hasattr(tensor, "placements")
+
+
+def reshard(model: nn.Module) -> None:
+    """Give FSDP2's modules their shards back, which an outermost one does not have after a forward without backward."""
+    for module in model.modules():
+        if any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
+            module.reshard()  # type: ignore[operator]
 
 
 def chunks(weight: Tensor, axis: int) -> list[int]:

@@ -45,6 +45,9 @@ def keeps_zeros(layer: nn.Module) -> bool | None:
             # Whole numbers of one size: their sums are exact in any order, and the zero stands out.
             weight: Tensor = twin.weight  # type: ignore[assignment]
             weight.fill_(1).select(0 if isinstance(twin, _TRANSPOSED) else 1, 0).zero_()
+            if _is_silent(twin):  # by a gain that starts at zero, as in the last layer of a branch
+                for parameter in twin.parameters():
+                    parameter.copy_(torch.where(parameter.any(), parameter, 1))
             one, other = (_call(twin, _input(twin, first)) for first in (0.25, -0.25))
             return torch.equal(one, other) if bool(one.isfinite().all()) else None
     except Exception:  # it is the forward of somebody else
@@ -67,11 +70,22 @@ def computes_as_its_class(layer: nn.Module) -> bool:
             x = _input(twin, 1.0)
             x = torch.cat([x, x], dim=-1) if isinstance(twin, _CONVOLUTIONS) else x  # dynamic padding shows there
             for tensor in (x, twin.weight):
-                tensor.copy_(noise.normal(tuple(tensor.shape), 0, 0, "trial"))  # type: ignore[operator, arg-type]
+                _fill_with_noise(tensor)  # type: ignore[arg-type]
             own, theirs = _call(twin, x), base.forward(twin, x)  # type: ignore[attr-defined]
             return own.shape == theirs.shape and bool((own - theirs).abs().max() <= 0.02 * theirs.abs().max())
     except Exception:  # it is the forward of somebody else, and another shape is an answer too
         return False
+
+
+def _is_silent(layer: nn.Module) -> bool:
+    """Whether the output is the same for an input of noise and for its opposite."""
+    x = _input(layer, 1.0)
+    _fill_with_noise(x)
+    return torch.equal(_call(layer, x), _call(layer, -x))
+
+
+def _fill_with_noise(tensor: Tensor) -> None:
+    tensor.copy_(noise.normal(tuple(tensor.shape), 0, 0, "trial"))
 
 
 def _without_hooks(layer: nn.Module) -> nn.Module:

@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from nmlearn.errors import KernelError
 from nmlearn.maths.pattern import Pattern
 from nmlearn.packed import kernels, states
 from nmlearn.packed.kernels import semi_structured, triton_decode
+from nmlearn.packed.replacement import Conv2dReplacement, Replacement
 
 
-class DecodeLinear(nn.Module):
+class DecodeLinear(Replacement):
     """A linear layer for 1 to 64 tokens that reads its weight packed (Triton).
 
     For more than 64 tokens, and on devices without the kernels, every call unpacks the weight: correct, but slower than
@@ -72,10 +73,6 @@ class DecodeLinear(nn.Module):
         """The weight as it was before packing."""
         return triton_decode.unpack(self.values, self.index, self.pattern, self.out_features, self.in_features)
 
-    def dense_state(self, name: str) -> dict[str, Tensor]:
-        """The state of the dense layer: what :func:`nmlearn.save` stores; the name is for errors."""
-        return {"weight": self.dense_weight()} | ({} if self.bias is None else {"bias": self.bias})
-
     def weight_bytes(self) -> int:
         """The bytes of values and index."""
         return self.values.nbytes + self.index.nbytes
@@ -86,7 +83,7 @@ class DecodeLinear(nn.Module):
         return f"{shape}, pattern={self.pattern}, {dtype}, bias={self.bias is not None}"
 
 
-class SemiStructured(nn.Module):
+class SemiStructured(Replacement):
     """Base of the layers on 2:4 sparse tensor cores.
 
     The buffers are those of torch's semi-structured tensor. Their order depends on the backend, and possibly on the GPU
@@ -170,13 +167,14 @@ class SemiStructuredLinear(SemiStructured):
         algorithm: int = 0,
     ):
         super().__init__(weight, bias, backend, algorithm)
+        self.out_features, self.in_features = weight.shape
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in] -> [..., out]``."""
         return self._product(x)
 
 
-class SemiStructuredConv2d(SemiStructured):
+class SemiStructuredConv2d(SemiStructured, Conv2dReplacement):
     """A 1x1 convolution, without padding and groups, on 2:4 sparse tensor cores.
 
     Args:
@@ -202,7 +200,8 @@ class SemiStructuredConv2d(SemiStructured):
             wrong = "only 1x1 convolutions are linear layers over pixels"
             raise KernelError(where="SemiStructuredConv2d", given=given, wrong=wrong, fix="leave this weight dense")
         super().__init__(weight.flatten(1), bias, backend, algorithm)
-        self.stride = stride
+        self.out_channels, self.in_channels = weight.shape[:2]
+        self.kernel_size, self.stride, self.padding, self.dilation, self.groups = (1, 1), stride, (0, 0), (1, 1), 1
 
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, in, height, width] -> [batch, out, ...]``, channels_last."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nmlearn.errors import KernelError
 from nmlearn.maths.pattern import Pattern
@@ -18,9 +18,10 @@ from nmlearn.packed import kernels, states
 from nmlearn.packed.kernels import layouts, reference
 from nmlearn.packed.kernels.checks import LARGEST
 from nmlearn.packed.kernels.layouts import Form, Layout
+from nmlearn.packed.replacement import Conv2dReplacement, Replacement
 
 
-class Packed(nn.Module):
+class Packed(Replacement):
     """Base of both.
 
     Attributes:
@@ -95,7 +96,7 @@ class Packed(nn.Module):
         if self.folded or self.scale is not None:
             wrong = "a batch norm was folded into it" if self.folded else "its values were rounded to int8"
             raise states.not_recoverable(name, self, wrong)
-        return {"weight": self.dense_weight()} | ({} if self.bias is None else {"bias": self.bias})
+        return super().dense_state(name)
 
     def weight_bytes(self) -> int:
         """The bytes of values, index and scale."""
@@ -181,7 +182,7 @@ class PackedLinear(Packed):
         return self._run(x, residual, False, *kernels.LINEAR)
 
 
-class PackedConv2d(Packed):
+class PackedConv2d(Packed, Conv2dReplacement):
     """A convolution with a packed weight; groups run along the input channels of one kernel position.
 
     Args:
@@ -216,7 +217,7 @@ class PackedConv2d(Packed):
             wrong = "the weight of a 2-D convolution is [out, in / groups, height, width]"
             raise KernelError(where=name, given=tuple(weight.shape), wrong=wrong, fix="leave this weight dense")
         super().__init__(weight, bias, form, layout, activation, int8, name)
-        self.in_channels, self.out_channels = groups * form.channels, groups * form.rows
+        self.in_channels, self.out_channels, self.kernel_size = groups * form.channels, self.rows, form.kernel
         self.stride, self.dilation = _pair(name, "stride", stride, 1), _pair(name, "dilation", dilation, 1)
         self.padding = _pair(name, "padding", padding, 0)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nmlearn.errors import ConfigError, DataError
 from nmlearn.lab import data
-from nmlearn.lab.data import text, wordnet
+from nmlearn.lab.data import labelled, text, wordnet
 from small_data import write_definitions
 
 NOUN = "00001740 {label:02} n 01 entity 0 003 ~ 00001930 n 0000 | that which is perceived; 'it was a thing'  "
@@ -26,15 +26,15 @@ def test_definitions_are_the_text_before_the_semicolon() -> None:
 
 
 def test_words_of_a_text() -> None:
-    assert wordnet.words("A dog's 2nd (best) friend") == ["a", "dog", "'", "s", "2nd", "(", "best", ")", "friend"]
+    assert labelled.words("A dog's 2nd (best) friend") == ["a", "dog", "'", "s", "2nd", "(", "best", ")", "friend"]
 
 
 @given(st.lists(st.tuples(st.text(max_size=4), st.integers(0, 23)), max_size=60))
 def test_split_keeps_equal_texts_together(definitions: list[tuple[str, int]]) -> None:
-    train, evaluation = wordnet.split(definitions)
+    train, evaluation = labelled.split(definitions)
     assert sorted(train + evaluation) == sorted(definitions)
     assert not {text for text, _ in train} & {text for text, _ in evaluation}
-    assert wordnet.split(definitions[::-1]) == (train, evaluation)
+    assert labelled.split(definitions[::-1]) == (train, evaluation)
 
 
 def test_tokens_are_padded_cut_and_below_the_vocabulary(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_tokens_are_padded_cut_and_below_the_vocabulary(tmp_path: Path) -> None:
     inputs, _ = next(task.eval_batches(100))
     assert inputs.max() < 5 and inputs.shape[1] == 4
     padded = next(data.load("wordnet", tmp_path, length=12).eval_batches(100))[0]
-    assert (padded[:, 5:] == wordnet.PADDING).all() and (padded[:, :4] != wordnet.PADDING).all()
+    assert (padded[:, 5:] == labelled.PADDING).all() and (padded[:, :4] != labelled.PADDING).all()
 
 
 def test_files_without_nouns_are_refused(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import dying
 import toy
 from nmlearn.errors import ConfigError, NMLearnError, StateError
 from nmlearn.lab.train import DataConfig, MethodConfig, OptimConfig, checkpoints, train
+from nmlearn.learn import compact
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +63,21 @@ def test_settings_newer_than_the_run_have_their_defaults(run: Path) -> None:
     assert len(older) == len(lines) - 2
     (run / "config.yaml").write_text("".join(older))
     train(toy.config(run))
+
+
+def test_masks_as_bytes_as_runs_before_wrote_them(run: Path, tmp_path: Path) -> None:
+    older = Path(shutil.copytree(run, tmp_path / "older"))
+    path = older / "checkpoints" / "last.pt"
+    state = torch.load(path, weights_only=True)
+    assert lbc(state)["state"]["keep"]["bits"].dtype == torch.uint8
+    state["sparsifier"] = compact.unpacked(state["sparsifier"])
+    assert lbc(state)["state"]["keep"].dim() == 4
+    torch.save(state, path)
+    models = []
+    for folder in (run, older):
+        train(toy.config(folder))
+        models.append((folder / "model" / "model.safetensors").read_bytes())
+    assert models[0] == models[1]
 
 
 def test_another_checkpoint_can_be_named_in_place_of_a_damaged_one(run: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 import time
 from pathlib import Path
@@ -11,10 +13,20 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+import toy
 from nmlearn import cli
 from nmlearn.cli import parsing
 from nmlearn.errors import ConfigError, NMLearnError
-from nmlearn.lab.train import CompareConfig, TrainConfig, recipe
+from nmlearn.lab.train import (
+    CompareConfig,
+    DataConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    recipe,
+    train,
+)
 
 BYTES = [b"a: \xff", b"\xfe\xffa", "a: ä".encode("utf-16"), b"\x00", b"\xef\xbb\xbfepochs: 1", b"a: \x80"]
 OPTIONS = [(kind, key) for kind in (TrainConfig, CompareConfig) for key in recipe.settings(kind)]
@@ -74,6 +86,82 @@ def test_any_values(kind: type, values: dict[str, Any]) -> None:
         assert error.where.startswith("file: ") and error.fix
     else:
         assert recipe.build(kind, recipe.loads(recipe.dumps(config))) == config
+
+
+ODD = [10**30, -(10**30), 10**400, -1, 0.5, True, math.nan, math.inf, -math.inf, 1e300, "x", None, [], [None], {}]
+SETTINGS = [(kind, key) for kind, key in OPTIONS if "properties" not in recipe.settings(kind)[key]]
+
+
+def nested_in(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+@pytest.mark.parametrize(("kind", "key"), SETTINGS)
+def test_any_value_of_any_setting_is_a_configuration_or_an_error_that_names_it(kind: type, key: str) -> None:
+    refused = 0
+    for value in ODD:
+        try:
+            config = recipe.build(kind, nested_in(key, value), "file: ")
+        except NMLearnError as error:
+            assert error.where.startswith(f"file: {key}") and error.given and error.wrong and error.fix
+            refused += 1
+        else:
+            assert recipe.build(kind, recipe.loads(recipe.dumps(config))) == config
+    assert refused > 3
+
+
+NUMBERS = [(kind, key) for kind, key in SETTINGS if recipe.settings(kind)[key].get("type") in ("integer", "number")]
+
+
+@pytest.mark.parametrize(("kind", "key"), NUMBERS)
+def test_what_no_number_of_a_recipe_can_be(kind: type, key: str) -> None:
+    """Nor one that Python code gives: then the error names the setting as its dataclass knows it."""
+    group, _, name = key.rpartition(".")
+    owner = {"": kind, "train": TrainConfig}.get(group) or OptimConfig
+    for value in (10**30 + 10**29, -(10**30), 10**400, True, math.nan, math.inf, 1e300, "1", [1]):
+        with pytest.raises(ConfigError) as caught:
+            recipe.build(kind, nested_in(key, value))
+        assert caught.value.where == key
+        with pytest.raises(ConfigError) as caught:
+            owner(**{name: value})
+        assert caught.value.where == key.removeprefix("train.")
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "where"),
+    [
+        (TrainConfig, {"optim": {"clip_norm": 0}}, "optim.clip_norm"),
+        (TrainConfig, {"optim": {"clip_norm": -1}}, "optim.clip_norm"),
+        (TrainConfig, {"optim": {"schedule": "step", "milestones": [1, -1]}}, "optim.milestones"),
+        (TrainConfig, {"threads": 5000}, "threads"),
+        (CompareConfig, {"seeds": [0, -1]}, "seeds"),
+        (CompareConfig, {"seeds": [10**30]}, "seeds"),
+        (CompareConfig, {"train": {"seed": 10**30}}, "train.seed"),
+        (CompareConfig, {"train": {"optim": {"lr": -1}}}, "train.optim.lr"),
+        (CompareConfig, {"train": {"method": {"rules": {"*": "4:2"}}}}, "train.method.rules['*']"),
+    ],
+)
+def test_numbers_without_a_meaning(kind: type, values: dict[str, Any], where: str) -> None:
+    with pytest.raises(NMLearnError) as caught:
+        recipe.build(kind, values)
+    assert caught.value.where == where
+
+
+@pytest.mark.parametrize("made", [TrainConfig, DataConfig, ModelConfig, MethodConfig, OptimConfig, CompareConfig])
+def test_python_values_of_other_types_are_named(made: type) -> None:
+    for field in dataclasses.fields(made):
+        for value in (object(), b"x", 3 + 1j, {1, 2}):
+            with pytest.raises(NMLearnError) as caught:
+                made(**{field.name: value})
+            assert caught.value.where.endswith(field.name)
+
+
+@pytest.mark.parametrize("seed", [0, 2**63 - 1])
+def test_the_ends_of_what_a_seed_can_be(seed: int, tmp_path: Path) -> None:
+    toy.register()
+    assert train(toy.config(tmp_path, seed=seed, epochs=1))["accuracy"] > 0
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

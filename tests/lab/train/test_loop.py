@@ -340,15 +340,20 @@ def test_a_pattern_that_fits_nothing_names_the_first_layers(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("options", [{}, {"refit": "pcg"}])
-def test_a_method_that_calibrates_is_refused_by_name(tmp_path: Path, options: dict[str, str]) -> None:
-    """Before anything is written; with weights that are sparse it goes on with their zeros."""
-    method = MethodConfig("oneshot" if options else "wanda", "2:4", options=options)
-    with pytest.raises(ConfigError, match=f"method.name: given {method.name}: .*calibration data"):
-        train(toy.config(tmp_path / "refused", method))
-    assert not (tmp_path / "refused").exists()
-    train(toy.config(tmp_path / "sparse", "oneshot"))
-    model = ModelConfig("toy-conv", weights=str(tmp_path / "sparse" / "model" / "model.safetensors"))
-    assert train(toy.config(tmp_path / "on", method, model, epochs=1))["density"] == 0.5
+def test_a_method_that_calibrates_sees_training_examples(tmp_path: Path, options: dict[str, str]) -> None:
+    """A killed run goes on bit for bit; weights that are sparse already keep their zeros."""
+    method = MethodConfig("oneshot" if options else "wanda", "2:4", options=options, calibrate=40)
+    whole = train(toy.config(tmp_path / "whole", method))
+    assert whole["density"] == 0.5
+    with pytest.raises(Killed):
+        train(toy.config(tmp_path / "killed", method, checkpoint_every=3), kill_after(8))
+    train(toy.config(tmp_path / "killed", method, checkpoint_every=3))
+    models = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed")]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+    model = ModelConfig("toy-conv", weights=str(tmp_path / "whole" / "model" / "model.safetensors"))
+    train(toy.config(tmp_path / "on", method, model, epochs=1))
+    on = load_file(tmp_path / "on" / "model" / "model.safetensors")
+    assert all(torch.equal(on[name] == 0, tensor == 0) for name, tensor in models[0].items() if tensor.dim() == 4)
 
 
 def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ from pathlib import Path
 from nmlearn.errors import check_name
 from nmlearn.lab.data.cifar import cifar10, cifar100
 from nmlearn.lab.data.coco import CocoOptions, coco
+from nmlearn.lab.data.csv_file import CsvOptions, csv_file
 from nmlearn.lab.data.fashion import fashion_mnist, fashion_mnist_full
 from nmlearn.lab.data.folder import FolderOptions, image_folder
+from nmlearn.lab.data.labelled import LabelledOptions
 from nmlearn.lab.data.options import ImageOptions, Limits
 from nmlearn.lab.data.task import Batch, Task
 from nmlearn.lab.data.text import TextOptions, plain_text
-from nmlearn.lab.data.wordnet import WordNetOptions, wordnet_nouns
+from nmlearn.lab.data.wordnet import wordnet_nouns
 
 __all__ = ["DATASETS", "OPTIONS", "Batch", "Task", "load"]
 
@@ -31,6 +33,7 @@ DATASETS: dict[str, Callable[..., Task]] = {
     "image-folder": image_folder,
     "coco": coco,
     "wordnet": wordnet_nouns,
+    "csv": csv_file,
     "text": plain_text,
 }
 
@@ -41,7 +44,8 @@ OPTIONS: dict[str, type[Limits]] = {
     "cifar100": ImageOptions,
     "image-folder": FolderOptions,
     "coco": CocoOptions,
-    "wordnet": WordNetOptions,
+    "wordnet": LabelledOptions,
+    "csv": CsvOptions,
     "text": TextOptions,
 }
 """The options of each data set, for listings."""

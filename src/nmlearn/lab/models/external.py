@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nmlearn.errors import ConfigError
+from nmlearn.files.tensors import load_whole
 from nmlearn.integrations import torchvision
 
 Options = dict[str, Any]
@@ -73,7 +74,7 @@ def load_backbone(model: nn.Module, state: dict[str, Tensor]) -> None:
         raise ConfigError(where="model.backbone", given=given, wrong="it has no backbone", fix=fix)
     own = {name.partition(".")[0] for name, _ in body.named_modules()}
     kept = {key: value for key, value in state.items() if key.partition(".")[0] in own}
-    body.load_state_dict(kept)
+    load_whole(body, kept)
     frozen = imported("torchvision").ops.FrozenBatchNorm2d
     for name, norm in [(n, m) for n, m in body.named_modules() if isinstance(m, nn.BatchNorm2d)]:
         still = frozen(norm.num_features, eps=norm.eps)

@@ -8,11 +8,8 @@ seconds: whether hardware makes it faster is a separate question.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
-
-import torch
-from torch import nn
 
 from nmlearn.learn.sparsifier import Sparsifier
 
@@ -22,13 +19,13 @@ class Accounting:
 
     Args:
         sparsifier: an attached one.
-        dense_flops: of each sparse weight, for one product and one example; see ``dense_flops``.
+        dense_flops: of each sparse weight, for one product, in any unit; see ``nmlearn.model.products``.
 
     Attributes:
         state_bytes: the peak size so far of what the sparsifier holds in addition to the model.
     """
 
-    def __init__(self, sparsifier: Sparsifier, dense_flops: dict[str, float]) -> None:
+    def __init__(self, sparsifier: Sparsifier, dense_flops: Mapping[str, float]) -> None:
         self._sparsifier = sparsifier
         self._flops = dense_flops
         self._seen = -1
@@ -68,55 +65,3 @@ class Accounting:
         return (
             sum(self._flops[name] * (2 * d + (1 if dense_gradient else d)) / 3 for name, d in densities.items()) / total
         )
-
-
-def dense_flops(model: nn.Module, example: torch.Tensor, weights: Iterable[str]) -> dict[str, float]:
-    """FLOPs of each weight's product in the forward of one example: 2 * elements * positions it is applied at.
-
-    Positions (pixels, tokens) come from the output of the module that owns the weight. If that module is never called,
-    they come from the nearest enclosing one (torch's attention reads its output projection's weight directly).
-
-    Args:
-        model: run once in evaluation mode; left in the mode it was in.
-        example: inputs of one example, [1, ...].
-        weights: qualified parameter names.
-    """
-    weights = list(weights)
-    around = {name: _ancestors(name) for name in weights}
-    wanted = {module for modules in around.values() for module in modules}
-    positions: dict[str, float] = {}
-    hooks = [
-        module.register_forward_hook(_recorder(name, positions))
-        for name, module in model.named_modules()
-        if name in wanted
-    ]
-    was_training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(example)
-    finally:
-        model.train(was_training)
-        for hook in hooks:
-            hook.remove()
-    elements = {name: parameter.numel() for name, parameter in model.named_parameters(remove_duplicate=False)}
-    return {
-        name: 2.0 * elements[name] * next((positions[m] for m in around[name] if m in positions), 1.0)
-        for name in weights
-    }
-
-
-def _ancestors(weight: str) -> list[str]:
-    """Names of the modules enclosing a weight, innermost first; "" is the model."""
-    parts = weight.split(".")[:-1]
-    return [".".join(parts[:end]) for end in range(len(parts), -1, -1)]
-
-
-def _recorder(name: str, positions: dict[str, float]) -> Any:
-    def record(module: nn.Module, inputs: Any, output: Any) -> None:
-        first = output[0] if isinstance(output, tuple) else output
-        if isinstance(first, torch.Tensor):
-            # Convolutions put channels second, everything else last; a module called twice is applied twice.
-            channels = first.shape[1] if first.ndim > 2 and hasattr(module, "kernel_size") else first.shape[-1]
-            positions[name] = positions.get(name, 0.0) + first.numel() / channels
-
-    return record

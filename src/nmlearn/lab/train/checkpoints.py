@@ -57,7 +57,8 @@ class Checkpoints:
             "data": self._data(),
             "model": setting.model.state_dict(),
             "optimizer": setting.optimizer.state_dict(),
-            "sparsifier": setting.sparsifier.state_dict(),
+            "sparsifier": setting.sparsifier.state_dict(compact=True),
+            "distillation": setting.distillation.state_dict() if setting.distillation else None,
             "average": setting.average.model.state_dict() if setting.average else None,
             "random": self.ranks.gather(random),
             "accounting": self.accounting.state_dict(),
@@ -117,6 +118,8 @@ class Checkpoints:
         setting, device = self.setting, self.ranks.device
         optimizer = self._checked(path, state)
         setting.sparsifier.load_state_dict(state["sparsifier"])
+        if setting.distillation is not None:
+            setting.distillation.load_state_dict(state["distillation"])
         if state["step"] != setting.sparsifier.step:
             given = f"step {state['step']} and a sparsifier of step {setting.sparsifier.step}"
             parts.refuse(path, given, "they are of two moments")
@@ -140,6 +143,12 @@ class Checkpoints:
         parts.check_tensors(path, "a model", state["model"], setting.model.state_dict())
         if average is not None:
             parts.check_tensors(path, "an average", state["average"], average.model.state_dict())
+        if setting.distillation is not None:
+            saved, now = (
+                parts.mapping(path, "a distillation", state.get("distillation")),
+                setting.distillation.state_dict(),
+            )
+            parts.check_tensors(path, "a copied teacher", saved.get("copy", {}), now.get("copy", {}))
         parts.check_tensors(path, "masks", state["masks"], setting.sparsifier.masks())
         counted = {"sum": measures, "steps": counts, "state_bytes": counts}
         parts.check_values(path, "accounting", state["accounting"], counted)

@@ -10,11 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from nmlearn.errors import ConfigError, PatternError
+from nmlearn.errors import ConfigError, PatternError, settle
 from nmlearn.maths.pattern import Pattern
 
 # How pydantic (recipe.py) validates the dataclass and those nested in it.
 STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False, "use_attribute_docstrings": True}
+_MOST = 2**31 - 1  # epochs, steps, examples: what is computed from them has 64 bits
+_MOST_THREADS = 4096  # more fail to start, within the library that starts them
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,9 @@ class DataConfig:
     """File or folder of a data set that does not come with nmlearn."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of this data set, e.g. train_limit, augment, mixup; `nmlearn doctor` lists them."""
+
+    def __post_init__(self) -> None:
+        settle(self, "data.")
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,9 @@ class ModelConfig:
     options: dict[str, Any] = field(default_factory=dict)
     """Options of this model, e.g. width; `nmlearn doctor` lists them."""
 
+    def __post_init__(self) -> None:
+        settle(self, "model.")
+
 
 @dataclass(frozen=True)
 class MethodConfig:
@@ -55,12 +63,46 @@ class MethodConfig:
     """Glob on a module or weight -> a pattern, or null for dense; the last match wins."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of this method, e.g. end; `nmlearn doctor` lists them."""
+    calibrate: int = 256
+    """Training examples whose inputs a one-shot method sees, where it needs any."""
 
     def __post_init__(self) -> None:
         check_pattern("method.pattern", self.pattern)
+        _at_least("method.calibrate", self.calibrate, 1)
+        settle(self, "method.")
         for glob, pattern in self.rules.items():
             if pattern is not None:
                 check_pattern(f"method.rules[{glob!r}]", pattern)
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """Distillation from a teacher."""
+
+    teacher: str | None = None
+    """start for the model as it is when training begins; or the folder of a finished run, whose model may be another;
+    or a safetensors file of this model. Unset: none."""
+    hidden: dict[str, float] = field(default_factory=dict)
+    """Glob on modules -> weight of the error of their outputs, relative to the variance of the teacher's."""
+    logits: float = 0.0
+    """Weight of the divergence of the logits from the teacher's."""
+    temperature: float = 2.0
+    """Temperature of the logits."""
+
+    def __post_init__(self) -> None:
+        for name, value in {"logits": self.logits, **self.hidden}.items():
+            _at_least(f"distillation.{name}" if name == "logits" else f"distillation.hidden[{name!r}]", value, 0)
+        if not self.temperature > 0:
+            where, fix = "distillation.temperature", "give a temperature, e.g. 2.0"
+            raise ConfigError(where=where, given=self.temperature, wrong="must be more than 0", fix=fix)
+        compares = bool(self.hidden or self.logits)
+        if compares != (self.teacher is not None):
+            given = (
+                "hidden or logits without a teacher" if compares else f"{self.teacher} with neither hidden nor logits"
+            )
+            wrong = "a teacher needs something to compare, and a comparison a teacher"
+            fix = "set distillation.teacher, e.g. to start, and distillation.hidden or distillation.logits, or neither"
+            raise ConfigError(where="distillation", given=given, wrong=wrong, fix=fix)
 
 
 @dataclass(frozen=True)
@@ -91,11 +133,17 @@ class OptimConfig:
     """Maximum total gradient norm, for clipping."""
 
     def __post_init__(self) -> None:
+        settle(self, "optim.")
         _at_least("optim.lr", self.lr, 0)
         _at_least("optim.weight_decay", self.weight_decay, 0)
         _at_least("optim.warmup_epochs", self.warmup_epochs, 0)
         _between("optim.momentum", self.momentum, 0, 1)
         _between("optim.label_smoothing", self.label_smoothing, 0, 1)
+        for epoch in self.milestones:
+            _at_least("optim.milestones", epoch, 0)
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            wrong, fix = "must be above 0: by no other norm can a gradient be clipped", "give null for no clipping"
+            raise ConfigError(where="optim.clip_norm", given=self.clip_norm, wrong=wrong, fix=fix)
         if (self.schedule == "step") != bool(self.milestones):
             raise ConfigError(
                 where="optim.milestones",
@@ -120,6 +168,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     epochs: int = 8
     """Passes over the training data."""
@@ -159,10 +208,12 @@ class TrainConfig:
     from the folder's own once that is later)."""
 
     def __post_init__(self) -> None:
+        settle(self, "")
         for name in ("epochs", "batch_size", "accumulate", "eval_batch_size", "log_every", "eval_every"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("seed", "threads", "checkpoint_every"):
-            _at_least(name, getattr(self, name), 0)
+            _between(name, getattr(self, name), 1, _MOST)
+        _at_least("seed", self.seed, 0)
+        _between("threads", self.threads, 0, _MOST_THREADS)
+        _between("checkpoint_every", self.checkpoint_every, 0, _MOST)
         _between("ema", self.ema, 0, 1)
 
     @property
@@ -173,6 +224,44 @@ class TrainConfig:
         pattern = "" if self.method.name == "dense" else "-" + self.method.pattern.replace(":", "of")
         model = self.model.name.replace(":", "-").replace("/", "-")
         return f"runs/{self.data.name}-{model}-{self.method.name}{pattern}-s{self.seed}"
+
+
+@dataclass(frozen=True)
+class SparsifyConfig:
+    """From a pretrained model to a sparse one."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    pattern: str = "2:4"
+    """N:M, N of M kept."""
+    speedup: float | None = None
+    """Instead of one pattern: choose one for each layer, for this speedup of the whole model on this machine."""
+    rules: dict[str, str | None] = field(default_factory=dict)
+    """Glob on a module or weight -> a pattern, or null for dense; the last match wins."""
+    steps: int = 200
+    """Optimizer steps of fine-tuning; 0 stops after pruning and compensation."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW. Sparse models want more than dense ones, about three times at 1:4."""
+    batch_size: int = 32
+    """Examples per optimizer step."""
+    dense: bool = False
+    """Also fine-tune the dense model in the same way, and tell the difference."""
+    accelerate: bool = True
+    """Measure how much faster the packed kernels are."""
+    seed: int = 0
+    """Determines batches and a new classifier."""
+    threads: int = 0
+    """Number of torch threads; 0 leaves it to torch."""
+    out: str = "sparse"
+    """Folder for the sparse model."""
+
+    def __post_init__(self) -> None:
+        check_pattern("pattern", self.pattern)
+        for name, least in (("steps", 0), ("batch_size", 1), ("threads", 0)):
+            if getattr(self, name) < least:
+                given, fix = getattr(self, name), f"give at least {least}"
+                raise ConfigError(where=name, given=given, wrong=f"less than {least}", fix=fix)
 
 
 @dataclass(frozen=True)
@@ -200,9 +289,12 @@ class CompareConfig:
     """Folder for the results file NAME.json."""
 
     def __post_init__(self) -> None:
-        _at_least("jobs", self.jobs, 1)
-        for pattern in self.patterns:
+        for pattern in self.patterns if isinstance(self.patterns, list | tuple) else ():
             check_pattern("patterns", pattern)
+        settle(self, "")
+        _at_least("jobs", self.jobs, 1)
+        for seed in self.seeds:
+            _at_least("seeds", seed, 0)
         for name in ("methods", "patterns", "seeds"):
             _some_once(name, getattr(self, name))
         for method in self.options:
@@ -241,7 +333,7 @@ def check_pattern(where: str, given: object) -> None:
 
 
 def _at_least(where: str, given: float, low: float) -> None:
-    if not given >= low:  # not (given < low): NaN is refused too
+    if given < low:
         raise ConfigError(where=where, given=given, wrong=f"must be at least {low}", fix="give another value")
 
 

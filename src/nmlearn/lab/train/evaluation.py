@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -45,6 +47,19 @@ def to_device(batch: Any, device: torch.device, config: TrainConfig) -> Any:
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         return batch.to(device, non_blocking=True, memory_format=layout)
     return batch.to(device, non_blocking=True)
+
+
+def example(task: Task, device: torch.device, config: TrainConfig) -> Any:
+    """The inputs of one evaluation example: the same in every process and run, and nothing of what training draws."""
+    inputs, _ = next(iter(task.eval_batches(1)))
+    return to_device(inputs[:1], device, config)
+
+
+def inputs(task: Task, count: int, device: torch.device, config: TrainConfig) -> Iterator[Any]:
+    """Batches of the inputs of so many training examples, or of all; the same in every process."""
+    size = min(config.batch_size, count, task.train_size)
+    for x, _ in itertools.islice(task.train_batches(size, epoch=0, seed=config.seed), max(1, count // size)):
+        yield to_device(x, device, config)
 
 
 def autocast(device: torch.device, config: TrainConfig) -> AbstractContextManager[object]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from nmlearn.errors import StateError
 from nmlearn.lab.data import Batch
 from nmlearn.lab.train import evaluation, optim, recipe
-from nmlearn.lab.train.accounting import Accounting, dense_flops
+from nmlearn.lab.train.accounting import Accounting
 from nmlearn.lab.train.checkpoints import Checkpoints, refuse_other
 from nmlearn.lab.train.config import TrainConfig
 from nmlearn.lab.train.environment import environment
@@ -30,6 +30,7 @@ from nmlearn.lab.train.folder import RunFolder, save_model
 from nmlearn.lab.train.journal import Journal, Listener, MaskWatch, Stopwatch
 from nmlearn.lab.train.ranks import Ranks, joined
 from nmlearn.lab.train.setting import Setting, setting
+from nmlearn.model.products import multiply_adds
 
 # Values of the last evaluation in the final event and the summary; the last two are only for detectors.
 SCORES = ("loss", "accuracy", "bits_per_byte", "ema_accuracy", "box_ap", "mask_ap")
@@ -75,7 +76,7 @@ class _Training:
         self, config: TrainConfig, run: RunFolder, ranks: Ranks, listener: Listener | None, parts: Setting
     ) -> None:
         self.config, self.folder, self.ranks, self.setting = config, run, ranks, parts
-        self.accounting = Accounting(self.setting.sparsifier, self._dense_flops())
+        self.accounting = Accounting(self.setting.sparsifier, self._products())
         self.masks = MaskWatch(self.setting.sparsifier)
         self.watch = Stopwatch()
         self.losses: list[Tensor] = []
@@ -143,7 +144,10 @@ class _Training:
         inputs = evaluation.to_device(inputs, self.ranks.device, self.config)
         with evaluation.autocast(self.ranks.device, self.config):
             forward, smoothing = self.setting.forward, self.config.optim.label_smoothing
-            return evaluation.training_loss(forward, inputs, targets, smoothing) / self.config.accumulate
+            loss = evaluation.training_loss(forward, inputs, targets, smoothing)
+            if self.setting.distillation is not None:
+                loss = loss + self.setting.distillation.loss()
+            return loss / self.config.accumulate
 
     def _leave_out(self) -> None:
         """Replaces a step whose loss is not finite: nothing is learned, and the schedule advances."""
@@ -186,9 +190,17 @@ class _Training:
             lr=self.setting.optimizer.param_groups[0]["lr"],
             examples_per_second=len(values) * self.config.batch_size / max(seconds, 1e-9),
             seconds=self.watch.seconds,
+            **self._taught(),
         )
         self.losses, self._logged_seconds = [], self.watch.seconds
         self.journal.write("sparsity", self.step, **self.masks.look())
+
+    def _taught(self) -> dict[str, float]:
+        """The part of the last loss that a teacher has, on the first process."""
+        distillation = self.setting.distillation
+        if distillation is None or distillation.last is None:
+            return {}
+        return {"distillation": float(distillation.last)}
 
     def _save(self) -> None:
         """Write a checkpoint, only if all weights are finite: it must be worth going back to."""
@@ -257,10 +269,10 @@ class _Training:
         )
         return islice(parts, (self.setting.steps_per_epoch - done) * accumulate)
 
-    def _dense_flops(self) -> dict[str, float]:
-        inputs, _ = next(iter(self.setting.task.eval_batches(1)))
-        example = evaluation.to_device(inputs[:1], self.ranks.device, self.config)
-        return dense_flops(self.setting.model, example, [row.name for row in self.setting.sparsifier.plan.sparse])
+    def _products(self) -> dict[str, int]:
+        setting = self.setting
+        weights = [row.name for row in setting.sparsifier.plan.sparse]
+        return multiply_adds(setting.model, lambda: setting.model(setting.example), weights)
 
     def _begin(self, resumed: bool) -> None:
         if self.ranks.first:

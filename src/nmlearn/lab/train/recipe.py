@@ -95,8 +95,13 @@ def load(path: str | Path) -> dict[str, Any]:
 
 def dumps(config: Any) -> str:
     """YAML text of a configuration dataclass; text that YAML 1.1 readers would read as a number is quoted too."""
+    return written(to_dict(config))
+
+
+def written(values: Mapping[str, Any]) -> str:
+    """The same of nested mappings, such as a part of a recipe."""
     text = io.StringIO()
-    _yaml(writes=True).dump(to_dict(config), text)
+    _yaml(writes=True).dump(dict(values), text)
     return text.getvalue()
 
 
@@ -119,18 +124,19 @@ def build(kind: type[Config], values: Mapping[str, Any], where: str = "") -> Con
     """
     from pydantic import ValidationError
 
+    text = _json(values, where)
     try:
-        return _adapter(kind).validate_json(_json(values, where))  # type: ignore[arg-type]
+        return _adapter(kind).validate_json(text)  # type: ignore[arg-type]
     except ValidationError as error:
         raise _explained(settings(kind), error.errors()[0], where) from None
     except NMLearnError as error:  # by the checks of the dataclasses, which know no file
-        place = error.where if error.where.startswith(where) else f"{where}{error.where}"
+        place = f"{where}{_whole_key(error.where, settings(kind))}"
         raise type(error)(where=place, given=error.given, wrong=error.wrong, fix=error.fix) from None
 
 
 def settings(kind: type) -> dict[str, Schema]:
     """The JSON schema of every setting of a configuration, and of every group of settings, by its dotted key."""
-    whole = _adapter(kind).json_schema()
+    whole = _schema(kind)
 
     def walk(schema: Schema, prefix: str) -> Iterator[tuple[str, Schema]]:
         for name, field in schema["properties"].items():
@@ -183,6 +189,13 @@ def _explained(known: Mapping[str, Schema], error: Any, where: str) -> ConfigErr
     return ConfigError(where=f"{where}{key}", given=given, wrong=wrong, fix=fix)
 
 
+def _whole_key(key: str, known: Iterable[str]) -> str:
+    """The key that a dataclass names, within the one that contains it: ``train.seed`` in a comparison."""
+    base = key.partition("[")[0]
+    above = [each.removesuffix(base) for each in known if each.endswith(f".{base}")]
+    return key if base in known or not above else above[0] + key
+
+
 def _unknown(name: str, prefix: str, known: Iterable[str], where: str) -> ConfigError:
     siblings = [rest for key in known if key.startswith(prefix) and "." not in (rest := key.removeprefix(prefix))]
     near = nearest(name, siblings) or nearest(name, known)
@@ -215,6 +228,12 @@ def _adapter(kind: Any) -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
+
+
+@functools.cache
+def _schema(kind: Any) -> Schema:
+    schema: Schema = _adapter(kind).json_schema()
+    return schema
 
 
 def _yaml(writes: bool = False) -> Any:

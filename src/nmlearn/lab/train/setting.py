@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,15 +15,19 @@ import nmlearn.lab.data
 import nmlearn.lab.models
 import nmlearn.methods
 from nmlearn.errors import ConfigError, FormatError, PlanError
+from nmlearn.files.tensors import load_whole
 from nmlearn.lab.data import Task
-from nmlearn.lab.train import optim
+from nmlearn.lab.train import evaluation, optim, recipe
 from nmlearn.lab.train.average import Average
 from nmlearn.lab.train.config import DataConfig, ModelConfig, TrainConfig
+from nmlearn.lab.train.folder import RunFolder
 from nmlearn.lab.train.journal import summary_writer
 from nmlearn.lab.train.ranks import Ranks
+from nmlearn.learn.distillation import Distillation
 from nmlearn.learn.sparsifier import Sparsifier
 from nmlearn.methods.method import Method
 
+START = "start"  # the teacher that is the model at the beginning
 _SHOWN = 4  # weights that an error names
 
 
@@ -33,19 +38,23 @@ class Setting:
     Attributes:
         model: the plain module.
         forward: what training calls, i.e. the model or its DDP or compiled wrapper.
+        example: inputs of one example, the same in all processes.
         steps_per_epoch, total_steps: optimizer steps.
         part_size: examples that a process computes at once: batch_size / (processes * accumulate).
+        distillation: attached, if the recipe names a teacher.
     """
 
     task: Task
     model: nn.Module
     forward: nn.Module
+    example: Any
     sparsifier: Sparsifier
     optimizer: torch.optim.Optimizer
     average: Average | None
     steps_per_epoch: int
     total_steps: int
     part_size: int
+    distillation: Distillation | None = None
 
 
 def setting(config: TrainConfig, ranks: Ranks) -> Setting:
@@ -65,19 +74,26 @@ def setting(config: TrainConfig, ranks: Ranks) -> Setting:
     steps_per_epoch = _steps(config, task)
     torch.manual_seed(config.seed)
     model = build_model(config.model, task)
+    distillation = _distillation(config, task)
     # From now on the generators are used for dropout, which must differ between processes.
     torch.manual_seed(config.seed + ranks.rank)
     model = model.to(ranks.device)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    method = nmlearn.methods.build(config.method.name, config.method.pattern, **config.method.options)
+    example = evaluation.example(task, ranks.device, config)
+    sparsifier = _sparsifier(model, method, config, example)
+    if distillation is not None:
+        distillation.attach(model)  # first: a copy is made of the dense model
+    if method.needs != "nothing" and not _sparse(sparsifier):
+        sparsifier.apply([(x,) for x in evaluation.inputs(task, config.method.calibrate, ranks.device, config)])
     average = Average(model, config.ema) if config.ema else None
     optimizer = optim.build(model, config.optim)
-    method = nmlearn.methods.build(config.method.name, config.method.pattern, **config.method.options)
-    sparsifier = _sparsifier(model, method, config)
     total_steps = steps_per_epoch * config.epochs
     forward = _wrapped(model, config, ranks)  # first: attach reads the weights that all ranks share
     sparsifier.attach(optimizer, total_steps, travels=False)
-    return Setting(task, model, forward, sparsifier, optimizer, average, steps_per_epoch, total_steps, part_size)
+    parts, counts = (task, model, forward, example, sparsifier, optimizer, average), (steps_per_epoch, total_steps)
+    return Setting(*parts, *counts, part_size, distillation)
 
 
 def check(configs: Sequence[TrainConfig]) -> None:
@@ -100,18 +116,53 @@ def check(configs: Sequence[TrainConfig]) -> None:
     _steps(first, task)
     model = build_model(first.model, task)
     optim.build(model, first.optim)
+    example = evaluation.example(task, torch.device("cpu"), first)
     for method in made:
-        _sparsifier(model, method, first)
+        _sparsifier(model, method, first, example)
+    distillation = _distillation(first, task)
+    if distillation is not None:
+        distillation.check(model)
 
 
-def _sparsifier(model: nn.Module, method: Method, config: TrainConfig) -> Sparsifier:
+def _distillation(config: TrainConfig, task: Task) -> Distillation | None:
+    """The distillation of a recipe, not attached yet; None without a teacher.
+
+    Raises:
+        ConfigError: a folder without a finished run, or a model that refuses its settings.
+        FormatError: a file that is missing, or belongs to another model.
+    """
+    given = config.distillation
+    if given.teacher is None:
+        return None
+    teacher: Any = "copy"
+    if given.teacher != START:
+        path, model = Path(given.teacher), config.model
+        if path.is_dir():
+            path, model = _finished(path)
+        teacher = build_model(replace(model, weights=None), task)
+        load_weights(teacher, path, "distillation.teacher")
+        if config.channels_last:
+            teacher = teacher.to(memory_format=torch.channels_last)
+    return Distillation(teacher, hidden=given.hidden, logits=given.logits, temperature=given.temperature)
+
+
+def _finished(path: Path) -> tuple[Path, ModelConfig]:
+    """The file of a finished run's model, and what builds it."""
+    folder = RunFolder(path)
+    written = folder.config()
+    if written is None or folder.summary() is None:
+        fix = "give the folder of a finished run, a safetensors file, or start"
+        raise ConfigError(where="distillation.teacher", given=path, wrong="no finished run is there", fix=fix)
+    return folder.model, recipe.build(TrainConfig, written, f"{path}: ").model
+
+
+def _sparsifier(model: nn.Module, method: Method, config: TrainConfig, example: Any) -> Sparsifier:
     """The sparsifier.
 
     Raises:
         PlanError: no weight would be sparse; it names the first layers and why.
-        ConfigError: the method chooses by calibration data, and the model has yet to get its zeros.
     """
-    sparsifier = Sparsifier(model, method, rules=dict(config.method.rules))
+    sparsifier = Sparsifier(model, method, rules=dict(config.method.rules), example=(example,))
     rows = sparsifier.plan.rows
     if not sparsifier.plan.sparse:
         reasons = "; ".join(f"{row.name}: {row.reason}" for row in rows[:_SHOWN])
@@ -119,14 +170,12 @@ def _sparsifier(model: nn.Module, method: Method, config: TrainConfig) -> Sparsi
         wrong = f"no weight of {config.model.name} would be sparse: {reasons}{more}"
         fix = "give a pattern whose M divides the layers' inputs, such as 2:4, or other rules; nmlearn plan shows all"
         raise PlanError(where="method.pattern", given=method.pattern, wrong=wrong, fix=fix)
-    if method.needs != "nothing" and any(row.grouping.violation(row.parameter != 0) for row in sparsifier.plan.sparse):
-        raise ConfigError(
-            where="method.name",
-            given=method.name,
-            wrong="it chooses the mask by calibration data, which a recipe does not have",
-            fix="call sparsifier.apply(batches) in a script, save the model, and name it as model.weights",
-        )
     return sparsifier
+
+
+def _sparse(sparsifier: Sparsifier) -> bool:
+    """Whether the weights, say of ``model.weights``, have their zeros already."""
+    return not any(row.grouping.violation(row.parameter != 0) for row in sparsifier.plan.sparse)
 
 
 def _check_precision(config: TrainConfig, task: Task) -> None:
@@ -155,15 +204,18 @@ def build_model(config: ModelConfig, task: Task) -> nn.Module:
     return model
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, where: str = "model.weights") -> None:
     """Load a safetensors file into a model; all keys must match exactly.
+
+    Args:
+        where: the setting that names the file, for errors.
 
     Raises:
         FormatError: the file is missing or not a safetensors file, or its keys or shapes belong to another model.
     """
     fix = "give a safetensors file of the same model, built with the same model.options"
-    with _refusing("model.weights", path, model, fix):
-        model.load_state_dict(_tensors(path))
+    with _refusing(where, path, model, fix):
+        load_whole(model, _tensors(path))
 
 
 def load_backbone(model: nn.Module, path: Path) -> None:
@@ -191,7 +243,7 @@ def _refusing(where: str, path: Path, model: nn.Module, fix: str) -> Iterator[No
 
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:  # the last from a module with versions
         wrong = f"cannot be loaded into {type(model).__name__}: {error}"
         raise FormatError(where=where, given=path, wrong=wrong, fix=fix) from error
 
