@@ -32,6 +32,9 @@ NAME = "\x1b]0;x\x07\x1b[2J\r\u202e\u2066\nok\x9b31m\b[red]:smile:"
 SHOWN = r"\x1b]0;x\x07\x1b[2J\r\u202e\u2066\nok\x9b31m\x08[red]:smile:"
 
 
+TOY = ("--data", "toy", "--steps", "0", "--batch_size", "10", "--accelerate", "false")
+
+
 def hostile_net(classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     net = nn.Sequential(nn.Flatten())
     net.add_module(NAME, nn.Linear(input_shape[0] * toy.SIZE**2, 16))
@@ -118,6 +121,7 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert SHOWN in shown(capsys, "report", folder)
     assert SHOWN in shown(capsys, "plan", "--config", path)
     assert SHOWN in shown(capsys, "plan", "--config", path, "--method.rules", json.dumps({NAME: "2:4"}))
+    assert SHOWN in shown(capsys, "sparsify", "hostile", *TOY, "--out", tmp_path / f"sparse{NAME}")
     assert SHOWN in shown(capsys, "plan", "--config", path, "--method.rules", json.dumps({f"{NAME}.*": None}))
 
 

@@ -15,6 +15,7 @@ from nmlearn.cli import console
 from nmlearn.lab import bench, data
 from nmlearn.lab.train import recipe, train
 
+TOY = ["--data", "toy", "--steps", "0", "--batch_size", "10", "--accelerate", "false"]
 # {run} is a finished run, {model} its model, {out} a path that is free, PATH the one that no file can have.
 WORDS = {
     ("inspect", "path"): ["inspect", "PATH"],
@@ -36,6 +37,10 @@ WORDS = {
     ("compare", "--config"): ["compare", "--config", "PATH"],
     ("compare", "--out"): ["compare", "--out", "PATH"],
     ("plan", "--config"): ["plan", "--config", "PATH"],
+    ("plan", "--write"): ["plan", "--config", "{recipe}", "--parameters", "0.5", "--write", "PATH"],
+    ("sparsify", "MODEL"): ["sparsify", "PATH", "a.csv"],
+    ("sparsify", "DATA"): ["sparsify", "toy-conv", "PATH"],
+    ("sparsify", "--out"): ["sparsify", "toy-conv", *TOY, "--out", "PATH"],
 }
 WORDS |= {
     (f"train on {name}", "--data.path"): ["train", "--data", name, "--data.path", "PATH"] for name in data.DATASETS

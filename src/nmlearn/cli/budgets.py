@@ -44,7 +44,8 @@ def run(config: PlanConfig, model: Any, task: Any) -> None:
             batches=batches,
             rules=dict(config.method.rules),
         )
-    console.out.print(str(found), soft_wrap=True)  # a wide table that can be searched, and no folded cells
+    for line in str(found).split("\n"):  # a wide table that can be searched, and no folded cells
+        console.out.print(line, soft_wrap=True)
     if config.model.weights is None and not config.model.options.get("pretrained"):
         console.out.print(_UNTRAINED, style="yellow")
     if config.write is not None:

@@ -87,7 +87,8 @@ def _show(found: Found, config: SparsifyConfig) -> None:
         table.add_row(f"{part} took", console.duration(seconds))
     table.add_row("model", str(Path(config.out)))
     console.out.print(table)
-    console.out.print(f"\n{_next(config)}", soft_wrap=True)
+    console.out.print()
+    console.out.print(_next(config), soft_wrap=True)
 
 
 def _next(config: SparsifyConfig) -> str:
