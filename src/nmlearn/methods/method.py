@@ -197,6 +197,17 @@ class Method:
         """What the input gradient is computed with, where ``other_backward``. Pure, as :meth:`used`."""
         return self.used(w, at)
 
+    def impossible(self, w: Weight) -> str:
+        """What a loaded state holds that no training comes to, for an error; empty where there is nothing.
+
+        Args:
+            w: with the loaded ``state`` and ``setting``; types, shapes and that numbers are finite have been checked.
+        """
+        setting = self.setting(w.pattern, 0.0) if w.setting is None else w.setting
+        if masks.KEEP not in w.state or not self.settled(w.pattern, setting):
+            return ""
+        return dataclasses.replace(w.grouping, pattern=self.final(w)).violation(masks.from_bits(w.state[masks.KEEP]))
+
     # What it has come to
 
     def mask(self, w: Weight) -> Tensor:
@@ -334,6 +345,13 @@ def _plain(value: object) -> Any:
     if isinstance(value, tuple):
         return list(value)
     return str(value) if isinstance(value, Pattern) else "given"
+
+
+def wrong_counts(w: Weight, count: int) -> str:
+    """In how many groups the mask of a state keeps another number of weights, for an error; empty where in none."""
+    kept = (w.grouping.view(w.state[masks.KEEP]) != 0).sum(-1)
+    wrong = int((kept != count).sum())
+    return f"{wrong:,} of {kept.numel():,} groups do not keep {count} weights, as all have to here" if wrong else ""
 
 
 def grads(weights: Sequence[Weight]) -> list[Tensor]:
