@@ -274,8 +274,8 @@ class Attachment:
 
     def _checked(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
         """The state, unpacked."""
-        plain, shapes = compact.unpacked(saved), {w.name: w.shapes for w in self.weights}
-        states.check_same(plain, self.state_dict(), shapes, self.method.ended)
+        plain = compact.unpacked(saved)
+        states.check_same(plain, self.state_dict(), self.weights, self.method)
         return plain
 
     @torch.no_grad()

@@ -6,7 +6,9 @@ before the first is used, and a refused state has changed nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
@@ -15,8 +17,7 @@ from torch import Tensor
 from nmlearn.errors import StateError
 from nmlearn.learn.weight import SparseWeight
 from nmlearn.maths import masks
-from nmlearn.maths.pattern import Pattern
-from nmlearn.methods.method import Method
+from nmlearn.methods.method import DENSE, Method, Setting
 from nmlearn.model.shards import local, placed
 
 FORMAT = 1
@@ -47,22 +48,19 @@ def saved(
 
 
 def check_same(
-    saved: Mapping[str, Any],
-    now: Mapping[str, Any],
-    shapes: Mapping[str, Mapping[str, tuple[int, ...]]],
-    ended: Callable[[Pattern, Any], bool],
+    saved: Mapping[str, Any], now: Mapping[str, Any], weights: Iterable[SparseWeight], method: Method
 ) -> None:
-    """Check that a saved state belongs to this sparsifier.
+    """Check that a saved state belongs to this sparsifier, and that training comes to such values.
 
     Args:
         saved: what is to be loaded; anything at all may stand in it.
         now: the state of the sparsifier that is to load it.
-        shapes: of the tensors that each weight's state may have; a schedule that has ended needs fewer of them.
-        ended: whether a pattern's schedule has, at a saved value.
+        weights: those of the sparsifier; a schedule that has ended needs fewer tensors of a weight.
+        method: says what its schedule and its tensors come to.
 
     Raises:
-        StateError: the first difference, by name. Values within tensors are not compared but for masks, whose bits are
-            used as they are: a weight that was lost (NaN) may be part of a state.
+        StateError: the first difference, by name; a mask, a score or a count that is none. A dense weight that was lost
+            (NaN) may be part of a state.
     """
     _check_mapping("state_dict", saved)
     for key in ("format", "method"):
@@ -77,35 +75,62 @@ def check_same(
     for key in ("step", "advances"):
         if not counts(saved[key]):
             _refuse(key, saved[key], "it counts something, so it is a whole number that is not negative")
-    steps = saved.get("steps", [])
-    if not isinstance(steps, list) or not all(counts(each) for each in steps):
-        _refuse("steps", steps, "it counts the steps of each of several optimizers")
-    _check_weights(saved, now["weights"], shapes, ended)
+    step, steps = saved["step"], saved.get("steps", [])
+    if not isinstance(steps, list) or not all(counts(each) for each in steps) or min(steps, default=step) != step:
+        _refuse("steps", steps, "it counts the steps of each of several optimizers, which all have done `step` of them")
+    _check_weights(saved, now["weights"], weights, method)
 
 
 def _check_weights(
-    saved: Mapping[str, Any],
-    ours: Mapping[str, Any],
-    shapes: Mapping[str, Mapping[str, tuple[int, ...]]],
-    ended: Callable[[Pattern, Any], bool],
+    saved: Mapping[str, Any], ours: Mapping[str, Any], weights: Iterable[SparseWeight], method: Method
 ) -> None:
-    theirs = saved["weights"]
+    theirs, step = saved["weights"], saved["step"]
+    progress = min(1.0, step / saved["total_steps"])
     _check_mapping("weights", theirs)
     for name in [*theirs, *ours]:
         if name not in theirs or name not in ours:
             here = "it is dense under this sparsifier" if name in theirs else "the saved state does not have it"
             _refuse(name, "a weight of one side only", here)
-    for name, mine in ours.items():
-        entry = theirs[name]
+    for w in weights:
+        name, mine, entry = w.name, ours[w.name], theirs[w.name]
         _check_keys(name, entry, mine)
         if not equal(entry["pattern"], mine["pattern"]):
             _refuse(name, entry["pattern"], f"this sparsifier gives it {mine['pattern']}")
         value = entry["value"]
-        if value is None and saved["step"]:  # as a new sparsifier has it: a partial read left it there
+        if value is None and step:  # as a new sparsifier has it: a partial read left it there
             _refuse(name, "nothing", "the saved state does not have it")
-        if value is not None and not measures(value):
-            _refuse(f"{name} value", value, "what its schedule has come to is a number that is not negative")
-        _check_tensors(name, entry["state"], mine["state"], shapes[name], ended(Pattern(mine["pattern"]), value))
+        expected = method.setting(w.grouping.pattern, progress)
+        if value is not None and not _same_setting(value, expected):
+            _refuse(f"{name} value", value, f"by step {step} its schedule has come to {expected}")
+        keys = needed(w.shapes, method.ended(w.grouping.pattern, value))
+        _check_tensors(name, entry["state"], mine["state"], w.shapes, keys)
+        _check_values(w, {key: local(entry["state"][key]) for key in keys}, value, method)
+
+
+def _same_setting(saved: object, expected: Setting) -> bool:
+    """Whether a saved value is that of the schedule; another machine may have rounded it otherwise."""
+    if isinstance(expected, tuple):
+        parts = saved if isinstance(saved, tuple) and len(saved) == len(expected) else ()
+        return len(parts) == len(expected) and all(map(_same_setting, parts, expected))
+    alike = measures(saved) and isinstance(saved, float) == isinstance(expected, float)
+    return alike and math.isclose(saved, expected, rel_tol=1e-9, abs_tol=1e-12)  # type: ignore[arg-type]
+
+
+def _check_values(w: SparseWeight, state: dict[str, Tensor], value: Setting | None, method: Method) -> None:
+    """Refuse numbers that are not finite, sums of squares and counts below 0, and what the method knows to be wrong."""
+    for key, tensor in state.items():
+        if not tensor.is_floating_point() or key == DENSE or not tensor.numel():
+            continue
+        least, most = torch.aminmax(tensor)
+        if not bool(torch.stack([least, most]).isfinite().all()):
+            _refuse(f"{w.name} {key}", "numbers that are not finite", "the run was lost before this was saved")
+        if key.endswith((".step", "_sq")) and float(least) < 0:
+            _refuse(f"{w.name} {key}", f"{float(least):g}", "steps and sums of squares are not negative")
+        if key.endswith(".step") and not bool((tensor == tensor.trunc()).all()):
+            _refuse(f"{w.name} {key}", f"{float(least):g}", "it counts steps")
+    wrong = method.impossible(replace(w.seen(), state=state, setting=value))
+    if wrong:
+        _refuse(w.name, "values that no training comes to", wrong)
 
 
 def _check_mapping(name: str, saved: object) -> None:
@@ -140,7 +165,7 @@ def _check_tensors(
     saved: Mapping[str, Tensor],
     mine: Mapping[str, Tensor],
     shapes: Mapping[str, tuple[int, ...]],
-    ended: bool,
+    keys: Iterable[str],
 ) -> None:
     _check_mapping(f"{name} state", saved)
     for key, tensor in saved.items():
@@ -151,7 +176,7 @@ def _check_tensors(
             have = f"has shape {shapes[key]}" if key in shapes else "has no such tensor"
             _refuse(where, f"shape {tuple(tensor.shape)}", f"this sparsifier {have}")
         _check_dtype(where, tensor, mine.get(key))
-    for key in needed(shapes, ended):
+    for key in keys:
         if key not in saved:
             what = "mask" if key == masks.KEEP else key
             _refuse(f"{name} {key}", "nothing", f"the saved state has no {what} for this weight")

@@ -54,6 +54,17 @@ def combinations_(
     return kept
 
 
+def held(alive_gc: Tensor, pattern: Pattern) -> Tensor:
+    """The weights that a combination alive holds: bool ``[..., M]``."""
+    t_cm = table(pattern, alive_gc.device, torch.float32)
+    rows = alive_gc.reshape(-1, len(t_cm))
+    kept = torch.empty(len(rows), pattern.m, dtype=torch.bool, device=alive_gc.device)
+    step = max(1, _SCORES_AT_ONCE // len(t_cm))
+    for some, out in zip(rows.split(step), kept.split(step), strict=True):
+        out.copy_((some.float() @ t_cm) > 0)
+    return kept.view(*alive_gc.shape[:-1], pattern.m)
+
+
 def weights(kept_gm: Tensor, s_gm: Tensor, left: int) -> Tensor:
     """Leave the ``left`` best-scored weights of those each group keeps: bool ``[..., M]``; the first wins ties."""
     return masks.top(s_gm.masked_fill(~kept_gm, -math.inf), left)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from nmlearn.maths.inputs import Inputs
 from nmlearn.maths.splitting import split
-from nmlearn.methods.method import Calibrated, Needs, Weight
+from nmlearn.methods.calibrated import Calibrated
+from nmlearn.methods.method import Needs, Weight
 from nmlearn.methods.options import refuse
 
 

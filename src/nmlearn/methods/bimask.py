@@ -85,6 +85,11 @@ class BiMask(Method):
         w.state["rows"].copy_(orders[max(range(len(kept)), key=kept.__getitem__)])
         return False  # the forward mask has not changed
 
+    def impossible(self, w: Weight) -> str:
+        rows = w.state["rows"]
+        whole = torch.equal(rows.sort().values, torch.arange(len(rows), dtype=rows.dtype, device=rows.device))
+        return "" if whole else "its rows are not each of the outputs once, in some order"
+
     def learn(self, weights: Sequence[Weight], at: At) -> None:
         decay_pruned_(weights, self.decay)
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from nmlearn.maths.pattern import Pattern
 from nmlearn.maths.schedules import Falling
-from nmlearn.methods.method import Method, Setting, Weight, keep_top_
+from nmlearn.methods.method import Method, Setting, Weight, keep_top_, wrong_counts
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ class Gradual(Method):
 
     def setting(self, pattern: Pattern, progress: float) -> int:
         return Falling(self.start, self.end, self.power).count(progress, first=pattern.m, last=pattern.n)
+
+    def impossible(self, w: Weight) -> str:
+        return wrong_counts(w, w.pattern.m if w.setting is None else int(w.setting))  # type: ignore[arg-type]
 
     def advance(self, w: Weight, setting: Setting) -> bool:
         assert isinstance(setting, int)

@@ -25,7 +25,7 @@ from nmlearn.maths.obs import saliency
 from nmlearn.maths.pattern import Pattern
 from nmlearn.maths.reconstruction import refit_pcg
 from nmlearn.maths.schedules import Falling
-from nmlearn.methods.method import GRAM, At, Method, Setting, State, Weight
+from nmlearn.methods.method import GRAM, At, Method, Setting, State, Weight, wrong_counts
 from nmlearn.methods.options import PREFIX, check_not_negative, refuse
 
 # Above this many combinations a group (8:16 has 12870) "auto" eliminates weights: the set of survivors would not fit.
@@ -114,6 +114,19 @@ class LBC(Method):
 
     def ended(self, pattern: Pattern, setting: Setting | None) -> bool:
         return setting == (pattern.n if self.eliminates(pattern) == "weight" else 1)
+
+    def impossible(self, w: Weight) -> str:
+        pattern, setting = w.pattern, w.setting
+        if self._over(w):
+            return wrong_counts(w, pattern.n)
+        if "alive" not in w.state:
+            return wrong_counts(w, pattern.m if setting is None else int(setting))  # type: ignore[arg-type]
+        alive, keep_gm = w.state["alive"], w.grouping.view(w.state[masks.KEEP])
+        left = pattern.combinations if setting is None else int(setting)  # type: ignore[arg-type]
+        if bool((alive.sum(-1) != left).any()):
+            return f"a group does not have {left} combinations alive, as all have here"
+        other = bool((eliminate.held(alive, pattern) != (keep_gm != 0)).any())
+        return "the mask is not what the combinations alive hold" if other else ""
 
     def init(self, w: Weight) -> State:
         state = super().init(w)

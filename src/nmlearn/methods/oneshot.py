@@ -15,7 +15,8 @@ from nmlearn.errors import ScheduleError
 from nmlearn.maths.importance import top_of_groups
 from nmlearn.maths.inputs import Inputs
 from nmlearn.maths.pattern import Pattern
-from nmlearn.methods.method import Calibrated, Method, Needs, Setting, State, Weight, keep_top_
+from nmlearn.methods.calibrated import Calibrated
+from nmlearn.methods.method import Method, Needs, Setting, State, Weight, keep_top_, wrong_counts
 from nmlearn.methods.options import refuse
 
 
@@ -64,6 +65,11 @@ class OneShot(Calibrated):
         if self.at == 0.0:
             keep_top_(replace(w, state=state), w.tensor.abs(), w.pattern.n)
         return state
+
+    def impossible(self, w: Weight) -> str:
+        if self.refit != "none":  # its mask may be that of zeros that it found
+            return super().impossible(w)
+        return wrong_counts(w, w.pattern.n if w.setting or self.at == 0.0 else w.pattern.m)
 
     def solve(self, w: Weight, rows_gok: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         return top_of_groups(rows_gok.abs(), w.pattern), None

@@ -19,7 +19,8 @@ from torch import Tensor
 from nmlearn.maths.exchange import exchange
 from nmlearn.maths.importance import live, relative, ria, top_of_groups, wanda
 from nmlearn.maths.inputs import Inputs
-from nmlearn.methods.method import Calibrated, Weight
+from nmlearn.methods.calibrated import Calibrated
+from nmlearn.methods.method import Weight
 from nmlearn.methods.options import check_not_negative
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from nmlearn.maths.importance import ria, top_of_groups
 from nmlearn.maths.inputs import Inputs
-from nmlearn.methods.method import Calibrated, Weight
+from nmlearn.methods.calibrated import Calibrated
+from nmlearn.methods.method import Weight
 from nmlearn.methods.options import refuse
 
 

@@ -35,6 +35,9 @@ class SSTE(Method):
         # A weight of zeros, or M:M, has nothing to scale.
         return {"scale": torch.nan_to_num(beta, nan=1.0, posinf=1.0, neginf=1.0).cpu()}
 
+    def impossible(self, w: Weight) -> str:
+        return "" if float(w.state["scale"]) > 0 else "the scale brings a weight near to itself, so it is above 0"
+
     def used(self, w: Weight, at: At) -> Tensor:
         return soft_threshold(w.tensor, w.grouping).mul_(w.state["scale"])  # a number, in no low precision
 

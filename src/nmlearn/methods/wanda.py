@@ -13,7 +13,8 @@ from torch import Tensor
 
 from nmlearn.maths.importance import top_of_groups, wanda
 from nmlearn.maths.inputs import Inputs
-from nmlearn.methods.method import Calibrated, Weight
+from nmlearn.methods.calibrated import Calibrated
+from nmlearn.methods.method import Weight
 
 
 @dataclass(frozen=True)
