@@ -99,7 +99,7 @@ def test_any_other_value_works_or_is_refused(name: str, field: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "field"),
-    [(name, "decay") for name in ("srste", "bimask", "maxq")]
+    [(name, "decay") for name in ("srste", "bimask", "maxq", "tsrste")]
     + [("stepadam", "weight_decay")]
     + [("lbc", "momentum"), ("lbc", "weight_decay")]
     + [("maskllm", field) for field in ("lr", "weight_decay", "regularization")],

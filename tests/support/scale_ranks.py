@@ -43,6 +43,7 @@ METHODS = {
     "sdgf": nm.SdGf("1:4"),
     "maxq": nm.MaxQ("2:4", end=0.5, decay=1e-2),
     "bimask": nm.BiMask("2:4", candidates=5, draws=4, decay=1e-2),
+    "tsrste": nm.TSRSTE("2:4", decay=1e-2, refreshes=4),
     "dense": nm.methods.Dense("2:4"),
     "keep": nm.methods.Keep("2:4"),
     "wanda": nm.Wanda("2:4"),
