@@ -39,6 +39,7 @@ METHODS = {
     "maskllm": nm.MaskLLM("2:4", lr=0.02, end=0.75),
     "sste": nm.SSTE("2:4"),
     "stepadam": nm.STEP("2:4", eps=1e-2),  # the rates are those of SGD
+    "cast": nm.CAST("2:4", decay=1e-2, end=0.75, refreshes=4, eps=1e-2),
     "mdgf": nm.MdGf("2:4"),
     "sdgf": nm.SdGf("1:4"),
     "maxq": nm.MaxQ("2:4", end=0.5, decay=1e-2),

@@ -23,9 +23,7 @@ from torch import Tensor
 from nmlearn.maths import masks, transposable
 from nmlearn.maths.pattern import Pattern
 from nmlearn.methods.method import At, Method, Setting, State, Weight, decay_pruned_, top_magnitudes
-from nmlearn.methods.options import check_not_negative, refuse
-
-_MOST = 1_000_000
+from nmlearn.methods.options import check_count, check_not_negative
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,7 @@ class TSRSTE(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_not_negative(self, "decay")
-        if not 1 <= self.refreshes <= _MOST:
-            wrong = f"at least one mask is solved for, and at most {_MOST:,}"
-            refuse("refreshes", self.refreshes, wrong, "write 250")
+        check_count(self, "refreshes", "masks are solved for")
 
     def init(self, w: Weight) -> State:
         return {masks.KEEP: masks.full_bits(w.tensor).copy_(masks.bits(_solved(w)))}
