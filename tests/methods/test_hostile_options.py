@@ -99,8 +99,8 @@ def test_any_other_value_works_or_is_refused(name: str, field: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "field"),
-    [(name, "decay") for name in ("srste", "bimask", "maxq")]
-    + [("stepadam", "weight_decay")]
+    [(name, "decay") for name in ("srste", "bimask", "maxq", "tsrste")]
+    + [("stepadam", "weight_decay"), ("cast", "weight_decay"), ("cast", "decay")]
     + [("lbc", "momentum"), ("lbc", "weight_decay")]
     + [("maskllm", field) for field in ("lr", "weight_decay", "regularization")],
 )

@@ -8,7 +8,7 @@ from torch import nn
 import nmlearn as nm
 from nets import sgd
 from nmlearn.errors import ConfigError, ScheduleError
-from references import LAYERS, Behind, beside, check_shadow, largest
+from references import Behind, OwnSteps, beside, check_shadow, largest
 
 LR, BETA1, BETA2, EPS = 1e-3, 0.9, 0.99, 1e-6
 
@@ -17,43 +17,21 @@ def adam(model):
     return torch.optim.Adam(model.parameters(), LR, betas=(BETA1, BETA2), eps=EPS)
 
 
-class Reference:
-    """STEP as an optimizer: Adam for the dense layers, and for the sparse ones the two phases from the paper."""
+class Phases:
+    """The step of one weight: Adam, whose second moment rests from the switch on."""
 
-    def __init__(self, model, last_dense_step):
-        self.sparse = [getattr(model, name).layer.weight for name in LAYERS]
-        known = {id(p) for p in self.sparse}
-        self.rest = torch.optim.Adam(
-            [p for p in model.parameters() if id(p) not in known], LR, betas=(BETA1, BETA2), eps=EPS
-        )
-        self.first = [np.zeros(tuple(p.shape)) for p in self.sparse]
-        self.second = [np.zeros(tuple(p.shape)) for p in self.sparse]
+    def __init__(self, weight, last_dense_step):
+        self.first, self.second = np.zeros_like(weight), np.zeros_like(weight)
         self.steps, self.last_dense_step = 0, last_dense_step
 
-    def zero_grad(self):
-        self.rest.zero_grad()
-        for p in self.sparse:
-            p.grad = None
-
-    def step(self):
-        self.rest.step()
+    def __call__(self, weight, g):
         self.steps += 1
         seen = min(self.steps, self.last_dense_step)
-        for i, p in enumerate(self.sparse):
-            g = p.grad.numpy()
-            self.first[i] = BETA1 * self.first[i] + (1 - BETA1) * g
-            if self.steps <= self.last_dense_step:
-                self.second[i] = BETA2 * self.second[i] + (1 - BETA2) * g * g
-            m, v = self.first[i] / (1 - BETA1**self.steps), self.second[i] / (1 - BETA2**seen)
-            p.data -= torch.from_numpy(LR * m / (np.sqrt(v) + EPS))
-
-
-def straight(n, m, now, last_dense_step):
-    def used(dense):
-        kept = largest(dense, n, m) if now[0] >= last_dense_step else np.ones_like(dense)
-        return kept * dense, np.zeros_like(dense)
-
-    return lambda layer, name, sparsifier: Behind(layer, used)
+        self.first = BETA1 * self.first + (1 - BETA1) * g
+        if self.steps <= self.last_dense_step:
+            self.second = BETA2 * self.second + (1 - BETA2) * g * g
+        m, v = self.first / (1 - BETA1**self.steps), self.second / (1 - BETA2**seen)
+        return weight - LR * m / (np.sqrt(v) + EPS)
 
 
 def method(pattern="2:4", **options):
@@ -64,14 +42,21 @@ def method(pattern="2:4", **options):
 @pytest.mark.parametrize("pattern", ["2:4", "1:4", "3:8"])
 def test_is_the_papers_method(pattern, switch, last_dense_step):
     """The same losses and weights to 1e-10, over both phases: 16 steps."""
-    p, now = nm.Pattern(pattern), [0]
+    p, known = nm.Pattern(pattern), {}
+
+    def build(layer, name, sparsifier):
+        known[name] = Phases(layer.weight.detach().numpy(), last_dense_step)
+
+        def used(dense):
+            masked = known[name].steps >= last_dense_step
+            return np.where(masked & ~largest(dense, p.n, p.m), 0.0, dense), np.zeros_like(dense)
+
+        return Behind(layer, used)
 
     def optimizer(model):
-        return Reference(model, last_dense_step) if isinstance(model.conv, Behind) else adam(model)
+        return OwnSteps(model, adam, known) if isinstance(model.conv, Behind) else adam(model)
 
-    build = straight(p.n, p.m, now, last_dense_step)
-    for step, sparsifier, ours, theirs in beside(method(pattern, switch=switch), build, optimizer=optimizer):
-        now[0] = step
+    for _, sparsifier, ours, theirs in beside(method(pattern, switch=switch), build, optimizer=optimizer):
         check_shadow(sparsifier, ours, theirs)
     sparsifier.finalize()
 

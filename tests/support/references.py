@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -64,6 +64,35 @@ class Behind(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         used, pull = self.used(self.layer.weight.detach().numpy())
         return call(self.layer, x, _Straight.apply(self.layer.weight, torch.tensor(used), torch.tensor(pull)))
+
+
+class OwnSteps:
+    """An optimizer that steps the dense weight of each :class:`Behind` by a formula of its own.
+
+    Args:
+        rest: makes the optimizer of all other parameters.
+        steps: by the name of the layer, the new weight from the weight and its gradient; float64 arrays.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rest: Callable[[nn.Module], torch.optim.Optimizer],
+        steps: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]],
+    ) -> None:
+        self.sparse = {name: getattr(model, name).layer.weight for name in steps}
+        self.rest, self.steps = rest(model), steps
+
+    def zero_grad(self) -> None:
+        self.rest.zero_grad()
+
+    def step(self) -> None:
+        gradients = {name: weight.grad.numpy() for name, weight in self.sparse.items()}
+        for weight in self.sparse.values():
+            weight.grad = None  # so that the optimizer of the rest passes it by
+        self.rest.step()
+        for name, weight in self.sparse.items():
+            weight.data.copy_(torch.from_numpy(self.steps[name](weight.detach().numpy(), gradients[name])))
 
 
 def call(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:

@@ -39,10 +39,12 @@ METHODS = {
     "maskllm": nm.MaskLLM("2:4", lr=0.02, end=0.75),
     "sste": nm.SSTE("2:4"),
     "stepadam": nm.STEP("2:4", eps=1e-2),  # the rates are those of SGD
+    "cast": nm.CAST("2:4", decay=1e-2, end=0.75, refreshes=4, eps=1e-2),
     "mdgf": nm.MdGf("2:4"),
     "sdgf": nm.SdGf("1:4"),
     "maxq": nm.MaxQ("2:4", end=0.5, decay=1e-2),
     "bimask": nm.BiMask("2:4", candidates=5, draws=4, decay=1e-2),
+    "tsrste": nm.TSRSTE("2:4", decay=1e-2, refreshes=4),
     "dense": nm.methods.Dense("2:4"),
     "keep": nm.methods.Keep("2:4"),
     "wanda": nm.Wanda("2:4"),

@@ -23,9 +23,11 @@ from nmlearn.methods.gradual import Gradual as Gradual
 from nmlearn.methods.srste import SRSTE as SRSTE
 from nmlearn.methods.sste import SSTE as SSTE
 from nmlearn.methods.step import STEP as STEP
+from nmlearn.methods.cast import CAST as CAST
 from nmlearn.methods.decaying import MdGf as MdGf, SdGf as SdGf
 from nmlearn.methods.maxq import MaxQ as MaxQ
 from nmlearn.methods.bimask import BiMask as BiMask
+from nmlearn.methods.tsrste import TSRSTE as TSRSTE
 from nmlearn.methods.maskllm import MaskLLM as MaskLLM
 from nmlearn.methods.lbc import LBC as LBC
 from nmlearn.methods.keep import Keep as Keep

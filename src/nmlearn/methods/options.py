@@ -7,6 +7,7 @@ from typing import ClassVar, NoReturn, Protocol
 from nmlearn.errors import ConfigError, ScheduleError
 
 PREFIX = "method.options."
+_MOST = 1_000_000
 
 
 def refuse(option: str, given: object, wrong: str, fix: str) -> NoReturn:
@@ -28,6 +29,21 @@ def check_not_negative(method: object, *options: str) -> None:
         given = getattr(method, option)
         if given is not None and given < 0:
             refuse(option, given, "it cannot be negative", "leave it out")
+
+
+def check_count(method: object, option: str, what: str) -> None:
+    """Refuse a number of what follows one another in a training run that is not between 1 and a million.
+
+    Args:
+        what: there is one of at least, as the error says it.
+
+    Raises:
+        ConfigError: it names the option.
+    """
+    given = getattr(method, option)
+    if not 1 <= given <= _MOST:
+        fix = f"write {getattr(type(method), option)}"
+        refuse(option, given, f"{what}, at least one and at most {_MOST:,}", fix)
 
 
 class Spanning(Protocol):
