@@ -57,6 +57,7 @@ def sparsified(config: SparsifyConfig) -> Found:
     task = load_task(config.data)
     _check(config, task)
     model, before = _start(config, training, task)
+    Path(config.out).mkdir(parents=True, exist_ok=True)  # now: a path that no folder can have would cost the training
     done = _train(config, task, model, dense=False)
     after = evaluation.evaluate(model, task, training, ALONE)
     dense = None
@@ -133,7 +134,6 @@ def _loss(model: nn.Module, batch: Any) -> Tensor:
 def _save(config: SparsifyConfig, model: nn.Module) -> tuple[int, int]:
     """Write the folder. Returns the bytes of the weights as they are, and of the packed file."""
     folder = Path(config.out)
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / "model.safetensors"
     source, _, name = config.model.name.partition(":")
     if source == "transformers":
