@@ -18,6 +18,8 @@ LAYERS: dict[str, Callable[[torch.dtype], Call]] = {
     "one token": lambda d: operands.linear("2:4", "rows", size=(1,), dtype=d),
     "7 tokens": lambda d: operands.linear("1:4", "tokens", size=(7,), dtype=d, activation="gelu"),
     "64 tokens": lambda d: operands.linear("4:8", "rows", size=(8, 8), dtype=d, activation="silu"),
+    "bytes": lambda d: operands.linear("1:8", "bytes", size=(11,), dtype=d, activation="relu"),
+    "1x1 bytes": lambda d: operands.conv("2:4", "bytes", (1, 1), dtype=d),
     "no tokens": lambda d: operands.linear("2:4", "tokens", size=(0,), dtype=d),
     "1x1": lambda d: operands.conv("2:4", "rows", (1, 1), dtype=d),
     "3x3": lambda d: operands.conv("1:4", "tokens", padding=(1, 1), dtype=d, activation="relu"),

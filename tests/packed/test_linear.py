@@ -9,7 +9,7 @@ import nmlearn as nm
 import operands
 from nmlearn.native import library as native
 
-CASES = [(layout, pattern) for layout, patterns in operands.LAYOUTS.items() for pattern in patterns]
+CASES = [(layout, pattern) for layout, patterns in operands.OF_LINEAR.items() for pattern in patterns]
 TOKENS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 33, 197)
 FLOAT_TYPES = (torch.float32, torch.bfloat16)
 
@@ -27,7 +27,7 @@ def test_patterns_int8(isa: str, pattern: str) -> None:
         operands.linear(pattern, "rows", dtype=dtype, int8=True, size=(5,)).check()
 
 
-@pytest.mark.parametrize("layout", operands.LAYOUTS)
+@pytest.mark.parametrize("layout", operands.OF_LINEAR)
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_numbers_of_tokens(isa: str, layout: str, tokens: int) -> None:
     for pattern in ("2:4", "1:16"):
@@ -36,7 +36,7 @@ def test_numbers_of_tokens(isa: str, layout: str, tokens: int) -> None:
     operands.linear("1:4", "rows", 40, 48, (tokens,), int8=True).check()
 
 
-@pytest.mark.parametrize("layout", operands.LAYOUTS)
+@pytest.mark.parametrize("layout", operands.OF_LINEAR)
 @pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 31, 32, 33, 49, 63, 64, 65, 81, 130])
 def test_numbers_of_rows(isa: str, layout: str, rows: int) -> None:
     for channels in (4, 12, 16, 20, 260):
@@ -45,7 +45,7 @@ def test_numbers_of_rows(isa: str, layout: str, rows: int) -> None:
 
 
 @pytest.mark.parametrize("activation", operands.ACTIVATIONS)
-@pytest.mark.parametrize("layout", operands.LAYOUTS)
+@pytest.mark.parametrize("layout", operands.OF_LINEAR)
 def test_what_follows_the_sum(isa: str, layout: str, activation: str) -> None:
     for bias, residual in ((False, False), (True, False), (False, True), (True, True)):
         for dtype in FLOAT_TYPES:
@@ -57,14 +57,14 @@ def test_what_follows_the_sum(isa: str, layout: str, activation: str) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("layout", operands.LAYOUTS)
+@pytest.mark.parametrize("layout", operands.OF_LINEAR)
 def test_threads(isa: str, layout: str, threads: int) -> None:
     torch.set_num_threads(threads)
     for size, rows in (((1,), 300), ((70,), 24), ((130,), 100), ((2, 9), 16)):
         operands.linear("2:8", layout, rows, 64, size).check()
 
 
-@pytest.mark.parametrize("layout", operands.LAYOUTS)
+@pytest.mark.parametrize("layout", operands.OF_LINEAR)
 def test_long_sums(isa: str, layout: str) -> None:
     """Where errors add up: at most twice plain torch's, without a floor."""
     for pattern, channels in (("4:4", 1024), ("2:4", 4096), ("1:16", 8192)):
@@ -72,14 +72,14 @@ def test_long_sums(isa: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-@pytest.mark.parametrize("layout", operands.LAYOUTS)
+@pytest.mark.parametrize("layout", operands.OF_LINEAR)
 def test_types_without_kernel(isa: str, layout: str, dtype: torch.dtype) -> None:
     operands.linear("2:4", layout, dtype=dtype, activation="gelu").check()
     operands.linear("2:4", "rows", dtype=dtype, int8=True).check()
 
 
 @pytest.mark.parametrize("dtype", FLOAT_TYPES)
-@pytest.mark.parametrize("layout", operands.LAYOUTS)
+@pytest.mark.parametrize("layout", operands.OF_LINEAR)
 def test_strided_inputs(isa: str, layout: str, dtype: torch.dtype) -> None:
     call = operands.linear("2:4", layout, 20, 24, (5, 6), dtype=dtype)
     expected = call.packed()
@@ -93,7 +93,7 @@ def test_strided_inputs(isa: str, layout: str, dtype: torch.dtype) -> None:
     assert y.is_contiguous()
 
 
-@pytest.mark.parametrize("layout", operands.LAYOUTS)
+@pytest.mark.parametrize("layout", operands.OF_LINEAR)
 def test_unaligned_inputs(isa: str, layout: str) -> None:
     call = operands.linear("1:4", layout, 20, 36, (5,))
     expected = call.packed()
@@ -125,7 +125,7 @@ def test_any_call(isa: str, data: st.DataObject) -> None:
     call.check(4)
 
 
-@pytest.mark.parametrize("layout", operands.LAYOUTS)
+@pytest.mark.parametrize("layout", operands.OF_LINEAR)
 def test_without_library(no_kernels: None, layout: str) -> None:
     assert native.isa() == ""
     for dtype in (*FLOAT_TYPES, torch.float16):

@@ -23,10 +23,12 @@ MAKERS: dict[str, Callable[[], operands.Call]] = {
     "linear tokens": lambda: operands.linear("1:8", "tokens"),
     "linear int8": lambda: operands.linear("1:4", "rows", int8=True),
     "linear int8 tokens": lambda: operands.linear("1:4", "tokens", int8=True),
+    "linear bytes": lambda: operands.linear("2:4", "bytes"),
     "linear without bias": lambda: operands.linear("2:4", "rows", bias=False),
     "conv rows": lambda: operands.conv("2:4", "rows", padding=(1, 1), groups=2),
     "conv tokens": lambda: operands.conv("1:4", "tokens", stride=(2, 1)),
     "conv int8": lambda: operands.conv("1:4", "rows", int8=True),
+    "conv bytes": lambda: operands.conv("1:4", "bytes", (1, 1)),
 }
 
 
@@ -110,7 +112,7 @@ def test_state_of_another_shape() -> None:
 
 
 # With 1:4 in row lanes every code is an input of its own group.
-CAN_BE_WRONG = ["linear rows", "linear tokens", "linear int8 tokens", "conv rows", "conv tokens"]
+CAN_BE_WRONG = ["linear rows", "linear tokens", "linear int8 tokens", "linear bytes", "conv rows", "conv tokens"]
 
 
 @pytest.mark.parametrize("call", CAN_BE_WRONG, indirect=True)

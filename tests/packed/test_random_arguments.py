@@ -30,13 +30,20 @@ def tensors(draw: st.DrawFn) -> torch.Tensor:
 
 
 def packed(draw: st.DrawFn) -> dict[str, Any]:
-    layout, dtype = draw(st.sampled_from(["rows", "tokens"])), draw(st.sampled_from([torch.float32, torch.bfloat16]))
-    linear = draw(st.booleans())
-    call = (operands.linear if linear else operands.conv)("2:4", layout, dtype=dtype)
-    layer, side = call.layer, 1 if linear else 3
+    layout, dtype = (
+        draw(st.sampled_from(["rows", "tokens", "bytes"])),
+        draw(st.sampled_from([torch.float32, torch.bfloat16])),
+    )
+    linear, side = draw(st.booleans()), 1 if layout == "bytes" else 3
+    call = (
+        operands.linear("2:4", layout, dtype=dtype)
+        if linear
+        else operands.conv("2:4", layout, (side, side), dtype=dtype)
+    )
+    layer, side = call.layer, 1 if linear else side
     places = {f"{name}_{d}": v for name, v in (("kernel", side), ("stride", 1)) for d in "hw"}
     places |= {f"{name}_{d}": v for name, v in (("padding", 0), ("dilation", 1)) for d in "hw"}
-    weight = {"values": layer.values, "index": layer.index, "scale": None, "bias": layer.bias}
+    weight = {"values": layer.values, "index": layer.index, "scale": layer.scale, "bias": layer.bias}
     sizes = {"n": 2, "m": 4, "rows": layer.rows, "groups": 1, "images": not linear}
     return {"x": call.x, **weight, "residual": call.residual, **sizes, **places, "layout": layout, "activation": "relu"}
 
@@ -69,7 +76,7 @@ def changed(draw: st.DrawFn, arguments: dict[str, Any]) -> set[str]:
         elif isinstance(old, int):
             arguments[name] = draw(INTS)
         elif isinstance(old, str):
-            arguments[name] = draw(st.sampled_from(["rows", "tokens", "gelu", "none", "cutlass", ""]))
+            arguments[name] = draw(st.sampled_from(["rows", "tokens", "bytes", "gelu", "none", "cutlass", ""]))
         elif isinstance(old, torch.Tensor) and draw(st.booleans()):
             arguments[name] = torch.randint(-99, 99, old.shape).to(old.dtype)  # an index is trusted, whatever its bits
         else:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import nmlearn as nm
+from nmlearn.packed.kernels import reference
 from nmlearn.packed.modules import Packed, PackedConv2d, PackedLinear
 
 BOTH_LAYOUTS = [
@@ -31,6 +32,7 @@ BOTH_LAYOUTS = [
 ]
 TOKENS_ONLY = ["1:32", "2:6", "16:32", "2:3", "1:5", "7:12", "1:64", "24:48"]
 LAYOUTS = {"rows": BOTH_LAYOUTS, "tokens": BOTH_LAYOUTS + TOKENS_ONLY}
+OF_LINEAR = {**LAYOUTS, "bytes": BOTH_LAYOUTS}
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y, "relu": F.relu, "gelu": F.gelu, "silu": F.silu,
 }  # fmt: skip
@@ -60,8 +62,8 @@ class Call:
         return self.layer(self.x, self.residual)
 
     def plain(self, dtype: torch.dtype) -> Tensor:
-        """What plain torch computes with the dense weight in this dtype."""
-        x, weight = self.x.to(dtype), self.weight.to(dtype)
+        """What plain torch computes in this dtype with the dense weight and what the layout makes of the input."""
+        x, weight = self._seen().to(dtype), self.weight.to(dtype)
         bias = None if self.layer.bias is None else self.layer.bias.to(dtype)
         y = self._multiply(x, weight, bias)
         y = y if self.residual is None else y + self.residual.to(dtype)
@@ -74,6 +76,14 @@ class Call:
         height, width = self.options["padding"]  # type: ignore[misc]
         x = F.pad(x, (width, width, height, height))
         return F.conv2d(x, weight, bias, **{**self.options, "padding": 0})
+
+    def _seen(self) -> Tensor:
+        if self.layer.layout != "bytes" or not self.x.numel():
+            return self.x
+        x = self.x.to(torch.promote_types(self.x.dtype, torch.float32))
+        q, zero, step = reference.rounded(x.movedim(1, -1) if self.weight.dim() == 4 else x)
+        x = (q - zero).double() * step
+        return x.movedim(-1, 1) if self.weight.dim() == 4 else x
 
     def _summed(self) -> float:
         """The largest sum of magnitudes that an output is made of."""
@@ -89,7 +99,8 @@ class Call:
         if not y.numel():
             return
         error, theirs = largest(y.double() - exact), largest(self.plain(self.x.dtype).double() - exact)
-        unit = torch.finfo(self.x.dtype).eps * self._summed()
+        scales = torch.float32 if self.layer.layout == "bytes" else self.x.dtype  # of values that are summed exactly
+        unit = max(torch.finfo(self.x.dtype).eps, torch.finfo(scales).eps) * self._summed()
         assert error <= max(2 * theirs, floor * unit), f"error {error}, torch's {theirs}, a unit {unit}"
 
 
@@ -114,7 +125,7 @@ def linear(
     """A linear layer on ``[*size, channels]``; channels default to three groups and at least 36."""
     m = nm.Pattern(pattern).m
     channels = channels or m * max(3, -(-36 // m))
-    weight = sparse((rows, channels), pattern, fewer, torch.float32 if int8 else dtype)
+    weight = sparse((rows, channels), pattern, fewer, torch.float32 if int8 or layout == "bytes" else dtype)
     layer = PackedLinear(
         weight,
         torch.randn(rows, dtype=dtype) if bias else None,
@@ -152,7 +163,9 @@ def conv(
     """A convolution; rows and channels are of one convolution group. Images are channels-last, or -first."""
     m = nm.Pattern(pattern).m
     channels = channels or m * max(1, -(-20 // m))
-    weight = sparse((groups * rows, channels, *kernel), pattern, dtype=torch.float32 if int8 else dtype)
+    weight = sparse(
+        (groups * rows, channels, *kernel), pattern, dtype=torch.float32 if int8 or layout == "bytes" else dtype
+    )
     b = torch.randn(groups * rows, dtype=dtype) if bias else None
     places = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     layer = PackedConv2d(

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import ClassVar
 
-ABI = 4
-KERNELS = {"rows": 0, "tokens": 1}
+ABI = 5
+KERNELS = {"rows": 0, "tokens": 1, "bytes": 2}
 SIZES = (
     "batch", "height", "width", "out_height", "out_width", "channels", "rows", "groups", "kernel_h", "kernel_w",
     "stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w", "n", "m", "tile",

@@ -26,10 +26,11 @@ class Packed(Replacement):
 
     Attributes:
         pattern: N:M of the weight.
-        layout: "rows" or "tokens", see :mod:`nmlearn.packed.kernels.layouts`.
+        layout: "rows", "tokens" or "bytes", see :mod:`nmlearn.packed.kernels.layouts`.
         activation: "none", "relu", "gelu" or "silu", applied to the output.
         values, index: buffers, the packed weight; their shapes are :func:`nmlearn.packed.kernels.layouts.sizes`.
-        scale: float32 buffer ``[rows]`` for int8 values, or None.
+        scale: float32 buffer ``[rows]`` for int8 values, or None; for "bytes" ``[2, rows]``, with the sums of
+            their values.
         folded: whether a batch norm was folded into weight and bias.
         bias: buffer ``[rows]`` in the dtype of the activations, or None.
     """
@@ -57,8 +58,10 @@ class Packed(Replacement):
                 where=name, given=given, wrong=f"the weight has {self.rows} outputs", fix="check the bias"
             )
         scale = None
-        if int8:
+        if int8 or layout == "bytes":
             weight, scale = quantized(weight, name)
+        if scale is not None and layout == "bytes":
+            scale = torch.stack([scale, weight.flatten(1).sum(1).to(scale.dtype)])
         values, index = layouts.pack(weight, form, layout, name)
         self.register_buffer("values", values)
         self.register_buffer("index", index)
@@ -147,7 +150,9 @@ class PackedLinear(Packed):
         weight: ``[out, in]``, at most N non-zeros in every M along the inputs.
         bias: ``[out]`` or None.
         pattern: N:M; M divides ``in``.
-        layout: "rows" needs an M that divides 16.
+        layout: "rows" and "bytes" need an M that divides 16. "bytes" stores int8 values and also rounds
+            activations, to 7 bits in each token of each call: fastest, not exact. A token with an infinite or NaN value
+            gives NaN.
         activation: applied to the output.
         int8: store values as int8 with one scale per row (layout "rows").
         name: the weight's name, for errors.

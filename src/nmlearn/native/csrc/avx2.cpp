@@ -9,4 +9,4 @@
 
 extern const Kernels kernels_avx2;
 const Kernels kernels_avx2 = {"avx2", avx2::row_lanes, avx2::token_lanes, avx2::token_vectors, avx2::token_scratch,
-                              avx2::score_step, avx2::clear};
+    avx2::byte_tokens, avx2::round_tokens, avx2::byte_lanes, avx2::score_step, avx2::clear};

@@ -8,5 +8,5 @@
 #include "isa.h"
 
 extern const Kernels kernels_avx512;
-const Kernels kernels_avx512 = {"avx512", avx512::row_lanes, avx512::token_lanes, avx512::token_vectors,
-                                avx512::token_scratch, avx512::score_step, avx512::clear};
+const Kernels kernels_avx512 = {"avx512", avx512::row_lanes, avx512::token_lanes, avx512::token_vectors, avx512::token_scratch,
+    avx512::byte_tokens, avx512::round_tokens, avx512::byte_lanes, avx512::score_step, avx512::clear};

@@ -6,7 +6,7 @@
 namespace NM_ISA {
 
 // exp to 2 units in the last place: 2^n times a Taylor polynomial on [-ln2/2, ln2/2].
-static inline f16 exponential(f16 x) {
+NM_INLINE f16 exponential(f16 x) {
   const f16 lowest = all(-87.3f), highest = all(88.3f);
   x = choose(x < lowest, lowest, x);
   x = choose(x > highest, highest, x);
@@ -26,7 +26,7 @@ static inline f16 exponential(f16 x) {
 }
 
 // The error function, Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7), the formula PyTorch's own kernels use.
-static inline f16 error_function(f16 x) {
+NM_INLINE f16 error_function(f16 x) {
   const f16 size = choose(x < f16{}, -x, x);
   const f16 t = 1.0f / fma(size, all(0.3275911f), all(1.0f));
   f16 p = all(1.061405429f);
@@ -38,16 +38,16 @@ static inline f16 error_function(f16 x) {
   return choose(x < f16{}, -y, y);
 }
 
-static inline f16 activate(f16 v, int32_t activation) {
+NM_INLINE f16 activate(f16 v, int32_t activation) {
   if (activation == RELU) return choose(v < f16{}, f16{}, v);  // NaN stays
   if (activation == SILU) return choose(v < all(-88.3f), f16{}, v / (1.0f + exponential(-v)));  // beyond the range of exponential
   if (activation == GELU) return v * 0.5f * (1.0f + error_function(v * 0.70710678f));
   return v;
 }
 
-// Sixteen (or `lanes`) adjacent values of y.
+// Sixteen (or `lanes`) adjacent values of y. (Inlined: a call would pass the vectors through memory in pieces.)
 template <class Y>
-static inline void finish(Y* y, f16 sum, f16 bias, const Y* residual, int32_t activation, int64_t lanes) {
+NM_INLINE void finish(Y* y, f16 sum, f16 bias, const Y* residual, int32_t activation, int64_t lanes) {
   sum += bias;
   if (lanes >= 16) {
     if (residual) sum += load(residual);

@@ -1,6 +1,7 @@
 // One instruction set's table of kernels: the source including this defines NM_ISA and its block sizes.
 #pragma once
 #include "adamw_step.h"
+#include "byte_lanes.h"
 #include "lbc_step.h"
 #include "row_lanes.h"
 #include "token_lanes.h"

@@ -40,6 +40,13 @@ static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// Byte lanes: inputs of a rounded token, padded to four tables of 16; and how a token was rounded: to step * (q - zero).
+static inline int64_t byte_width(const Shape& s) { return ceil_div(s.channels, 64) * 64; }
+struct Rounding {
+  float step;
+  int32_t zero;
+};
+
 enum Part : int32_t { MOMENTS = 0, WEIGHTS = 1 };
 
 // One SGD step on the scores of weights (native/training.py has the same fields).
@@ -79,6 +86,11 @@ struct Kernels {
   void (*token_lanes)(const Job&, int64_t g, int64_t v0, int64_t v1, int64_t r0, int64_t r1, char* scratch);
   int64_t (*token_vectors)(const Shape&);  // how many vectors of 16 tokens one call should process
   int64_t (*token_scratch)(const Shape&, int64_t vectors, int64_t rows);
+  // Byte lanes: a group of at most byte_tokens tokens is rounded to q (byte_width bytes each), then multiplied by blocks
+  // of 32 rows [b0, b1).
+  int64_t (*byte_tokens)(const Shape&);
+  void (*round_tokens)(const Job&, int64_t token, int64_t count, uint8_t* q, Rounding*);
+  void (*byte_lanes)(const Job&, int64_t token, int64_t count, int64_t b0, int64_t b1, const uint8_t* q, const Rounding*);
   // The training step of LBC, values [from, to).
   void (*score_step)(const ScoreStep&, const ScoreTensor&, int64_t from, int64_t to);
   void (*clear)(void* x, const int8_t* keep, int64_t bytes, int64_t from, int64_t to);

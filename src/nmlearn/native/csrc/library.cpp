@@ -62,7 +62,7 @@ const Kernels* chosen_kernels() { return chosen(); }
 #pragma GCC visibility push(default)
 extern "C" {
 
-int nm_abi() { return 4; }
+int nm_abi() { return 5; }
 
 // The chosen instruction set, or an empty string if this machine does not support that of NMLEARN_ISA.
 const char* nm_isa() { return chosen() ? chosen()->name : ""; }
@@ -128,11 +128,83 @@ static int token_lanes(const Job* job) {
   return failed ? 2 : 0;
 }
 
-// One call: kernel 0 is row lanes, 1 token lanes. Returns 0, 1 without an instruction set, 2 without memory.
+// Tokens come in groups of equal size, give or take one; [first, second) of them is group i.
+static int64_t group_start(const Job* job, const Kernels* k, int64_t i) {
+  const int64_t all = tokens(job->shape);
+  return part(all, i, ceil_div(all, k->byte_tokens(job->shape)));
+}
+
+// Rounds the groups [g0, g1) into the buffer.
+static void round_groups(const Job* job, const Kernels* k, int64_t g0, int64_t g1, uint8_t* q, Rounding* rounding) {
+  const int64_t first = group_start(job, k, g0);
+  for (int64_t g = g0; g < g1; g++) {
+    const int64_t t = group_start(job, k, g), count = group_start(job, k, g + 1) - t;
+    k->round_tokens(*job, t, count, q + (t - first) * byte_width(job->shape), rounding + (t - first));
+  }
+}
+
+// Multiplies the rounded groups [g0, g1) by blocks of 32 rows [b0, b1), in panels that stay in the first-level cache while
+// the tokens pass.
+static void multiply_groups(const Job* job, const Kernels* k, int64_t g0, int64_t g1, int64_t b0, int64_t b1,
+                            const uint8_t* q, const Rounding* rounding) {
+  const int64_t first = group_start(job, k, g0);
+  const int64_t block_bytes = larger(1, job->shape.channels * job->shape.n / job->shape.m * 48);
+  const int64_t at_once = g1 - g0 == 1 ? b1 - b0 : larger(1, (20 << 10) / block_bytes);
+  for (int64_t b = b0; b < b1; b += at_once)
+    for (int64_t g = g0; g < g1; g++) {
+      const int64_t t = group_start(job, k, g), count = group_start(job, k, g + 1) - t;
+      k->byte_lanes(*job, t, count, b, smaller(b1, b + at_once), q + (t - first) * byte_width(job->shape), rounding + (t - first));
+    }
+}
+
+static int byte_lanes(const Job* job) {
+  const Kernels* k = chosen();
+  if (!k) return 1;
+  const Shape& s = job->shape;
+  const int64_t all = tokens(s), width = byte_width(s), groups = ceil_div(all, k->byte_tokens(s));
+  const int64_t blocks = ceil_div(s.rows, 32), threads = omp_get_max_threads();
+  const auto bytes = [&](int64_t count) { return count * (width + static_cast<int64_t>(sizeof(Rounding))); };
+  int failed = 0;
+  if (all >= 32 * threads) {  // each thread rounds its own tokens, as many at a time as stay in its cache
+    const int64_t at_once = larger(1, smaller(64, (128 << 10) / width) / k->byte_tokens(s));
+#pragma omp parallel for schedule(static) if (threads > 1) reduction(| : failed)
+    for (int64_t i = 0; i < threads; i++) {
+      const int64_t end = part(groups, i + 1, threads);
+      char* scratch = scratch_of_thread(bytes(at_once * k->byte_tokens(s)));
+      if (!scratch) {
+        failed = 1;
+        continue;
+      }
+      Rounding* rounding = reinterpret_cast<Rounding*>(scratch);
+      uint8_t* q = reinterpret_cast<uint8_t*>(rounding + at_once * k->byte_tokens(s));
+      for (int64_t g = part(groups, i, threads); g < end; g += at_once) {
+        round_groups(job, k, g, smaller(end, g + at_once), q, rounding);
+        multiply_groups(job, k, g, smaller(end, g + at_once), 0, blocks, q, rounding);
+      }
+    }
+    return failed ? 2 : 0;
+  }
+  char* scratch = scratch_of_thread(bytes(all));
+  if (!scratch) return 2;
+  Rounding* rounding = reinterpret_cast<Rounding*>(scratch);
+  uint8_t* q = reinterpret_cast<uint8_t*>(rounding + all);
+  const int64_t by_rows = smaller(threads, blocks);
+#pragma omp parallel for schedule(static) if (groups > 1 && by_rows > 1)
+  for (int64_t g = 0; g < groups; g++) {
+    const int64_t t = group_start(job, k, g);
+    round_groups(job, k, g, g + 1, q + t * width, rounding + t);
+  }
+#pragma omp parallel for schedule(static) if (by_rows > 1)
+  for (int64_t i = 0; i < by_rows; i++)
+    multiply_groups(job, k, 0, groups, part(blocks, i, by_rows), part(blocks, i + 1, by_rows), q, rounding);
+  return 0;
+}
+
+// One call: kernel 0 is row lanes, 1 token lanes, 2 byte lanes. Returns 0, 1 without an instruction set, 2 without memory.
 int nm_run(int kernel, const Shape* shape, const void* x, const void* values, const void* index, const float* scale,
            const void* bias, const void* residual, void* y, const void* zeros) {
   const Job job = {*shape, x, values, index, scale, bias, residual, y, zeros};
-  return kernel == 0 ? row_lanes(&job) : token_lanes(&job);
+  return kernel == 0 ? row_lanes(&job) : kernel == 1 ? token_lanes(&job) : byte_lanes(&job);
 }
 
 }  // extern "C"

@@ -8,5 +8,5 @@
 #include "isa.h"
 
 extern const Kernels kernels_portable;
-const Kernels kernels_portable = {"portable", portable::row_lanes, portable::token_lanes, portable::token_vectors,
-                                  portable::token_scratch, portable::score_step, portable::clear};
+const Kernels kernels_portable = {"portable", portable::row_lanes, portable::token_lanes, portable::token_vectors, portable::token_scratch,
+    portable::byte_tokens, portable::round_tokens, portable::byte_lanes, portable::score_step, portable::clear};

@@ -16,11 +16,15 @@ inference.
     rows      outputs of all convolution groups together
     images    whether x is images; if not, the layer is linear: a 1x1 convolution of tokens, in one group
     kernel_h, kernel_w and stride, padding, dilation likewise: in pixels, vertical and horizontal
-    layout    "rows" or "tokens" (kernels/layouts.py); activation "none", "relu", "gelu" (exact) or "silu"
+    layout    "rows", "tokens" or "bytes" (kernels/layouts.py); activation "none", "relu", "gelu" (exact) or "silu"
 
 A convolution returns channels-last images for "rows", and for "tokens" the memory format of x.
 
-A kernel multiplies by the kept weights and, in groups that keep fewer than N, by some of the zeros. So an infinite or
+The layout "bytes" is not exact: every call rounds each token (each pixel of a 1x1 convolution) to 7 bits, between its
+least and its largest value, and multiplies exactly by int8 values; `scale` is [2, rows], with the sums of the rows'
+values. A token with an infinite or NaN value gives NaN in all rows.
+
+In the other layouts, a kernel multiplies by the kept weights and, in groups that keep fewer than N, by some of the zeros. So an infinite or
 NaN input affects every row that keeps it as in a dense layer. A row with N other non-zeros in that group is unaffected,
 where a dense layer (and the reference kernel) computes 0 * inf = NaN.
 

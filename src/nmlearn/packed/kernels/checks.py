@@ -78,13 +78,16 @@ def check(given: Operands, s: Settings) -> tuple[tuple[int, ...], Form]:
     if why:
         _refuse("x", f"{form.channels} channels", why)
     values, index = layouts.sizes(form, s.layout)
+    if s.layout == "bytes" and s.places != LINEAR:
+        _refuse("stride", s.places, "byte lanes are for linear layers and 1x1 convolutions without stride and padding")
+    scale = (2, s.rows) if s.layout == "bytes" else (s.rows,)
     whole = f"a {form.pattern} weight of shape {form.shape} has contiguous"
     each = f"it must be contiguous with one number for each of {s.rows} rows"
     for name, expected, wrong in (
         ("values", values, f"{whole} values of shape {values}"),
         ("index", index, f"{whole} index of shape {index}"),
         ("bias", (s.rows,), each),
-        ("scale", (s.rows,), each),
+        ("scale", scale, f"it must be contiguous, of shape {scale}"),
         ("residual", size, f"the output has the shape {size}"),
     ):
         t = getattr(given, name)
@@ -97,6 +100,8 @@ def _check_types(given: Operands, layout: Layout) -> None:
     x = given.x
     if x.dtype not in layouts.WEIGHTS:
         _refuse("x", x.dtype, "activations are a floating-point tensor of 16 bits or more")
+    if layout == "bytes" and given.scale is None:
+        _refuse("scale", None, "byte lanes have int8 values with a scale for each row")
     values, index = torch.int8 if given.scale is not None else x.dtype, torch.int32 if layout == "rows" else torch.uint8
     for name, t, dtype in zip(
         given._fields, given, (x.dtype, values, index, torch.float32, x.dtype, x.dtype), strict=True

@@ -5,8 +5,10 @@
              last code; a step is one non-zero of each of 16 rows. Where M divides 4, 2 bits a step are enough:
              [groups][blocks][ceil(steps / 16)][16].
     tokens   "token lanes": sixteen tokens in the lanes. values and index (uint8) flat, [groups][tile][row][slot].
+    bytes    "byte lanes", of linear layers and 1x1 convolutions: values int8 and index uint8, flat, in the order of
+             csrc/byte_lanes.h; 4 bits a code. A call rounds its activations too: kernels/reference.py, `rounded`.
 
-Both run over K = taps * channels of one convolution group, channels last; a linear layer has one tap and one group.
+All run over K = taps * channels of one convolution group, channels last; a linear layer has one tap and one group.
 A group with fewer than N non-zeros is filled up with its own zero weights, so a kernel computes no product that a dense
 layer does not.
 Shape suffixes: o rows, k inputs, p places kept (k / m * n), s steps.
@@ -25,8 +27,9 @@ from nmlearn.errors import KernelError, PatternError, ViolationError
 from nmlearn.maths.groups import Grouping
 from nmlearn.maths.pattern import Pattern
 
-Layout = Literal["rows", "tokens"]
+Layout = Literal["rows", "tokens", "bytes"]
 LANES = 16
+MOST_BYTES = 2**17  # times 127 * 127 is less than 2**31
 LARGEST_TILE = 256  # a place in a tile is one byte
 WEIGHTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -78,8 +81,12 @@ def refusal(layout: Layout, form: Form) -> str:
         return "it has no inputs"
     if form.channels % m:
         return f"{form.channels} input channels are not a multiple of {m}"
-    if layout == "rows" and LANES % m:
-        return f"row lanes need a group size that divides {LANES}, not {m}"
+    if layout != "tokens" and LANES % m:
+        return f"{'row' if layout == 'rows' else 'byte'} lanes need a group size that divides {LANES}, not {m}"
+    if layout == "bytes" and (form.groups, form.taps) != (1, 1):
+        return "byte lanes are for linear layers and 1x1 convolutions in one group"
+    if layout == "bytes" and form.channels > MOST_BYTES:
+        return f"exact int32 sums of byte lanes have at most {MOST_BYTES} terms, not {form.channels}"
     return ""
 
 
@@ -133,8 +140,8 @@ def pack(weight: Tensor, form: Form, layout: Layout, name: str = "weight") -> tu
     why = refusal(layout, form)
     if why:
         raise PatternError(where=name, given=f"{form.pattern}, {form.shape}", wrong=why, fix="leave this weight dense")
-    values, inputs = find(weight, form, name)
-    return pack_rows(values, inputs, form) if layout == "rows" else pack_tokens(values, inputs, form)
+    packer = {"rows": pack_rows, "tokens": pack_tokens, "bytes": pack_bytes}[layout]
+    return packer(*find(weight, form, name), form)
 
 
 def unpack(values: Tensor, index: Tensor, form: Form, layout: Layout) -> Tensor:
@@ -143,7 +150,7 @@ def unpack(values: Tensor, index: Tensor, form: Form, layout: Layout) -> Tensor:
     Raises:
         KernelError: the index names inputs that the weight does not have (on a CPU; another device would have to wait).
     """
-    v_gop, k_gop = (unpack_rows if layout == "rows" else unpack_tokens)(values, index, form)
+    v_gop, k_gop = _UNPACK[layout](values, index, form)
     if k_gop.is_cpu and k_gop.numel() and int(k_gop.max()) >= form.taps * form.channels:
         raise KernelError(
             where="index",
@@ -160,7 +167,7 @@ def unpack(values: Tensor, index: Tensor, form: Form, layout: Layout) -> Tensor:
 
 def belongs(values: Tensor, index: Tensor, form: Form, layout: Layout) -> bool:
     """Whether the index fits a weight of this form: every place lies in its group, and none occurs twice."""
-    _, k_gop = (unpack_rows if layout == "rows" else unpack_tokens)(values, index, form)
+    _, k_gop = _UNPACK[layout](values, index, form)
     k_gpn = k_gop.unflatten(-1, (-1, form.pattern.n))
     starts = torch.arange(k_gpn.shape[-2], device=k_gop.device)[:, None]
     return bool((k_gpn // form.pattern.m == starts).all() and (k_gpn.diff(dim=-1) > 0).all())
@@ -239,11 +246,60 @@ def unpack_tokens(values: Tensor, index: Tensor, form: Form) -> tuple[Tensor, Te
     return torch.cat(rows(values), dim=-1), torch.cat(k, dim=-1)
 
 
+def pack_bytes(v_gop: Tensor, k_gop: Tensor, form: Form) -> tuple[Tensor, Tensor]:
+    each, vectors = _byte_code(form)
+    registers = 4 // each  # of eight rows, in a block
+    v, k = _byte_slots(v_gop, form), _byte_slots(k_gop % LANES, form).to(torch.uint8)
+    values = v.view(-1, registers, 8, vectors // registers, registers, each).permute(0, 3, 1, 2, 4, 5)
+    codes = k.view(-1, registers, 2, 4, vectors // 2, 2, each).permute(5, 0, 4, 2, 1, 3, 6)
+    return values.flatten(), (codes[0] | codes[1] << 4).flatten()
+
+
+def unpack_bytes(values: Tensor, index: Tensor, form: Form) -> tuple[Tensor, Tensor]:
+    each, vectors = _byte_code(form)
+    registers, tables, density = 4 // each, -(-form.channels // LANES), LANES * form.pattern.n // form.pattern.m
+    v = values.view(-1, vectors // registers, registers, 8, registers, each).permute(0, 2, 3, 1, 4, 5)
+    codes = torch.stack([index & 15, index >> 4]).view(2, -1, vectors // 2, 2, registers, 4, each)
+    k = codes.permute(1, 4, 3, 5, 2, 0, 6)
+
+    def rows(x: Tensor) -> Tensor:
+        slots = x.reshape(-1, vectors * each)[: form.rows, : tables * -(-density // each) * each]
+        return slots.unflatten(-1, (tables, -1))[..., :density]
+
+    kept = form.channels // form.pattern.m * form.pattern.n
+    inputs = rows(k).long() + torch.arange(tables, device=index.device)[:, None] * LANES
+    return rows(v).flatten(1)[None, :, :kept], inputs.flatten(1)[None, :, :kept]
+
+
+_UNPACK = {"rows": unpack_rows, "tokens": unpack_tokens, "bytes": unpack_bytes}
+
+
+def _byte_code(form: Form) -> tuple[int, int]:
+    """Non-zeros of a row in a code vector, and code vectors."""
+    density, tables = LANES * form.pattern.n // form.pattern.m, -(-form.channels // LANES)
+    if density == 1:
+        return 1, -(-tables // 4) * 4
+    return 2 if density == 2 else 4, -(-tables * -(-density // 4) // 2) * 2
+
+
+def _byte_slots(x_gop: Tensor, form: Form) -> Tensor:
+    """The slots of each row, those of each table padded to whole code vectors; rows padded to whole sets of 32."""
+    each, vectors = _byte_code(form)
+    density = LANES * form.pattern.n // form.pattern.m
+    slots: Tensor = _windows(x_gop, form, 0)[0].unflatten(-1, (-1, density))
+    slots = F.pad(slots, (0, -density % each)).flatten(1)
+    return F.pad(slots, (0, vectors * each - slots.shape[1], 0, -form.rows % 32))
+
+
 def sizes(form: Form, layout: Layout) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The shapes of values and index."""
     if layout == "tokens":
         size = (form.groups * form.rows * form.taps * form.channels // form.pattern.m * form.pattern.n,)
         return size, size
+    if layout == "bytes":
+        each, vectors = _byte_code(form)
+        count = -(-form.rows // 32) * 32 * each * vectors
+        return (count,), (count // 2,)
     steps = form.taps * _steps_of_tap(form)
     blocks = -(-form.rows // LANES)
     return (form.groups, blocks, steps, LANES), (form.groups * blocks * -(-steps // _code(form)[1]) * LANES + LANES,)

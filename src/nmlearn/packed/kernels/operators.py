@@ -103,7 +103,7 @@ def _zeros(channels: int, dtype: torch.dtype) -> Tensor:
 
 
 def _memory_format(x: Tensor, s: Settings) -> torch.memory_format:
-    last = s.images and (s.layout == "rows" or not x.is_contiguous())
+    last = s.images and (s.layout != "tokens" or not x.is_contiguous())
     return torch.channels_last if last else torch.contiguous_format
 
 
