@@ -24,9 +24,9 @@ The layout "bytes" is not exact: every call rounds each token (each pixel of a 1
 least and its largest value, and multiplies exactly by int8 values; `scale` is [2, rows], with the sums of the rows'
 values. A token with an infinite or NaN value gives NaN in all rows.
 
-In the other layouts, a kernel multiplies by the kept weights and, in groups that keep fewer than N, by some of the zeros. So an infinite or
-NaN input affects every row that keeps it as in a dense layer. A row with N other non-zeros in that group is unaffected,
-where a dense layer (and the reference kernel) computes 0 * inf = NaN.
+Other kernels multiply by the kept weights and, in groups that keep fewer than N, by some of the zeros.
+So an infinite or NaN input affects every row that keeps it as in a dense layer. A row with N other non-zeros in that
+group is unaffected, where a dense layer (and the reference kernel) computes 0 * inf = NaN.
 
 The index is trusted: a wrong one gives wrong numbers (but reads nothing outside the operands). PackedLinear and
 PackedConv2d check it when a state dict is loaded.

@@ -264,7 +264,7 @@ def unpack_bytes(values: Tensor, index: Tensor, form: Form) -> tuple[Tensor, Ten
 
     def rows(x: Tensor) -> Tensor:
         slots = x.reshape(-1, vectors * each)[: form.rows, : tables * -(-density // each) * each]
-        return slots.unflatten(-1, (tables, -1))[..., :density]
+        return slots.reshape(form.rows, tables, -1)[..., :density]
 
     kept = form.channels // form.pattern.m * form.pattern.n
     inputs = rows(k).long() + torch.arange(tables, device=index.device)[:, None] * LANES
