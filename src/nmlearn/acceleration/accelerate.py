@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nmlearn.acceleration import measured, replacement, whole
+from nmlearn.acceleration import cpu_candidates, measured, replacement, rounding, whole
 from nmlearn.acceleration.candidates import Found, find
 from nmlearn.acceleration.gpu import Gpu
 from nmlearn.acceleration.left_dense import left_dense
@@ -21,6 +21,7 @@ from nmlearn.model.moving import moving
 from nmlearn.native import library as native
 
 _TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.01}  # of the largest output
+_ROUNDED = {"rows int8": 0.1, "bytes": 0.3}
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Row:
     """What was found for one layer; times in milliseconds, None where nothing was measured.
 
     `why` says why a layer stays dense; for replaced layers too, it lists the errors of kernels that were tried, and
-    why their times are noisy.
+    why their times are noisy. `error` is the relative error (rms) of the layer's output on the example, where a rounded
+    kernel computes it.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Row:
     chosen: bool
     why: str
     noisy: bool = False
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Acceleration:
         images: the memory format of the model's convolutions, "" if it has none.
         graph: whether before_ms and after_ms time CUDA graphs of the whole model.
         gpu: whether the model is on a GPU.
+        change: of the model's outputs on the example, relative (rms); None where all kernels compute what dense does.
     """
 
     rows: list[Row]
@@ -65,6 +69,7 @@ class Acceleration:
     images: str
     graph: bool = False
     gpu: bool = False
+    change: float | None = None
 
     def __str__(self) -> str:
         head = ("layer", "weight", "pattern", "input", "eager", "dense", "sparse", "kernel or reason")
@@ -86,13 +91,21 @@ class Acceleration:
         where = f"{how}{', ' + self.images if self.images else ''}"
         said = [line.rstrip() for line in table]
         said += [f"{count} of {len(self.rows)} layers packed; {model} ({where})", note]
+        if self.change is not None:
+            said.append(f"rounded kernels change the model's outputs on the example by {self.change:.2%} (rms)")
         if noisy := sum(row.noisy for row in self.rows):
             said.append(f"the times of {noisy} layers are noisy (other work on the machine?): they are not kept")
         return "\n".join(said)
 
 
 def accelerate(
-    model: nn.Module, example_inputs: Any, *, int8: bool = False, cache: Path | None = measured.DEFAULT
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    int8: bool = False,
+    activations: str = "float",
+    layer_error: float = 0.05,
+    cache: Path | None = measured.DEFAULT,
 ) -> Acceleration:
     """Replace layers of a finalized model in place, each only where it was measured faster than the best dense one.
 
@@ -107,8 +120,11 @@ def accelerate(
     Args:
         model: in evaluation mode, on the CPU (float32 or bfloat16) or an NVIDIA GPU; changed in place.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments, of the shapes to optimize for.
-        int8: store packed weights as int8 with one float32 scale per row: smaller, faster for few tokens, not exact;
-            CPU only.
+        int8: also offer packed weights of int8 with one float32 scale per row: smaller, faster for few tokens, not
+            exact; CPU only.
+        activations: "int8" also offers kernels that round activations to 7 bits in each token of each call, and weights
+            to int8: fastest, not exact; CPU only, for linear layers and 1x1 convolutions.
+        layer_error: a layer gets neither of these where its output on the example has a larger relative error (rms).
         cache: a JSON file of times per machine, so that a second call measures nothing but what was
             noisy; None always measures.
 
@@ -116,9 +132,10 @@ def accelerate(
         a table with one row per layer: shapes, times, and the kernel or the reason why it stays dense.
 
     Raises:
-        KernelError: the model is in training mode, a sparsifier is still removing weights from it, its forward refuses
-            the example, or its outputs differ with packed layers (it is restored).
+        KernelError: an argument is wrong, the model is in training mode, a sparsifier is still removing weights from
+            it, its forward refuses the example, or its outputs differ with packed layers (it is restored).
     """
+    rounded = _rounded(int8, activations, layer_error)
     if model.training:
         fix = "call model.eval() first"
         raise KernelError(
@@ -134,10 +151,11 @@ def accelerate(
     with torch.inference_mode():
         call, seen = whole.first_run(model, example_inputs, "accelerate: example_inputs")
         times = measured.Times(cache)
-        found = {name: find(name, layer, seen, times, int8) for name, layer in seen.layers.items()}
+        found = {name: find(name, layer, seen, times, rounded) for name, layer in seen.layers.items()}
         times.save()
+        errors = _within(layer_error, model, call, found)
         images = _faster_format(found)
-        rows = [_row(name, found[name], seen, images) for name in seen.layers]
+        rows = [_row(name, found[name], seen, images, errors) for name in seen.layers]
         others = left_dense(model, seen.layers)
         rows += [_unmeasured(name, tuple(weight.shape), str(pattern), why) for name, weight, pattern, why in others]
         gpu = whole.gpu_behind(seen)
@@ -146,8 +164,11 @@ def accelerate(
         if not choices:
             return _report(rows, before, before, images, gpu)
         change = replacement.replace_layers(model, choices, seen, images)
+        inexact = {row.kernel for row in rows if row.chosen and row.error is not None}
         try:
-            _compare(seen.output, _called(call), int8)
+            now = _called(call)
+            _compare(seen.output, now, inexact)
+            shift = rounding.output_change(seen.output, now) if inexact else None
             after = whole.time("after", call, gpu)
         except BaseException:
             change.undo()
@@ -156,8 +177,35 @@ def accelerate(
             change.undo()
             why = "the model as a whole was not faster"
             rows = [replace(row, chosen=False, why=why) if row.chosen else row for row in rows]
-            after = before
-    return _report(rows, before, after, images, gpu)
+            after, shift = before, None
+    return replace(_report(rows, before, after, images, gpu), change=shift)
+
+
+def _rounded(int8: bool, activations: str, layer_error: float) -> tuple[str, ...]:
+    """The candidates that do not compute what the layer does, as asked for."""
+    if activations not in ("float", "int8"):
+        where, wrong = "accelerate: activations", "there are no such activations"
+        raise KernelError(where=where, given=repr(activations), wrong=wrong, fix='choose "float" or "int8"')
+    if not layer_error >= 0:
+        where, wrong = "accelerate: layer_error", "it is a share of the output, 0 or more"
+        raise KernelError(where=where, given=layer_error, wrong=wrong, fix="give 0.05 for five per cent")
+    return tuple(c for c, asked in zip(cpu_candidates.ROUNDED, (int8, activations == "int8"), strict=True) if asked)
+
+
+def _within(most: float, model: nn.Module, call: Callable[[], Any], found: dict[str, Found]) -> dict[str, float]:
+    """Take away rounded candidates that would be chosen and whose error is larger; the errors of those that stay."""
+    known: dict[tuple[str, str], float] = {}
+    while True:
+        images = _faster_format(found)
+        best = {name: f.best_sparse(images)[0] for name, f in found.items() if not f.why and f.gains(images)}
+        best = {name: candidate for name, candidate in best.items() if candidate in cpu_candidates.ROUNDED}
+        new = {name: found[name].choice(best[name]) for name in best if (name, best[name]) not in known}
+        if not new:
+            return {name: known[name, candidate] for name, candidate in best.items()}
+        for name, error in rounding.layer_errors(model, call, new).items():  # type: ignore[arg-type]
+            known[name, best[name]] = error
+            if not error <= most:
+                found[name].drop(best[name], f"a relative error of {error:.1%}, over {most:.1%}")
 
 
 def _report(
@@ -177,7 +225,7 @@ def _faster_format(found: dict[str, Found]) -> str:
     return min(("channels_last", "contiguous"), key=lambda name: sum(f.best(name)[1] for f in images))
 
 
-def _row(name: str, found: Found, seen: Seen, images: str) -> Row:
+def _row(name: str, found: Found, seen: Seen, images: str, errors: dict[str, float]) -> Row:
     shape = tuple(seen.layers[name].weight.shape)
     given = seen.shapes(name)
     if found.why:
@@ -187,10 +235,10 @@ def _row(name: str, found: Found, seen: Seen, images: str) -> Row:
     dense, eager, sparse = found.dense(), found.eager(images), seconds * 1e3 if kernel else None
     chosen = found.gains(images)
     why = "" if chosen else "dense is as fast" if kernel else "no kernel supports all its inputs"
-    errors = "; ".join(f"{kernel}: {reason}" for kernel, reason in found.failed.items())
-    why = "; ".join(reason for reason in (why, errors, found.noise and f"noisy times: {found.noise}") if reason)
+    failed = "; ".join(f"{kernel}: {reason}" for kernel, reason in found.failed.items())
+    why = "; ".join(reason for reason in (why, failed, found.noise and f"noisy times: {found.noise}") if reason)
     times = (eager * 1e3, dense * 1e3, sparse)
-    return Row(name, shape, str(found.pattern), given, *times, kernel, chosen, why, bool(found.noise))
+    return Row(name, shape, str(found.pattern), given, *times, kernel, chosen, why, bool(found.noise), errors.get(name))
 
 
 def _unmeasured(name: str, shape: tuple[int, ...], pattern: str, why: str, given: tuple[int, ...] = ()) -> Row:
@@ -200,7 +248,8 @@ def _unmeasured(name: str, shape: tuple[int, ...], pattern: str, why: str, given
 def _cells(row: Row) -> tuple[str, ...]:
     times = ["" if t is None else f"{t:.3f}" for t in (row.eager_ms, row.dense_ms, row.sparse_ms)]
     sizes = ["x".join(str(length) for length in shape) for shape in (row.weight, row.input)]
-    return (row.name, sizes[0], row.pattern, sizes[1], *times, row.kernel if row.chosen else row.why)
+    kernel = row.kernel if row.error is None else f"{row.kernel} (error {row.error:.2%})"
+    return (row.name, sizes[0], row.pattern, sizes[1], *times, kernel if row.chosen else row.why)
 
 
 def _called(call: Callable[[], Any]) -> Any:
@@ -211,8 +260,8 @@ def _called(call: Callable[[], Any]) -> Any:
         raise _restored("the example", f"the model's forward said: {type(error).__name__}: {error}") from error
 
 
-def _compare(expected: Any, got: Any, int8: bool) -> None:
-    """Up to a tolerance: packed kernels sum in another order."""
+def _compare(expected: Any, got: Any, rounded: set[str]) -> None:
+    """Up to a tolerance: packed kernels sum in another order, and rounded ones are only to be near."""
     before, now = example.tensors(expected), example.tensors(got)
     if [x.shape for x in before] != [x.shape for x in now]:
         shapes = [str([tuple(x.shape) for x in outputs]) for outputs in (before, now)]
@@ -220,7 +269,7 @@ def _compare(expected: Any, got: Any, int8: bool) -> None:
     for a, b in zip(before, now, strict=True):
         if not a.is_floating_point():
             continue
-        tolerance = 0.1 if int8 else _TOLERANCE.get(a.dtype, 2e-3)
+        tolerance = max([_TOLERANCE.get(a.dtype, 2e-3), *(_ROUNDED[kernel] for kernel in rounded)])
         worst, largest = _difference(a.double(), b.double()) if a.numel() else (0.0, 0.0)
         if not worst <= tolerance * max(largest, 1e-6):
             raise _restored(f"output of shape {tuple(a.shape)}", f"an output differs by up to {worst:.3g}")

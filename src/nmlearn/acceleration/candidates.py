@@ -26,9 +26,9 @@ COMPUTE_BOUND = 64
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 # The candidates of a convolution in each memory format, and those of a linear layer.
 _SPARSE = {
-    "channels_last": ("rows", "tokens", *gpu_candidates.KERNELS),
+    "channels_last": ("rows", "tokens", *cpu_candidates.ROUNDED, *gpu_candidates.KERNELS),
     "contiguous": ("tokens of planes",),
-    "": ("rows", "tokens", *gpu_candidates.KERNELS),
+    "": ("rows", "tokens", *cpu_candidates.ROUNDED, *gpu_candidates.KERNELS),
 }
 _EAGER = {"channels_last": "eager channels_last", "contiguous": "eager", "": "eager"}
 
@@ -40,7 +40,7 @@ class Found:
     name: str
     layer: Dense
     pattern: Pattern | None
-    int8: bool
+    rounded: tuple[str, ...]  # what is offered in addition to the candidates that compute the same as the layer
     why: str = ""
     times: dict[str, float] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -56,6 +56,11 @@ class Found:
         self.times = {
             candidate: self.times.get(candidate, 0.0) + count * seconds[candidate] for candidate in candidates
         }
+
+    def drop(self, candidate: str, why: str) -> None:
+        """Take a candidate away, for a reason."""
+        del self.times[candidate]
+        self.failed[candidate] = why
 
     def dense(self) -> float:
         return min(seconds for candidate, seconds in self.times.items() if candidate.startswith(("eager", "prepacked")))
@@ -81,15 +86,15 @@ class Found:
         assert self.pattern is not None
         if kernel in gpu_candidates.KERNELS:
             return GpuChoice(self.layer, self.pattern, kernel)
-        return cpu_candidates.choice(self.layer, self.pattern, kernel, self.name, self.int8)
+        return cpu_candidates.choice(self.layer, self.pattern, kernel, self.name)
 
 
-def find(name: str, layer: Dense, seen: Seen, times: Times, int8: bool) -> Found:
+def find(name: str, layer: Dense, seen: Seen, times: Times, rounded: tuple[str, ...]) -> Found:
     """Measure a layer's candidates, or say why it has only the dense one."""
     pattern = tightest(layer.weight.detach() != 0, 1)
     if pattern is None:
-        return Found(name, layer, None, int8, "dense: its zeros have no pattern")
-    found = Found(name, layer, pattern, int8, _refusal(name, layer, pattern, seen, int8))
+        return Found(name, layer, None, rounded, "dense: its zeros have no pattern")
+    found = Found(name, layer, pattern, rounded, _refusal(name, layer, pattern, seen, bool(rounded)))
     if not found.why:
         for (shape, dtype), count in seen.inputs[name].items():
             _measure(found, pattern, shape, dtype, count, times)
@@ -113,17 +118,18 @@ def _refusal(name: str, layer: Dense, pattern: Pattern, seen: Seen, int8: bool) 
 def _measure(
     found: Found, pattern: Pattern, shape: tuple[int, ...], dtype: torch.dtype, count: int, times: Times
 ) -> None:
-    layer, name, int8, gpu = found.layer, found.name, found.int8, gpu_of(found.layer.weight.device)
-    what = f"{_geometry(layer)} {pattern} {'int8 ' if int8 else ''}on {list(shape)} {str(dtype)[6:]}"
+    layer, name, rounded, gpu = found.layer, found.name, found.rounded, gpu_of(found.layer.weight.device)
+    what = f"{' '.join([_geometry(layer), str(pattern), *rounded])} on {list(shape)} {str(dtype)[6:]}"
     needed = [_EAGER[images] for images in (FORMATS if found.images else ("",))]
-    limit = _limit(layer, pattern, int8, shape)
+    limit = _limit(layer, pattern, shape)
     if gpu is None:
 
         def on_cpu() -> Measured:
-            calls = cpu_candidates.calls(layer, pattern, name, int8, shape, dtype)
+            calls = cpu_candidates.calls(layer, pattern, name, rounded, shape, dtype)
             # Without oneDNN's kernels for the dtype, dense may be slow for another reason than its zeros.
             packed = [candidate for candidate in calls if not candidate.startswith(("eager", "prepacked"))]
-            return interleaved(calls, limits=dict.fromkeys(packed, limit if "prepacked" in calls else math.inf)), {}
+            limits = {c: limit * (layer.weight.itemsize if c in rounded else 1) for c in packed}
+            return interleaved(calls, limits=limits if "prepacked" in calls else dict.fromkeys(packed, math.inf)), {}
 
         timing, failed = times.of(what, needed, on_cpu)
     else:
@@ -136,12 +142,12 @@ def _measure(
     found.noise = found.noise or timing.noise
 
 
-def _limit(layer: Dense, pattern: Pattern, int8: bool, shape: tuple[int, ...]) -> float:
-    """How many times faster than dense a packed kernel can be."""
+def _limit(layer: Dense, pattern: Pattern, shape: tuple[int, ...]) -> float:
+    """How many times faster than dense a packed kernel of the weight's dtype can be."""
     products = math.prod(shape[:-1]) if isinstance(layer, nn.Linear) else shape[0] * math.prod(shape[-2:])
     if products < COMPUTE_BOUND:
         return math.inf
-    return pattern.m / pattern.n * (layer.weight.itemsize if int8 else 1)
+    return pattern.m / pattern.n
 
 
 def _geometry(layer: Dense) -> str:

@@ -141,7 +141,7 @@ def _has(layer: Dense, row: PlanRow) -> bool:
 
 def _found(name: str, seen: Seen, grouping: Grouping, times: measured.Times) -> Found:
     """The times of a layer with the weights of largest magnitude in a pattern; it stays as it is."""
-    found = find(name, _pruned(seen.layers[name], grouping), seen, times, False)
+    found = find(name, _pruned(seen.layers[name], grouping), seen, times, ())
     found.layer = seen.layers[name]  # the pruned copies of all patterns together would be large
     return found
 

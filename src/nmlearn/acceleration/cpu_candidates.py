@@ -13,8 +13,18 @@ from nmlearn.acceleration.fusing import Choice
 from nmlearn.acceleration.observing import Dense
 from nmlearn.maths.pattern import Pattern
 from nmlearn.native import library as native
-from nmlearn.packed.kernels import layouts
+from nmlearn.packed.kernels import checks, layouts
+from nmlearn.packed.kernels.layouts import Layout
 
+# The layout of each packed candidate, and whether its values are int8.
+PACKED: dict[str, tuple[Layout, bool]] = {
+    "rows": ("rows", False),
+    "tokens": ("tokens", False),
+    "tokens of planes": ("tokens", False),
+    "rows int8": ("rows", True),
+    "bytes": ("bytes", True),
+}
+ROUNDED = ("rows int8", "bytes")  # they compute something else than the layer: offered where they are asked for
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -31,15 +41,16 @@ def refusal(layer: Dense, pattern: Pattern) -> str:
     return layouts.refusal("tokens", form)
 
 
-def choice(layer: Dense, pattern: Pattern, candidate: str, name: str, int8: bool) -> Choice:
-    """The layer, to be packed in a candidate's layout."""
-    return Choice(layer, pattern, "rows" if candidate == "rows" else "tokens", name, int8)
+def choice(layer: Dense, pattern: Pattern, candidate: str, name: str) -> Choice:
+    """The layer, to be packed as a candidate."""
+    layout, int8 = PACKED[candidate]
+    return Choice(layer, pattern, layout, name, int8)
 
 
 def calls(
-    layer: Dense, pattern: Pattern, name: str, int8: bool, shape: tuple[int, ...], dtype: torch.dtype
+    layer: Dense, pattern: Pattern, name: str, rounded: tuple[str, ...], shape: tuple[int, ...], dtype: torch.dtype
 ) -> dict[str, Callable[[], object]]:
-    """The layer's call on an input of this shape and dtype, by candidate."""
+    """The layer's call on an input of this shape and dtype, by candidate; `rounded` are those of :data:`ROUNDED`."""
     x = torch.randn(shape, device="cpu").to(dtype)
     found: dict[str, Callable[[], object]] = {}
 
@@ -52,12 +63,19 @@ def calls(
     if isinstance(layer, nn.Conv2d):
         add("eager channels_last", baselines.eager(layer, torch.channels_last), last)
     add("prepacked", baselines.prepacked(layer, last), last)
-    form = layouts.form(layer.weight, pattern, getattr(layer, "groups", 1))
-    if not layouts.refusal("rows", form):
-        add("rows", fusing.pack(choice(layer, pattern, "rows", name, int8)), last)
-    if not int8:
-        tokens = fusing.pack(choice(layer, pattern, "tokens", name, int8))
-        add("tokens", tokens, last)
-        if isinstance(layer, nn.Conv2d):
-            add("tokens of planes", tokens, x)
+    for candidate in ("rows", "tokens", *rounded):
+        if _fits(layer, pattern, PACKED[candidate][0]):
+            packed = fusing.pack(choice(layer, pattern, candidate, name))
+            add(candidate, packed, last)
+            if candidate == "tokens" and isinstance(layer, nn.Conv2d):
+                add("tokens of planes", packed, x)
     return found
+
+
+def _fits(layer: Dense, pattern: Pattern, layout: Layout) -> bool:
+    """Whether the layer can have the layout."""
+    form = layouts.form(layer.weight, pattern, getattr(layer, "groups", 1))
+    if layout == "bytes" and isinstance(layer, nn.Conv2d):
+        places = (*layer.kernel_size, *layer.stride, *layer.padding, *layer.dilation)
+        return places == checks.LINEAR and not layouts.refusal(layout, form)
+    return not layouts.refusal(layout, form)

@@ -18,15 +18,15 @@ inference.
     kernel_h, kernel_w and stride, padding, dilation likewise: in pixels, vertical and horizontal
     layout    "rows", "tokens" or "bytes" (kernels/layouts.py); activation "none", "relu", "gelu" (exact) or "silu"
 
-A convolution returns channels-last images for "rows", and for "tokens" the memory format of x.
+A convolution returns channels-last images for "rows" and "bytes", and for "tokens" the memory format of x.
 
 The layout "bytes" is not exact: every call rounds each token (each pixel of a 1x1 convolution) to 7 bits, between its
 least and its largest value, and multiplies exactly by int8 values; `scale` is [2, rows], with the sums of the rows'
 values. A token with an infinite or NaN value gives NaN in all rows.
 
-Other kernels multiply by the kept weights and, in groups that keep fewer than N, by some of the zeros.
-So an infinite or NaN input affects every row that keeps it as in a dense layer. A row with N other non-zeros in that
-group is unaffected, where a dense layer (and the reference kernel) computes 0 * inf = NaN.
+In the other layouts, a kernel multiplies by the kept weights and, in groups that keep fewer than N, by some of the
+zeros. So an infinite or NaN input affects every row that keeps it as in a dense layer. A row with N other non-zeros in
+that group is unaffected, where a dense layer (and the reference kernel) computes 0 * inf = NaN.
 
 The index is trusted: a wrong one gives wrong numbers (but reads nothing outside the operands). PackedLinear and
 PackedConv2d check it when a state dict is loaded.

@@ -263,8 +263,9 @@ def unpack_bytes(values: Tensor, index: Tensor, form: Form) -> tuple[Tensor, Ten
     k = codes.permute(1, 4, 3, 5, 2, 0, 6)
 
     def rows(x: Tensor) -> Tensor:
-        slots = x.reshape(-1, vectors * each)[: form.rows, : tables * -(-density // each) * each]
-        return slots.reshape(form.rows, tables, -1)[..., :density]
+        slots: Tensor = x.reshape(-1, vectors * each)[: form.rows, : tables * -(-density // each) * each]
+        tabled: Tensor = slots.unflatten(-1, (tables, -1))
+        return tabled[..., :density]
 
     kept = form.channels // form.pattern.m * form.pattern.n
     inputs = rows(k).long() + torch.arange(tables, device=index.device)[:, None] * LANES
