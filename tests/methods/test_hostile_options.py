@@ -100,7 +100,7 @@ def test_any_other_value_works_or_is_refused(name: str, field: str) -> None:
 @pytest.mark.parametrize(
     ("name", "field"),
     [(name, "decay") for name in ("srste", "bimask", "maxq", "tsrste")]
-    + [("stepadam", "weight_decay"), ("cast", "weight_decay"), ("cast", "decay")]
+    + [("stepadam", "weight_decay"), ("cast", "weight_decay"), ("cast", "decay"), ("admm", "rho")]
     + [("lbc", "momentum"), ("lbc", "weight_decay")]
     + [("maskllm", field) for field in ("lr", "weight_decay", "regularization")],
 )

@@ -35,6 +35,7 @@ METHODS = {
     # AdamW's first step moves all scores by the same lr: at once they would be removed by the rounding of gradients.
     "lbc-explicit": nm.LBC("1:4", start=0.2, scores="explicit", score_optimizer="adamw"),
     "gradual": nm.Gradual("1:4"),
+    "admm": nm.ADMM("2:4", rho=0.1, projections=4),
     "oneshot": nm.OneShot("1:4", at=0.5),
     "maskllm": nm.MaskLLM("2:4", lr=0.02, end=0.75),
     "sste": nm.SSTE("2:4"),

@@ -20,6 +20,7 @@ from nmlearn.methods.alps import ALPS as ALPS
 from nmlearn.methods.dsnot import DSnoT as DSnoT
 from nmlearn.methods.r2dsnot import R2DSnoT as R2DSnoT
 from nmlearn.methods.gradual import Gradual as Gradual
+from nmlearn.methods.admm import ADMM as ADMM
 from nmlearn.methods.srste import SRSTE as SRSTE
 from nmlearn.methods.sste import SSTE as SSTE
 from nmlearn.methods.step import STEP as STEP
