@@ -260,6 +260,8 @@ def _markdown(head: list[str], rows: list[list[str]]) -> list[str]:
 
 def leaderboard(result: dict[str, Any]) -> list[str]:
     """A line per task, pattern, method and teacher; the smallest gap of each pattern first."""
+    if not result["rows"]:
+        return ["*No run on test examples is finished yet.*"]
     rows = sorted(result["rows"], key=lambda row: (row["task"], _density(row["pattern"]), -row["gap"]))
     cells = [
         [
