@@ -96,8 +96,8 @@ class Run:
         self.optimizer = torch.optim.AdamW(groups, 1e-3, betas=(0.9, 0.99), fused=fused or None)
         if method:
             sparsifier = nm.Sparsifier(self.net, method).attach(self.optimizer, FOREVER)
-            sparsifier.skip_step()  # so that the state contains the progress of its schedule
-            sparsifier.load_state_dict(sparsifier.state_dict() | {"step": int(progress * FOREVER)})
+            for part in sparsifier._attached.parts:  # a state with other steps than its schedule is refused
+                part.steps = int(progress * FOREVER)
             sparsifier.skip_step()
 
     def step(self, x: Tensor, y: Tensor) -> float:

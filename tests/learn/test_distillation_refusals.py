@@ -73,7 +73,7 @@ def test_names_that_do_not_match(attach, said):
         ({"hidden": ["layers.*"]}, "no mapping"),
         ({"hidden": {"layers.*": "1"}}, "must be a number"),
         ({"hidden": {"layers.*": -1.0}}, "negative"),
-        ({"logits": float("nan")}, "not finite"),
+        ({"logits": float("nan")}, "finite"),
         ({"logits": 1.0, "temperature": 0}, "not positive"),
     ],
 )

@@ -27,6 +27,7 @@ from nmlearn.lab.train import (
     recipe,
     train,
 )
+from nmlearn.lab.train.config import DistillationConfig
 
 BYTES = [b"a: \xff", b"\xfe\xffa", "a: ä".encode("utf-16"), b"\x00", b"\xef\xbb\xbfepochs: 1", b"a: \x80"]
 OPTIONS = [(kind, key) for kind in (TrainConfig, CompareConfig) for key in recipe.settings(kind)]
@@ -119,7 +120,8 @@ NUMBERS = [(kind, key) for kind, key in SETTINGS if recipe.settings(kind)[key].g
 def test_what_no_number_of_a_recipe_can_be(kind: type, key: str) -> None:
     """Nor one that Python code gives: then the error names the setting as its dataclass knows it."""
     group, _, name = key.rpartition(".")
-    owner = {"": kind, "train": TrainConfig}.get(group) or OptimConfig
+    owners = {"": kind, "train": TrainConfig, "method": MethodConfig, "distillation": DistillationConfig}
+    owner = owners.get(group.removeprefix("train."), OptimConfig) if group != "train" else TrainConfig
     for value in (10**30 + 10**29, -(10**30), 10**400, True, math.nan, math.inf, 1e300, "1", [1]):
         with pytest.raises(ConfigError) as caught:
             recipe.build(kind, nested_in(key, value))

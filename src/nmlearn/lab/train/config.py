@@ -68,8 +68,8 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         check_pattern("method.pattern", self.pattern)
-        _at_least("method.calibrate", self.calibrate, 1)
         settle(self, "method.")
+        _at_least("method.calibrate", self.calibrate, 1)
         for glob, pattern in self.rules.items():
             if pattern is not None:
                 check_pattern(f"method.rules[{glob!r}]", pattern)
@@ -90,6 +90,7 @@ class DistillationConfig:
     """Temperature of the logits."""
 
     def __post_init__(self) -> None:
+        settle(self, "distillation.")
         for name, value in {"logits": self.logits, **self.hidden}.items():
             _at_least(f"distillation.{name}" if name == "logits" else f"distillation.hidden[{name!r}]", value, 0)
         if not self.temperature > 0:
@@ -102,7 +103,8 @@ class DistillationConfig:
             )
             wrong = "a teacher needs something to compare, and a comparison a teacher"
             fix = "set distillation.teacher, e.g. to start, and distillation.hidden or distillation.logits, or neither"
-            raise ConfigError(where="distillation", given=given, wrong=wrong, fix=fix)
+            where = "distillation.teacher" if self.teacher is not None else "distillation.logits"
+            raise ConfigError(where=where, given=given, wrong=wrong, fix=fix)
 
 
 @dataclass(frozen=True)
