@@ -24,8 +24,13 @@ METHODS = [nm.LBC("2:4"), nm.SRSTE("2:4"), nm.Gradual("2:4"), nm.LBC("2:4", scor
 
 
 @pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    """accelerate keeps its settings in the process."""
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """accelerate keeps its settings in the process, and joins a process group that others left there."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
