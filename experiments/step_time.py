@@ -76,6 +76,15 @@ def measure(args: argparse.Namespace, pattern: str, batch: int) -> dict[str, Any
     return row
 
 
+def go_to(sparsifier: Any, progress: float) -> None:
+    """Set the step that a sparsifier stands at, of FOREVER: its next one follows the schedule there.
+
+    Not by a state: one whose steps are not those of its schedule is refused.
+    """
+    for part in sparsifier._attached.parts:
+        part.steps = int(progress * FOREVER)
+
+
 class Run:
     """One network with its optimizer, dense or with LBC held at one point of its schedule."""
 
@@ -90,13 +99,7 @@ class Run:
         self.sparsifier = nm.Sparsifier(self.net, nm.LBC(pattern, end=0.5)) if pattern else None
         if self.sparsifier:
             self.sparsifier.attach(self.optimizer, FOREVER)
-            self._go_to(progress)
-
-    def _go_to(self, progress: float) -> None:
-        assert self.sparsifier is not None
-        for part in self.sparsifier._attached.parts:  # a state with other steps than its schedule is refused
-            part.steps = int(progress * FOREVER)
-        self.sparsifier.skip_step()
+            go_to(self.sparsifier, progress)
 
     def step(self, x: Tensor, y: Tensor) -> float:
         """Seconds per training step."""
@@ -114,7 +117,7 @@ class Run:
         """Seconds of a step that removes combinations in every layer (the median of three such steps)."""
         seconds = []
         for progress in (0.1, 0.2, 0.3):
-            self._go_to(progress)
+            go_to(self.sparsifier, progress)
             seconds.append(self.step(x, y))
         return statistics.median(seconds)
 

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 import nmlearn as nm
 from nmlearn.lab.models.gpt import small_gpt
 from nmlearn.lab.train.environment import environment
+from step_time import FOREVER, go_to
 
-FOREVER = 1_000_000_000  # steps: progress does not advance during measurement
 LENGTH, BATCH, VOCABULARY = 64, 12, 65
 CASES: dict[str, tuple[nm.methods.Method | None, float]] = {
     "dense": (None, 0.0),
@@ -96,8 +96,7 @@ class Run:
         self.optimizer = torch.optim.AdamW(groups, 1e-3, betas=(0.9, 0.99), fused=fused or None)
         if method:
             sparsifier = nm.Sparsifier(self.net, method).attach(self.optimizer, FOREVER)
-            for part in sparsifier._attached.parts:  # a state with other steps than its schedule is refused
-                part.steps = int(progress * FOREVER)
+            go_to(sparsifier, progress)
             sparsifier.skip_step()
 
     def step(self, x: Tensor, y: Tensor) -> float:
