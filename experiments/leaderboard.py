@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -64,6 +63,7 @@ class Task(Protocol):
     steps: int
     rates: tuple[float, ...]
     """The learning rates of the search."""
+    rules: dict[str, str | None]
     hidden: dict[str, float]
     """What a teacher shows; see nm.Distillation."""
     recipe: dict[str, Any]
@@ -143,17 +143,12 @@ def finals(task: Task, cells: list[tuple[str, str, bool]], seeds: list[int], out
         for cell in cells:
             tried = [Arm(*cell, rate, 0, searching=True) for rate in task.rates]
             if all(path(arm, out).exists() for arm in tried):
-                best = max(tried, key=lambda arm: read(path(arm, out))["score"])
+                best = max(tried, key=lambda arm: files.read_json(path(arm, out))["score"])
                 yield replace(best, seed=seed, searching=False)
 
 
 def path(arm: Arm, out: Path) -> Path:
     return out / f"{arm.name}.json"
-
-
-def read(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(file.read_text())
-    return found
 
 
 def finish(task: Task, arm: Arm, out: Path) -> None:
@@ -169,7 +164,7 @@ def finish(task: Task, arm: Arm, out: Path) -> None:
         loss=task.loss,
         steps=task.steps,
         lr=arm.rate,
-        rules=getattr(task, "rules", None),
+        rules=task.rules,
         distillation=nm.Distillation("copy", hidden=task.hidden) if arm.teacher else False,
     )
     spent = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu}
@@ -180,7 +175,7 @@ def finish(task: Task, arm: Arm, out: Path) -> None:
 
 def write(task: Task, out: Path, results: Path) -> None:
     """The results of a task, and the rows of all tasks."""
-    runs = [read(file) for file in sorted(out.glob("*.json"))]
+    runs = [files.read_json(file) for file in sorted(out.glob("*.json"))]
     told = [run.pop("environment") for run in runs]
     for run, each in zip(runs, told, strict=True):
         run |= {key: each[key] for key in ("source_commit", "started", "cpu")}
@@ -192,7 +187,7 @@ def write(task: Task, out: Path, results: Path) -> None:
         "runs": runs,
     }
     files.write_json(results / f"leaderboard-{task.name}.json", content | {"rows": rows(task.name, runs)})
-    found = [read(file) for name in TASKS if (file := results / f"leaderboard-{name}.json").exists()]
+    found = [files.read_json(file) for name in TASKS if (file := results / f"leaderboard-{name}.json").exists()]
     every = [row for one in found for row in one["rows"]]
     files.write_json(
         results / "leaderboard.json", {"what": "leaderboard", "environment": found[0]["environment"], "rows": every}

@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,20 @@ from nmlearn.lab.train import DataConfig, MethodConfig, ModelConfig, OptimConfig
 from processes import as_torchrun
 
 SIZE = 4
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing in the library catches it."""
+
+
+def kill_after(step: int) -> Callable[[dict[str, Any]], None]:
+    """A listener to a run that ends it at a step."""
+
+    def listen(event: dict[str, Any]) -> None:
+        if event["event"] == "step" and event["step"] == step:
+            raise Killed
+
+    return listen
 
 
 class Toy(Task):

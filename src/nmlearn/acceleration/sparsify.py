@@ -26,7 +26,7 @@ from nmlearn.learn.sparsifier import Sparsifier
 from nmlearn.maths.pattern import Pattern
 from nmlearn.methods.method import Method
 from nmlearn.methods.sparsegpt import SparseGPT
-from nmlearn.model.example import quiet
+from nmlearn.model.example import modes_kept, quiet
 from nmlearn.model.names import unwrap
 from nmlearn.model.plan import Plan, Rule
 
@@ -112,7 +112,6 @@ def sparsify(
     """
     _check([pattern, speedup, method], loss, steps, calibrate)
     given = [inputs(batch) for batch in itertools.islice(batches, calibrate)]
-    calibration.listed(given)
     clock = _Clock()
     dense = Outputs(model, given[:1])
     chosen = None
@@ -125,13 +124,13 @@ def sparsify(
     teacher = teacher if loss else None
     if teacher:
         teacher.attach(model)
-    summary, losses = None, None
-    if not _learns(method):
+    summary, losses, change = None, None, 0.0
+    if method.at_once({Pattern(method.pattern)}):
         summary = sparsifier.apply(given if method.needs != "nothing" else None)
         reestimate(model, given)
         clock.ends("pruning")
-    with quiet(model):
-        change = dense.change() ** 0.5
+        with quiet(model):
+            change = dense.change() ** 0.5
     if loss:
         try:
             losses = _train(model, sparsifier, batches, loss, steps, lr, teacher)
@@ -161,9 +160,8 @@ def _train(
         optimizer, lambda step: min((step + 1) / warm, (steps - step) / max(1.0, steps - warm))
     )
     sparsifier.attach(optimizer, steps)
-    flags = [(module, module.training) for module in model.modules()]
     seen: list[Tensor] = []
-    try:
+    with modes_kept(model):
         model.train()
         for batch in itertools.islice(_again(batches), steps):
             own = loss(model, batch)
@@ -173,9 +171,6 @@ def _train(
             optimizer.step()
             rate.step()
             optimizer.zero_grad(set_to_none=True)
-    finally:
-        for module, training in flags:
-            module.training = training
     tenth = max(1, steps // 10)
     return tuple(float(torch.stack(some).float().mean()) for some in (seen[:tenth], seen[-tenth:]))  # type: ignore[return-value]
 
@@ -203,11 +198,6 @@ def _own(model: nn.Module, plan: Plan) -> Distillation | None:
     return Distillation("copy", hidden=dict.fromkeys(names, 1.0)) if names else None
 
 
-def _learns(method: Method) -> bool:
-    """Whether it gives weights their patterns while a model trains, and not before."""
-    return method.holds != "weight" or not method.all_settled({Pattern(method.pattern)}, 0.0)
-
-
 def _check(ways: list[Any], loss: object, steps: int, calibrate: int) -> None:
     pattern, speedup, method = ways
     if ways.count(None) != 2:
@@ -218,7 +208,7 @@ def _check(ways: list[Any], loss: object, steps: int, calibrate: int) -> None:
         _refuse("sparsify", f"loss {'given' if loss else 'not given'}, steps={steps}", "they belong together", fix)
     if calibrate < 1:
         _refuse("calibrate", str(calibrate), "it needs a batch at least", "write 8")
-    if method is not None and loss is None and _learns(method):
+    if method is not None and loss is None and not method.at_once({Pattern(method.pattern)}):
         _refuse("sparsify", f"the method {method.name} without a loss", "it learns in training", "give loss and steps")
 
 

@@ -27,6 +27,7 @@ from nmlearn.integrations.onnx_weights import OnnxWeight, find_weights
 from nmlearn.maths.groups import Grouping, misfit
 from nmlearn.maths.pattern import Pattern
 from nmlearn.maths.zeros import input_axis, tightest
+from nmlearn.model.example import evaluating
 from nmlearn.model.names import plain_name, unwrap
 from nmlearn.model.plan import input_axes
 
@@ -124,7 +125,7 @@ def export_onnx(
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}."
-    with explained(path), _evaluating(inner), tempfile.TemporaryDirectory(prefix=prefix, dir=path.parent) as folder:
+    with explained(path), evaluating(inner), tempfile.TemporaryDirectory(prefix=prefix, dir=path.parent) as folder:
         _check_runs(inner, inputs)
         program = _exported(inner, inputs, opset, dynamic_batch)
         draft = Path(folder) / path.name
@@ -219,17 +220,6 @@ def _check_projections(model: nn.Module) -> None:
                 wrong="torch.onnx writes no projection of an LSTM's states, and ONNX has no operator for it",
                 fix="train one with proj_size=0, and a Linear layer behind it",
             )
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _check_runs(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:

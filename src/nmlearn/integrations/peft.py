@@ -26,6 +26,7 @@ from nmlearn.maths import masks
 from nmlearn.maths.groups import Grouping
 from nmlearn.maths.pattern import Pattern
 from nmlearn.maths.verify import verify
+from nmlearn.model.example import evaluating
 from nmlearn.model.names import plain_name
 from nmlearn.model.peft_names import original_name
 from nmlearn.model.plan import Rule, input_axes
@@ -291,16 +292,11 @@ def _without_adapter(model: Any, inputs: Any) -> Tensor:
 
 def _output(model: nn.Module, inputs: Any) -> Tensor:
     """The logits, or the first tensor of what a call returns; in evaluation mode."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluating(model):
         if isinstance(inputs, Mapping):
             output = model(**inputs)
         else:
             output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     output = getattr(output, "logits", output)
     found: Tensor = output if isinstance(output, Tensor) else output[0]
     return found.clone()

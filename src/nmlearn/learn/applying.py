@@ -55,7 +55,7 @@ def _solve(method: Method, row: PlanRow, inputs: Inputs | None) -> None:
 
 
 def _check_method(method: Method, rows: Sequence[PlanRow]) -> None:
-    if method.holds == "weight" and method.all_settled({row.grouping.pattern for row in rows}, 0.0):
+    if method.at_once({row.grouping.pattern for row in rows}):
         return
     wrong = "it masks nothing" if method.holds == "nothing" else "it learns while a model trains"
     fix = "attach it to an optimizer, or use a method that gives each weight its pattern at once"

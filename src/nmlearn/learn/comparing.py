@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,8 +35,8 @@ class Weights:
         for name, value in self._numbers().items():
             check_type(f"Distillation({name})", value, "float")
             least = 0.0 if name != "temperature" else sys.float_info.min
-            if not least <= value < math.inf:
-                wrong = f"it is {'not positive' if least else 'negative'}, or not finite"
+            if value < least:
+                wrong = "it is not positive" if least else "it is negative"
                 _refuse(f"Distillation({name})", str(value), wrong, "give another number")
         if not self.hidden and not self.logits:
             fix = 'give hidden, such as {"encoder.layer.*": 1.0}, or logits, such as 1.0, or both'

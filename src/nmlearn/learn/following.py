@@ -60,7 +60,7 @@ def hooks(model: nn.Module, rows: Sequence[PlanRow], weights: Sequence[SparseWei
     """Follow the inputs of weights from now on.
 
     Args:
-        rows: of the plan, in the order of ``weights``; a state that is over already is left alone.
+        rows: of the plan, in the order of ``weights``; M:M leaves nothing to choose, and is left alone.
 
     Returns:
         the hooks.
@@ -70,7 +70,7 @@ def hooks(model: nn.Module, rows: Sequence[PlanRow], weights: Sequence[SparseWei
     """
     layers, unseen = seeable(model, rows)
     _check(rows, unseen)
-    states = {w.name: w.state for w in weights if len(w.state) > 1 or w.grouping.pattern.combinations > 1}
+    states = {w.name: w.state for w in weights if w.grouping.pattern.combinations > 1}
     followed = {name: layer for name, layer in layers.items() if name in states}
     running: dict[str, Sums] = {name: _Running(layer, states[name]) for name, layer in followed.items()}
     collector = Collector(running, lambda _: None)

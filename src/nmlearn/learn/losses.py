@@ -30,7 +30,7 @@ from nmlearn.maths import masks
 from nmlearn.maths.groups import Grouping
 from nmlearn.maths.importance import top_of_groups
 from nmlearn.maths.inputs import Inputs, finite, from_rows, to_rows
-from nmlearn.maths.obs import inverse_factor, sweep
+from nmlearn.maths.obs import DAMPING, inverse_factor, sweep
 from nmlearn.maths.reconstruction import share_lost
 from nmlearn.model.example import quiet, tensors
 from nmlearn.model.plan import PlanRow
@@ -38,7 +38,6 @@ from nmlearn.model.plan import PlanRow
 Criterion = Literal["output", "model", "magnitude"]
 Choices = Mapping[str, Sequence[Grouping]]  # by the weight's name
 Losses = dict[str, tuple[float, ...]]  # by the weight's name, one for each of its choices
-_DAMPING = 0.01  # SparseGPT's own
 
 
 @torch.no_grad()
@@ -103,7 +102,7 @@ def _losses(
     rows_gok = _rows(row, len(gram_gkk), gram_gkk.dtype)
     gram_gkk = gram_gkk.to(rows_gok.dtype)
     with torch.autocast(rows_gok.device.type, enabled=False):  # a solver wants all the digits it has
-        factor_gkk = inverse_factor(gram_gkk, _DAMPING, row.name)
+        factor_gkk = inverse_factor(gram_gkk, DAMPING, row.name)
     for grouping in choices:
         with torch.autocast(rows_gok.device.type, enabled=False):
             _, pruned_gok = sweep(rows_gok, factor_gkk, grouping.pattern)

@@ -47,11 +47,10 @@ def combinations_(
         return kept
     alive, flat = alive_gc.view(-1, len(t_cm)), scores_g.reshape(-1, scores_g.shape[-1])
     step = max(1, _SCORES_AT_ONCE // len(t_cm))
-    for some, s, out in zip(alive.split(step), flat.split(step), kept.view(-1, pattern.m).split(step), strict=True):
+    for some, s in zip(alive.split(step), flat.split(step), strict=True):
         a_gc = s if explicit else of_combinations(s, pattern)
         some.copy_(masks.top(a_gc.masked_fill(~some, -math.inf), survivors))
-        out.copy_((some.float() @ t_cm) > 0)
-    return kept
+    return held(alive_gc, pattern)
 
 
 def held(alive_gc: Tensor, pattern: Pattern) -> Tensor:

@@ -15,6 +15,7 @@ from nmlearn.errors import DataError
 from nmlearn.maths import masks
 from nmlearn.maths.pattern import Pattern
 
+DAMPING = 0.01  # the paper's share of the mean diagonal
 # Columns whose corrections reach those behind them in one product.
 _BLOCK = 128
 # Damping beyond this share of the mean diagonal says that the matrix is none of inputs.

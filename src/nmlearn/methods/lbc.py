@@ -21,7 +21,7 @@ from nmlearn.maths import masks
 from nmlearn.maths import scores as scoring
 from nmlearn.maths.combinations import LARGEST_TABLE
 from nmlearn.maths.inputs import from_rows, to_rows
-from nmlearn.maths.obs import saliency
+from nmlearn.maths.obs import DAMPING, saliency
 from nmlearn.maths.pattern import Pattern
 from nmlearn.maths.reconstruction import refit_pcg
 from nmlearn.maths.schedules import Falling
@@ -33,7 +33,6 @@ MOST_COMBINATIONS = 200
 Prior = Literal["equal", "magnitude"] | Mapping[str, Tensor] | Callable[[str, Tensor], Tensor]
 Criterion = Literal["learned", "magnitude", "product", "fisher", "output"]
 _AVERAGE = 0.1  # the share of the newest gradient in the averages of "product" and "fisher"
-_DAMPING = 0.01  # of running Gram matrices, as SparseGPT's
 _REFIT_STEPS = 10  # of conjugate gradients at each removal
 
 
@@ -255,7 +254,7 @@ class LBC(Method):
         if self.criterion == "output":
             gram_gkk = w.state[GRAM]
             rows = to_rows(w.tensor, w.grouping, len(gram_gkk)).to(gram_gkk.dtype)
-            return from_rows(saliency(rows, gram_gkk, _DAMPING, w.name), w.grouping, tuple(w.tensor.shape))
+            return from_rows(saliency(rows, gram_gkk, DAMPING, w.name), w.grouping, tuple(w.tensor.shape))
         energy = w.tensor.to(scoring.dtype_for(w.tensor)).square().div_(2)
         return energy.mul_(w.state["score"]) if self.criterion == "fisher" else energy
 

@@ -162,6 +162,10 @@ class Method:
         """Whether weights of all these patterns have them at this progress in [0, 1]."""
         return all(self.settled(pattern, self.setting(pattern, progress)) for pattern in patterns)
 
+    def at_once(self, patterns: Iterable[Pattern]) -> bool:
+        """Whether it gives weights of all these patterns their zeros at once, and not while a model trains."""
+        return self.holds == "weight" and self.all_settled(patterns, 0.0)
+
     # Learning
 
     def init(self, w: Weight) -> State:

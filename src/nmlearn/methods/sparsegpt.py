@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from nmlearn.maths.inputs import Inputs
-from nmlearn.maths.obs import inverse_factor, sweep
+from nmlearn.maths.obs import DAMPING, inverse_factor, sweep
 from nmlearn.methods.calibrated import Calibrated
 from nmlearn.methods.method import Needs, Weight
 from nmlearn.methods.options import refuse
@@ -29,7 +29,7 @@ class SparseGPT(Calibrated):
         ConfigError: damping outside [0, 1].
     """
 
-    damping: float = 0.01
+    damping: float = DAMPING
 
     name: ClassVar[str] = "sparsegpt"
     sees: ClassVar[Needs] = "gram"

@@ -27,9 +27,16 @@ def caller(model: nn.Module, inputs: Any) -> Callable[[], Any] | None:
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the context; afterwards each module has the mode that it had."""
+    with modes_kept(model):
+        model.eval()
+        yield
+
+
+@contextlib.contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Each module has the mode afterwards, training or evaluation, that it had before the context."""
     training = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
         yield
     finally:
         for module, mode in training:

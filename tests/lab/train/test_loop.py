@@ -38,18 +38,6 @@ def _toys() -> None:
     toy.register()
 
 
-class Killed(BaseException):
-    """Stands for the end of the process: nothing in the library catches it."""
-
-
-def kill_after(step: int) -> Any:
-    def listen(event: dict[str, Any]) -> None:
-        if event["event"] == "step" and event["step"] == step:
-            raise Killed
-
-    return listen
-
-
 def events(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
@@ -92,8 +80,8 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, method: str, step:
     more = {"checkpoint_every": 3, "ema": 0.9, "data": DataConfig("toy", options={"noise": 0.3})}
     whole, killed = toy.config(tmp_path / "whole", method, **more), toy.config(tmp_path / "killed", method, **more)
     expected = train(whole)
-    with pytest.raises(Killed):
-        train(killed, kill_after(step))
+    with pytest.raises(toy.Killed):
+        train(killed, toy.kill_after(step))
     assert not (tmp_path / "killed" / "summary.json").exists()
     found = train(killed)
     assert same_model(tmp_path / "whole", tmp_path / "killed")
@@ -109,8 +97,8 @@ def test_killed_twice_and_between_writing_and_checkpoint(tmp_path: Path) -> None
     train(toy.config(tmp_path / "whole", **more))
     killed = toy.config(tmp_path / "killed", **more)
     for step in (9, 13):
-        with pytest.raises(Killed):
-            train(killed, kill_after(step))
+        with pytest.raises(toy.Killed):
+            train(killed, toy.kill_after(step))
     with open(tmp_path / "killed" / "metrics.jsonl", "a") as file:
         file.write('{"event": "tra')  # what a kill in the middle of a line leaves
     train(killed)
@@ -121,8 +109,8 @@ def test_killed_twice_and_between_writing_and_checkpoint(tmp_path: Path) -> None
 
 def test_resume_from_another_folder_and_anew(tmp_path: Path) -> None:
     first = toy.config(tmp_path / "first", checkpoint_every=4)
-    with pytest.raises(Killed):
-        train(first, kill_after(9))
+    with pytest.raises(toy.Killed):
+        train(first, toy.kill_after(9))
     train(replace(first, out=str(tmp_path / "second"), resume=str(tmp_path / "first")))
     train(replace(first, resume="none"))
     assert same_model(tmp_path / "first", tmp_path / "second")
@@ -147,8 +135,8 @@ def test_other_settings_do_not_go_on_from_a_run(tmp_path: Path) -> None:
 
 
 def test_a_run_that_saved_nothing_is_in_nobodys_way(tmp_path: Path) -> None:
-    with pytest.raises(Killed):
-        train(toy.config(tmp_path), kill_after(1))
+    with pytest.raises(toy.Killed):
+        train(toy.config(tmp_path), toy.kill_after(1))
     assert train(toy.config(tmp_path, epochs=1))["epochs"] == 1
 
 
@@ -218,8 +206,8 @@ def test_training_flops(tmp_path: Path, method: str, ratio: float) -> None:
 def test_a_compiled_run_goes_on_too(tmp_path: Path) -> None:
     whole, killed = (toy.config(tmp_path / name, compile=True) for name in ("whole", "killed"))
     train(whole)
-    with pytest.raises(Killed):
-        train(killed, kill_after(8))
+    with pytest.raises(toy.Killed):
+        train(killed, toy.kill_after(8))
     train(killed)
     assert same_model(tmp_path / "whole", tmp_path / "killed")
 
@@ -266,9 +254,9 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
 
     def fail(file: Any) -> None:
         file.write(b"half of the n")
-        raise Killed
+        raise toy.Killed
 
-    with pytest.raises(Killed):
+    with pytest.raises(toy.Killed):
         run_files.write_atomic(path, fail)
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
@@ -276,8 +264,8 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keep", [0, 10, 1000])
 def test_a_broken_checkpoint_is_named(tmp_path: Path, keep: int) -> None:
-    with pytest.raises(Killed):
-        train(toy.config(tmp_path), kill_after(7))
+    with pytest.raises(toy.Killed):
+        train(toy.config(tmp_path), toy.kill_after(7))
     path = tmp_path / "checkpoints" / "last.pt"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(StateError, match=r"last\.pt"):
@@ -345,8 +333,8 @@ def test_a_method_that_calibrates_sees_training_examples(tmp_path: Path, options
     method = MethodConfig("oneshot" if options else "wanda", "2:4", options=options, calibrate=40)
     whole = train(toy.config(tmp_path / "whole", method))
     assert whole["density"] == 0.5
-    with pytest.raises(Killed):
-        train(toy.config(tmp_path / "killed", method, checkpoint_every=3), kill_after(8))
+    with pytest.raises(toy.Killed):
+        train(toy.config(tmp_path / "killed", method, checkpoint_every=3), toy.kill_after(8))
     train(toy.config(tmp_path / "killed", method, checkpoint_every=3))
     models = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed")]
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
@@ -363,14 +351,14 @@ def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_keeps_what_it_began_on(tmp_path: Path) -> None:
-    with pytest.raises(Killed):
-        train(toy.config(tmp_path), kill_after(8))
+    with pytest.raises(toy.Killed):
+        train(toy.config(tmp_path), toy.kill_after(8))
     path = tmp_path / "env.json"
     first = json.loads(path.read_text()) | {"started": "2020-02-02", "source_commit": "before"}
     path.write_text(json.dumps(first))
     for step in (14, None):
-        with contextlib.suppress(Killed):
-            train(toy.config(tmp_path), kill_after(step) if step else None)
+        with contextlib.suppress(toy.Killed):
+            train(toy.config(tmp_path), toy.kill_after(step) if step else None)
     found = json.loads(path.read_text())
     assert {**found, "resumed": None} == {**first, "resumed": None}
     assert [each["threads"] for each in found["resumed"]] == [1, 1]
@@ -379,8 +367,8 @@ def test_a_resumed_run_keeps_what_it_began_on(tmp_path: Path) -> None:
 
 
 def test_a_run_begun_at_another_ones_checkpoint_goes_on_from_its_own(tmp_path: Path) -> None:
-    with pytest.raises(Killed):
-        train(toy.config(tmp_path / "first"), kill_after(8))
+    with pytest.raises(toy.Killed):
+        train(toy.config(tmp_path / "first"), toy.kill_after(8))
     config = toy.config(tmp_path / "second", resume=str(tmp_path / "first"))
     steps: list[int] = []
 
@@ -388,9 +376,9 @@ def test_a_run_begun_at_another_ones_checkpoint_goes_on_from_its_own(tmp_path: P
         if event["event"] == "start":
             steps.append(event["step"])
         elif event["event"] == "step" and event["step"] == 14 and len(steps) == 1:
-            raise Killed
+            raise toy.Killed
 
-    with pytest.raises(Killed):
+    with pytest.raises(toy.Killed):
         train(config, listen)
     train(config, listen)
     assert steps == [6, 12]

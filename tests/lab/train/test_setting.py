@@ -33,19 +33,10 @@ def dense(folder: Path) -> dict[str, str]:
     return {row["name"]: row["reason"] for row in rows if row["pattern"] is None}
 
 
-class Stop(BaseException):
-    """Stands for the end of the process."""
-
-
-def _stop(event: dict[str, Any]) -> None:
-    if event["event"] == "step" and event["step"] == 8:
-        raise Stop
-
-
 def test_a_run_and_its_resumption_plan_on_an_example(tmp_path: Path) -> None:
     config = toy.config(tmp_path / "run", model="toy-swapped", checkpoint_every=3)
-    with pytest.raises(Stop):
-        train(config, _stop)
+    with pytest.raises(toy.Killed):
+        train(config, toy.kill_after(8))
     assert dense(tmp_path / "run") == DENSE
     train(config)
     assert dense(tmp_path / "run") == DENSE

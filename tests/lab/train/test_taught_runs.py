@@ -33,18 +33,6 @@ def dense(tmp_path: Path) -> Path:
     return tmp_path / "dense"
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-def kill_after(step: int) -> Any:
-    def listen(event: dict[str, Any]) -> None:
-        if event["event"] == "step" and event["step"] == step:
-            raise Killed
-
-    return listen
-
-
 def model(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model" / "model.safetensors")
 
@@ -71,8 +59,8 @@ def test_a_killed_run_ends_with_the_same_bits(teacher: str, step: int, tmp_path:
     }
     whole, killed = (toy.config(tmp_path / name, **more) for name in ("whole", "killed"))
     train(whole)
-    with pytest.raises(Killed):
-        train(killed, kill_after(step))
+    with pytest.raises(toy.Killed):
+        train(killed, toy.kill_after(step))
     train(killed)
     assert same_model(tmp_path / "whole", tmp_path / "killed")
     train(toy.config(tmp_path / "alone", **(more | {"distillation": DistillationConfig()})))
@@ -171,8 +159,8 @@ def test_checkpoints_that_are_refused(tmp_path: Path, dense: Path) -> None:
     """Of another teacher's file, and without the teacher that the settings have."""
     taught = DistillationConfig(str(dense), logits=1.0)
     config = toy.config(tmp_path / "run", distillation=taught, checkpoint_every=3)
-    with pytest.raises(Killed):
-        train(config, kill_after(4))
+    with pytest.raises(toy.Killed):
+        train(config, toy.kill_after(4))
     train(toy.config(tmp_path / "other", "dense", "toy-mlp", epochs=1, seed=5))
     written = (dense / "model" / "model.safetensors").read_bytes()
     (dense / "model" / "model.safetensors").write_bytes(

@@ -230,10 +230,14 @@ def _name_tokens(module: nn.Module, args: tuple[Any, ...], named: Options) -> tu
     """model(tokens) -> model(input_ids=tokens, attention_mask=...); other calls are passed on unchanged."""
     if len(args) != 1:
         return args, named
-    tokens: Tensor = args[0]
-    padding = getattr(module.config, "pad_token_id", None)
+    return (), {**tokens_and_mask(module, args[0]), **named}
+
+
+def tokens_and_mask(model: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
+    """What a model of transformers takes of tokens [b, T]: the mask is 0 where they are only padding."""
+    padding = getattr(model.config, "pad_token_id", None)
     mask = torch.ones_like(tokens) if padding is None else (tokens != padding).long()
-    return (), {"input_ids": tokens, "attention_mask": mask, **named}
+    return {"input_ids": tokens, "attention_mask": mask}
 
 
 def _logits_only(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:

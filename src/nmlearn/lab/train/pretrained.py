@@ -14,10 +14,11 @@ from torch import Tensor, nn
 import nmlearn
 from nmlearn.errors import ConfigError
 from nmlearn.lab.data import Task
+from nmlearn.lab.models.external import tokens_and_mask
 from nmlearn.lab.train import evaluation
 from nmlearn.lab.train.config import SparsifyConfig, TrainConfig
 from nmlearn.lab.train.ranks import Ranks
-from nmlearn.lab.train.setting import build_model, load_task
+from nmlearn.lab.train.setting import build_model, epoch_steps, load_task
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 _TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
@@ -55,7 +56,7 @@ def sparsified(config: SparsifyConfig) -> Found:
         torch.set_num_threads(config.threads)
     training = TrainConfig(data=config.data, model=config.model, batch_size=config.batch_size, seed=config.seed)
     task = load_task(config.data)
-    _check(config, task)
+    _check(config, training, task)
     model, before = _start(config, training, task)
     Path(config.out).mkdir(parents=True, exist_ok=True)  # now: a path that no folder can have would cost the training
     done = _train(config, task, model, dense=False)
@@ -71,15 +72,13 @@ def sparsified(config: SparsifyConfig) -> Found:
     return Found(done, before, after, dense, files, acceleration, task.eval_size)
 
 
-def _check(config: SparsifyConfig, task: Task) -> None:
+def _check(config: SparsifyConfig, training: TrainConfig, task: Task) -> None:
     if task.kind == "detection":
         fix = "train it with nmlearn train"
         raise ConfigError(
             where="data.name", given=config.data.name, wrong="detectors have losses of their own", fix=fix
         )
-    if config.batch_size > task.train_size:
-        wrong = f"{task.name} has {task.train_size} training examples, less than one batch"
-        raise ConfigError(where="batch_size", given=config.batch_size, wrong=wrong, fix="use a smaller batch")
+    epoch_steps(training, task)
 
 
 def _start(
@@ -119,16 +118,11 @@ class _Batches:
 
 def _inputs(model: nn.Module, x: Tensor) -> Any:
     """What the model takes: of transformers' models for tokens, the mask too, by which padding is left out."""
-    padding = getattr(getattr(model, "config", None), "pad_token_id", None)
-    if x.dim() == 2 and padding is not None:
-        return {"input_ids": x, "attention_mask": (x != padding).long()}
-    return x
+    return tokens_and_mask(model, x) if x.dim() == 2 and hasattr(model, "config") else x
 
 
 def _loss(model: nn.Module, batch: Any) -> Tensor:
-    inputs = _inputs(model, batch[0])
-    logits = model(**inputs) if isinstance(inputs, dict) else model(inputs)
-    return evaluation.loss_of(logits, batch[1])
+    return evaluation.training_loss(model, batch[0], batch[1], 0.0)
 
 
 def _save(config: SparsifyConfig, model: nn.Module) -> tuple[int, int]:

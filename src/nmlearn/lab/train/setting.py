@@ -71,7 +71,7 @@ def setting(config: TrainConfig, ranks: Ranks) -> Setting:
     task = load_task(config.data)
     _check_precision(config, task)
     task.device = ranks.device
-    steps_per_epoch = _steps(config, task)
+    steps_per_epoch = epoch_steps(config, task)
     torch.manual_seed(config.seed)
     model = build_model(config.model, task)
     distillation = _distillation(config, task)
@@ -113,7 +113,7 @@ def check(configs: Sequence[TrainConfig]) -> None:
     task = load_task(first.data)
     _check_precision(first, task)
     _part_size(first, Ranks(0, 1, torch.device("cpu")))
-    _steps(first, task)
+    epoch_steps(first, task)
     model = build_model(first.model, task)
     optim.build(model, first.optim)
     example = evaluation.example(task, torch.device("cpu"), first)
@@ -260,7 +260,12 @@ def _part_size(config: TrainConfig, ranks: Ranks) -> int:
     return config.batch_size // parts
 
 
-def _steps(config: TrainConfig, task: Task) -> int:
+def epoch_steps(config: TrainConfig, task: Task) -> int:
+    """Optimizer steps of an epoch.
+
+    Raises:
+        ConfigError: the training examples are less than one batch.
+    """
     if config.batch_size > task.train_size:
         raise ConfigError(
             where="batch_size",
