@@ -130,6 +130,23 @@ def test_an_error_leaves_what_was_there(tmp_path: Path, error: type[BaseExceptio
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_an_interrupt_while_the_place_of_writing_is_removed_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, interrupts = atomic.shutil.rmtree, [KeyboardInterrupt]
+
+    def interrupted(*args: object, **options: object) -> None:
+        if interrupts:
+            raise interrupts.pop()
+        remove(*args, **options)
+
+    monkeypatch.setattr(atomic.shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(tmp_path / "x", lambda file: file.write(b"new"))
+    assert (tmp_path / "x").read_bytes() == b"new" and os.listdir(tmp_path) == ["x"]
+    assert not atomic._being_written
+
+
 def test_a_killed_writer_is_swept_and_a_living_one_is_not(tmp_path: Path) -> None:
     code = "import os, sys, pathlib\nfrom nmlearn.files.atomic import replacing\n"
     code += "with replacing(pathlib.Path(sys.argv[1])) as part:\n part.write_bytes(b'half')\n os._exit(1)"

@@ -69,8 +69,11 @@ def replacing(path: Path) -> Iterator[Path]:
                 part.chmod(mode)
             os.replace(part, path)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            _being_written.discard(folder)
+            try:
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:  # Ctrl-C, or a terminal that closes, may come while it is removed
+                shutil.rmtree(folder, ignore_errors=True)
+                _being_written.discard(folder)
         if hasattr(
             os, "O_DIRECTORY"
         ):  # the folder stores the rename; Windows cannot open one, and orders renames itself
